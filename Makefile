@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made anew when pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := -p pybackup.cli -p pybackup.core -p pybackup.formats
+
+.PHONY: setup test lint types demo bench stress man picture install clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+# mypy and import-linter find the package in a folder that holds a link named pybackup to this checkout.
+.packages/pybackup:
+	mkdir -p .packages
+	ln -sfn .. $@
+
+lint: .venv/ready .packages/pybackup
+	$(BIN)/ruff check .
+	PYTHONPATH=.packages $(BIN)/lint-imports --no-cache
+
+types: .venv/ready .packages/pybackup
+	MYPYPATH=.packages $(BIN)/mypy --strict $(PACKAGES)
+
+test: lint types
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo.sh
+
+bench: .venv/ready
+	$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
+
+stress: .venv/ready
+	$(BIN)/python -m pytest tests/stress -o norecursedirs=.* --timeout=0 $(PYTEST_ARGS)
+
+man: .venv/ready
+	$(BIN)/python man/generate.py
+
+picture: .venv/ready
+	$(BIN)/python man/picture.py
+
+install:
+	$(PYTHON) -m pip install .
+
+clean:
+	rm -rf .venv build dist *.egg-info .packages .mypy_cache .pytest_cache .ruff_cache .hypothesis

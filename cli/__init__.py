@@ -1,0 +1,1 @@
+"""What was asked: the commands, their progress and their exit codes."""

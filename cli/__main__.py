@@ -1,0 +1,5 @@
+"""`python -m pybackup.cli`."""
+
+from pybackup.cli.main import main
+
+main()

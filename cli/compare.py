@@ -1,0 +1,103 @@
+"""pybackup compare: is this disk what the archive holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from pybackup.cli.numbers import duration
+from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.params import Named, NamedPath
+from pybackup.cli.progress import choose, elapsed
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.core.archive_open import open_archive
+from pybackup.core.archive_stream import ArchiveStream
+from pybackup.core.compare import CompareJob
+from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.sources import OpenSource, SourceOptions, open_source
+from pybackup.formats.vma import DriveInfo
+
+SHOWN = 20
+"""Differences listed for a person; --json has all."""
+
+
+@click.command("compare", short_help="Tell whether a disk is what an archive holds.")
+@click.argument("archive")
+@click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
+@click.option("--drive", default=None, metavar="NAME", help="The drive that SOURCE is compared with.")
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["raw"]),
+    default=None,
+    help="Take the source as this, whatever its first bytes look like.",
+)
+@click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
+@threads_option
+@json_option
+@job_options
+def command(
+    archive: str,
+    sources: tuple[Named, ...],
+    drive: str | None,
+    image_format: str | None,
+    force_share: bool,
+    as_json: bool,
+    trace: str,
+    **options: Any,
+) -> int:
+    """Tell whether disks are what an archive holds: exit code 0 if so, 1 if they differ.
+
+    NAME is the drive; without it, the archive must have just one, or one of the file's name.
+    """
+    make_trace(trace)
+    source_options = SourceOptions(image_format, force_share=force_share)
+    opened: dict[DriveInfo, OpenSource] = {}
+    with open_archive(archive, threads=threads_or_default(options["threads"])) as stream:
+        for source in sources:
+            info = _drive_for(stream, source, drive, len(sources))
+            if info in opened:
+                raise RequestError(f"drive {info.name} is compared twice")
+            opened[info] = open_source(source.what, source_options)
+        job = run_in_loop(_compare(stream, opened, options))
+    return _report(job, as_json, options)
+
+
+def _drive_for(stream: ArchiveStream, source: Named, drive: str | None, count: int) -> DriveInfo:
+    from pybackup.cli.run import drive_names
+
+    name = source.name or drive
+    if name is None and len(stream.header.drives) == 1 and count == 1:
+        return stream.header.drives[0]
+    name = name or drive_names([source])[0]
+    found = stream.header.drive(name)
+    if found is None:
+        known = ", ".join(one.name for one in stream.header.drives)
+        raise RequestError(f"the archive has no drive {name}; it has {known}: write NAME=SOURCE")
+    return found
+
+
+async def _compare(stream: ArchiveStream, opened: dict[DriveInfo, OpenSource], options: dict[str, Any]) -> CompareJob:
+    try:
+        job = CompareJob(stream, {drive: one.device for drive, one in opened.items()}, speed=options["speed"])
+        await run_job(job, "compare", choose(options["progress"], options["quiet"]))
+    finally:
+        for one in opened.values():
+            await one.close()
+    return job
+
+
+def _report(job: CompareJob, as_json: bool, options: dict[str, Any]) -> int:
+    equal = not job.different
+    if as_json:
+        ranges = [{"drive": name, "offset": at, "length": size} for name, at, size in job.differences]
+        print(json.dumps({"equal": equal, "different_bytes": job.different, "differences": ranges}))
+    elif not options["quiet"]:
+        for name, offset, length in job.differences[:SHOWN]:
+            click.echo(f"drive {name}: {length} bytes at {offset} differ")
+        if len(job.differences) > SHOWN:
+            click.echo(f"and {len(job.differences) - SHOWN} more ranges")
+        if equal:
+            click.echo(f"equal: {', '.join(one.name for one in job.progress.drives)}, in {duration(elapsed(job))}")
+    return 0 if equal else int(ExitCode.FAILED)

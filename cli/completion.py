@@ -1,0 +1,21 @@
+"""pybackup completion: the script that makes a shell complete commands and options."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+from pybackup.core.errors import RequestError
+
+
+@click.command("completion", short_help="Print the completion script for a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> int:
+    """Print the completion script for a shell; the README tells where it belongs."""
+    from pybackup.cli.group import group
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise RequestError(f"there is no completion for {shell}")
+    completion = kind(group, {}, "pybackup", "_PYBACKUP_COMPLETE")
+    click.echo(kind.source_template % completion.source_vars())
+    return 0

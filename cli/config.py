@@ -1,0 +1,42 @@
+"""pybackup config: print a stored configuration."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+from pybackup.cli.options import json_option
+from pybackup.core.archive_open import open_archive
+from pybackup.core.errors import RequestError
+
+
+@click.command("config", short_help="Print a configuration that an archive holds.")
+@click.argument("archive")
+@click.argument("name", required=False)
+@json_option
+def command(archive: str, name: str | None, as_json: bool) -> int:
+    """Print a configuration that an archive holds, byte for byte.
+
+    Without NAME the archive must hold just one; --json lists all, with their contents as text.
+    """
+    with open_archive(archive, threads=1) as stream:
+        configs = dict(stream.header.configs)
+    if as_json:
+        chosen = configs if name is None else {name: _pick(configs, name)}
+        print(json.dumps({key: content.decode("utf-8", "replace") for key, content in chosen.items()}))
+        return 0
+    sys.stdout.buffer.write(_pick(configs, name))
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _pick(configs: dict[str, bytes], name: str | None) -> bytes:
+    known = ", ".join(configs) or "none"
+    if name is not None:
+        if name not in configs:
+            raise RequestError(f"the archive has no configuration {name}; it has {known}")
+        return configs[name]
+    if len(configs) != 1:
+        raise RequestError(f"the archive has {len(configs)} configurations ({known}): name one")
+    return next(iter(configs.values()))

@@ -1,0 +1,155 @@
+"""pybackup info: what an archive holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from typing import Any
+
+import click
+from pybackup.cli.numbers import percent, short
+from pybackup.cli.options import json_option, threads_option
+from pybackup.cli.running import threads_or_default
+from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
+from pybackup.formats.vma import DriveInfo
+
+MAP_WIDTH = 64
+_SHADES = " ░▒▓█"
+
+
+@click.command("info", short_help="Tell what an archive holds.")
+@click.argument("archive")
+@click.option("--map", "with_map", is_flag=True, help="Draw where data and zeros lie.")
+@threads_option
+@json_option
+def command(archive: str, with_map: bool, threads: int | None, as_json: bool) -> int:
+    """Tell what an archive holds: its drives with size, stored and zero bytes, compressed size and ratio, its
+    configurations, and where it comes from.
+
+    Only the index is read where there is one; other archives are read through. ARCHIVE may be - for the standard
+    input.
+    """
+    facts = archive_facts(archive, threads=threads_or_default(threads))
+    if as_json:
+        print(json.dumps(_as_dict(archive, facts, with_map)))
+    else:
+        _print(archive, facts, with_map)
+    return 0
+
+
+def _row(facts: ArchiveFacts, drive: DriveInfo) -> dict[str, Any]:
+    counts = facts.counts[drive.drive_id]
+    stored = counts.stored_bytes
+    return {
+        "name": drive.name,
+        "size": drive.size,
+        "stored": stored,
+        "zero": max(0, drive.size - stored),
+        "compressed": facts.compressed[drive.drive_id] if facts.compressed is not None else None,
+    }
+
+
+def _as_dict(archive: str, facts: ArchiveFacts, with_map: bool) -> dict[str, Any]:
+    header = facts.header
+    drives = [_row(facts, drive) for drive in header.drives]
+    if with_map:
+        for row, drive in zip(drives, header.drives, strict=True):
+            drive_map = facts.maps[drive.drive_id]
+            row["map"] = {"clusters_per_cell": drive_map.clusters_per_cell, "stored_clusters": drive_map.cells}
+    return {
+        "archive": archive,
+        "uuid": str(uuid.UUID(bytes=header.uuid)),
+        "created": header.created,
+        "size": facts.size,
+        "compression": facts.compression,
+        "index": facts.has_index,
+        "delta": header.is_delta,
+        "parent": str(uuid.UUID(bytes=header.parent_uuid)) if header.is_delta else None,
+        "drives": drives,
+        "configs": [{"name": name, "size": len(content)} for name, content in header.configs],
+        "about": facts.about,
+    }
+
+
+def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
+    header = facts.header
+    created = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(header.created, 253402300799)))
+    click.echo(
+        f"{archive}: {'VMA' if facts.compression == 'vma' else 'VMA in ' + facts.compression},"
+        f" {short(facts.size) if facts.size is not None else 'size unknown'},"
+        f" {'with' if facts.has_index else 'without'} index"
+    )
+    click.echo(f"uuid     {uuid.UUID(bytes=header.uuid)}\ncreated  {created}")
+    if facts.about.get("tool"):
+        click.echo(f"made by  {_clean(facts.about['tool'])}")
+    for name, content in header.configs:
+        click.echo(f"config   {name} ({len(content)} bytes)")
+    rows = [_row(facts, drive) for drive in header.drives]
+    if sys.stdout.isatty():
+        _print_table(rows)
+    else:
+        _print_plain(rows)
+    for lost in facts.about.get("unreadable", [])[:100]:
+        click.echo(f"unreadable when it was saved: {_clean(json.dumps(lost))}")
+    if with_map:
+        for drive in header.drives:
+            click.echo(
+                f"\n{drive.name}: each character is {_cell_size(facts.maps[drive.drive_id])};"
+                f" '{_SHADES[0]}' zero … '{_SHADES[-1]}' data"
+            )
+            for line in draw_map(facts.maps[drive.drive_id]):
+                click.echo(f"  |{line}|")
+
+
+def _clean(text: object) -> str:
+    """Text from an archive, without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+_COLUMNS = ("drive", "size", "stored", "zero", "compressed", "ratio")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    compressed = row["compressed"]
+    return (
+        row["name"],
+        short(row["size"]),
+        short(row["stored"]),
+        f"{short(row['zero'])} ({percent(row['zero'], row['size'])})",
+        "-" if compressed is None else short(compressed),
+        "-" if compressed is None else percent(compressed, row["stored"]),
+    )
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == "drive" else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    Console().print(table)
+
+
+def _print_plain(rows: list[dict[str, Any]]) -> None:
+    lines = [_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+    for line in lines:
+        rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        cells = [line[0].ljust(widths[0]), *rest]
+        click.echo("  ".join(cells))
+
+
+def _cell_size(drive_map: DriveMap) -> str:
+    return short(drive_map.clusters_per_cell * 65536)
+
+
+def draw_map(drive_map: DriveMap) -> list[str]:
+    """Lines of shades, one character a cell."""
+    scale = (len(_SHADES) - 1) / drive_map.clusters_per_cell
+    text = "".join(_SHADES[max(1, round(count * scale)) if count else 0] for count in drive_map.cells)
+    return [text[at : at + MAP_WIDTH] for at in range(0, len(text), MAP_WIDTH)]

@@ -1,0 +1,35 @@
+"""The command line: the group of commands, and the one place where a failure becomes an exit code.
+
+Start-up is part of speed: the version is answered before Click is loaded, and a command's module when it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pybackup.cli.version import VERSION
+
+COMMANDS = {
+    "run": "Back up one or more disks into one archive.",
+    "restore": "Write an archive's drives to files, a folder, a disk or a stream.",
+    "verify": "Read everything of an archive and prove that it is sound.",
+    "info": "Tell what an archive holds.",
+    "config": "Print a configuration that an archive holds.",
+    "compare": "Tell whether a disk is what an archive holds.",
+    "completion": "Print the completion script for a shell.",
+}
+"""Every command and its one-line help; the command itself is in the module of its name."""
+
+
+def main() -> None:
+    """The entry point `pybackup`."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"pybackup {VERSION}")
+        return
+    from pybackup.cli.group import invoke
+
+    sys.exit(invoke(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Parameter types: sizes, rates, and drives by name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import click
+
+_SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a number with a binary suffix K, M, G or T; ValueError for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write for example 512, 64K or 1.5G")
+    shift = _SUFFIXES[match[2].upper()]
+    value = float(match[1]) * (1 << shift) if "." in match[1] else int(match[1]) << shift
+    if value != int(value):
+        raise ValueError(f"{text!r} is not a whole number of bytes")
+    return int(value)
+
+
+class Size(click.ParamType[int]):
+    """A size or rate: bytes, with K, M, G or T for powers of 1024."""
+
+    name = "size"
+
+    def __init__(self, minimum: int = 0, maximum: int | None = None) -> None:
+        self._minimum, self._maximum = minimum, maximum
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            size = parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if size < self._minimum:
+            self.fail(f"{value} is smaller than {self._minimum} bytes", param, ctx)
+        if self._maximum is not None and size > self._maximum:
+            self.fail(f"{value} is larger than {self._maximum} bytes", param, ctx)
+        return size
+
+
+class Named(NamedTuple):
+    """Something that may have been given a name: NAME=WHAT."""
+
+    name: str | None
+    what: str
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+class NamedPath(click.ParamType[Named]):
+    """[NAME=]PATH. A path with a slash before the first = has no name."""
+
+    name = "[name=]path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Named:
+        """Split at the first =."""
+        if isinstance(value, Named):
+            return value
+        name, equals, what = str(value).partition("=")
+        if equals and _NAME.fullmatch(name) and what:
+            return Named(name, what)
+        return Named(None, str(value))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Paths are completed by the shell."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]

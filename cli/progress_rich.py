@@ -1,0 +1,90 @@
+"""Progress on a terminal, by rich: one line a drive, and a total where there are several."""
+
+from __future__ import annotations
+
+from pybackup.cli.numbers import percent, short
+from pybackup.core.job import DriveProgress, Job, State
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class _Bytes(ProgressColumn):
+    """Done of size."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{short(task.completed)} of {short(task.total or 0)}", style="progress.download")
+
+
+class _Rate(ProgressColumn):
+    """Bytes a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{short(speed)}/s" if speed else "", style="progress.data.speed")
+
+
+def make_progress(console: Console) -> Progress:
+    """The columns: name, bar, percent, bytes, rate, remaining time, zeros and ratio."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>5.1f}%"),
+        _Bytes(),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=console,
+        expand=True,
+        transient=False,
+    )
+
+
+class Picture:
+    """The live display. Changing: rich's tasks, one a drive."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._progress = make_progress(console or Console(stderr=True))
+        self._drives: list[TaskID] = []
+        self._total: TaskID | None = None
+
+    def start(self, job: Job, verb: str) -> None:
+        """Draw all lines, empty."""
+        for drive in job.progress.drives:
+            self._drives.append(self._progress.add_task(drive.name, total=drive.size, note=""))
+        if len(self._drives) > 1:
+            self._total = self._progress.add_task("total", total=job.progress.size, note="")
+        self._progress.start()
+
+    def update(self, job: Job) -> None:
+        """Move the bars."""
+        for task, drive in zip(self._drives, job.progress.drives, strict=True):
+            self._progress.update(task, completed=drive.done, note=self._note(job, drive))
+        if self._total is not None:
+            self._progress.update(self._total, completed=job.progress.done, note=_archive_note(job))
+
+    def _note(self, job: Job, drive: DriveProgress) -> str:
+        if job.state is State.PAUSED:
+            return "paused"
+        zeros = f"zeros {percent(drive.zero, drive.done)}" if drive.done else ""
+        return zeros if self._total is not None else ", ".join(filter(None, (zeros, _archive_note(job))))
+
+    def stop(self, job: Job) -> None:
+        """Leave the last picture."""
+        self.update(job)
+        self._progress.stop()
+
+
+def _archive_note(job: Job) -> str:
+    progress = job.progress
+    if not progress.written or not progress.stored:
+        return ""
+    return f"compressed to {percent(progress.written, progress.stored)}"

@@ -1,0 +1,205 @@
+"""pybackup restore: write drives out."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import click
+from pybackup.cli.numbers import duration, short
+from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.params import Named, NamedPath
+from pybackup.cli.progress import choose, elapsed
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.core.archive_open import open_archive
+from pybackup.core.archive_stream import ArchiveStream
+from pybackup.core.device_in_use import device_in_use
+from pybackup.core.devices.raw import RawDevice
+from pybackup.core.errors import ExitCode, RequestError, TargetError
+from pybackup.core.image_lock import ImageLock
+from pybackup.core.restore import RestoreJob
+from pybackup.core.restore_targets import ExistingDisk, NewFile, RestoreTarget, Stream
+from pybackup.core.sinks.partial_file import target_failure
+from pybackup.core.sinks.stream import StreamSink
+from pybackup.formats.vma import DriveInfo
+
+
+@click.command("restore", short_help="Write an archive's drives to files, a folder, a disk or a stream.")
+@click.argument("archive")
+@click.argument("target", required=False)
+@click.option("--drive", "names", multiple=True, metavar="NAME", help="Only this drive; may be given several times.")
+@click.option(
+    "--to",
+    "places",
+    type=NamedPath(),
+    multiple=True,
+    metavar="NAME=TARGET",
+    help="Write drive NAME to TARGET; may be given several times.",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace files that exist; overwrite block devices.")
+@click.option("--with-config", is_flag=True, help="Write the configurations to the folder too.")
+@click.option(
+    "--skip-damaged",
+    is_flag=True,
+    help="Save what can be saved of a damaged archive and list what is lost; the exit code is 4.",
+)
+@threads_option
+@json_option
+@job_options
+def command(
+    archive: str,
+    target: str | None,
+    names: tuple[str, ...],
+    places: tuple[Named, ...],
+    trace: str,
+    **options: Any,
+) -> int:
+    """Write an archive's drives to where they shall be.
+
+    TARGET is a folder (every drive becomes a file NAME.raw in it), or, for one drive, a new file, a block device (with
+    --force), or - for the standard output. Files are sparse and have the drive's exact size. A restore that fails
+    leaves its file as TARGET.partial. ARCHIVE may be - for the standard input.
+    """
+    make_trace(trace)
+    with (
+        open_archive(
+            archive, threads=threads_or_default(options["threads"]), tolerant=options["skip_damaged"]
+        ) as stream,
+        ExitStack() as stack,
+    ):
+        plan = _plan(stream, target, names, places)
+        configs = _plan_configs(stream, target, options)
+        targets = {drive: _open_target(path, options["force"], stack) for drive, path in plan.items()}
+        job = RestoreJob(stream, targets, speed=options["speed"])
+        run_in_loop(run_job(job, "restore", choose(options["progress"], options["quiet"])))
+        for path, content in configs:
+            _write_config(path, content, options["force"])
+    return _report(job, plan, options)
+
+
+# -- what goes where --
+
+
+def _plan(
+    stream: ArchiveStream, target: str | None, names: Sequence[str], places: Sequence[Named]
+) -> dict[DriveInfo, str]:
+    drives = [_drive(stream, name) for name in names] or list(stream.header.drives)
+    if places:
+        if target is not None or names:
+            raise RequestError("--to says where everything goes: neither TARGET nor --drive go with it")
+        return _plan_places(stream, places)
+    if target is None:
+        raise RequestError("where to? name a TARGET, or --to NAME=TARGET")
+    if _is_folder(target):
+        return {drive: os.path.join(target, f"{drive.name}.raw") for drive in drives}
+    if len(drives) > 1:
+        known = ", ".join(drive.name for drive in drives)
+        raise RequestError(f"the archive has {len(drives)} drives ({known}): name a folder, or one with --drive")
+    return {drives[0]: target}
+
+
+def _plan_places(stream: ArchiveStream, places: Sequence[Named]) -> dict[DriveInfo, str]:
+    plan: dict[DriveInfo, str] = {}
+    for place in places:
+        if place.name is None:
+            raise RequestError(f"--to {place.what}: write NAME=TARGET")
+        drive = _drive(stream, place.name)
+        if drive in plan:
+            raise RequestError(f"--to names drive {place.name} twice")
+        path = os.path.join(place.what, f"{drive.name}.raw") if _is_folder(place.what) else place.what
+        if path in plan.values():
+            raise RequestError(f"--to names the target {path} twice")
+        plan[drive] = path
+    return plan
+
+
+def _is_folder(target: str) -> bool:
+    return target != "-" and (os.path.isdir(target) or target.endswith("/"))
+
+
+def _drive(stream: ArchiveStream, name: str) -> DriveInfo:
+    drive = stream.header.drive(name)
+    if drive is None:
+        known = ", ".join(one.name for one in stream.header.drives)
+        raise RequestError(f"the archive has no drive {name}; it has {known}")
+    return drive
+
+
+def _open_target(path: str, force: bool, stack: ExitStack) -> RestoreTarget:
+    if path == "-":
+        return Stream(StreamSink.stdout())
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = 0
+    if stat.S_ISBLK(mode):
+        return _open_block_device(path, force, stack)
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return Stream(StreamSink.open(path))
+    return NewFile(path, replace=force)
+
+
+def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarget:
+    reason = device_in_use(path)
+    if reason is not None:
+        raise TargetError(f"{path} is in use: {reason}")
+    if not force:
+        raise TargetError(f"{path} is a block device; --force overwrites everything on it")
+    device = RawDevice.open(path, writable=True, failure=TargetError)
+    stack.enter_context(ImageLock.for_writing(device.fileno(), path))
+    return ExistingDisk(device)
+
+
+# -- configurations --
+
+
+def _plan_configs(stream: ArchiveStream, target: str | None, options: dict[str, Any]) -> list[tuple[str, bytes]]:
+    if not options["with_config"]:
+        return []
+    if target is None or not _is_folder(target):
+        raise RequestError("--with-config needs a folder as TARGET")
+    configs = [(os.path.join(target, name), content) for name, content in stream.header.configs]
+    for path, _ in configs:
+        if os.path.exists(path) and not options["force"]:
+            raise TargetError(f"{path} exists already; --force replaces it")
+    return configs
+
+
+def _write_config(path: str, content: bytes, force: bool) -> None:
+    try:
+        with open(path, "wb" if force else "xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise target_failure(path, error, "write") from error
+
+
+# -- the report --
+
+
+def _report(job: RestoreJob, plan: dict[DriveInfo, str], options: dict[str, Any]) -> int:
+    for damage in job.damage:
+        click.echo(f"pybackup: lost: {damage}", err=True)
+    if options["as_json"] and "-" not in plan.values():
+        drives = [{"name": drive.name, "size": drive.size, "target": path} for drive, path in plan.items()]
+        print(
+            json.dumps(
+                {
+                    "drives": drives,
+                    "damage": [damage.as_dict() for damage in job.damage],
+                    "seconds": round(elapsed(job), 3),
+                }
+            )
+        )
+    shown = options["progress"] in ("rich", "plain") or (options["progress"] == "auto" and sys.stderr.isatty())
+    if (shown or options["verbose"]) and not options["quiet"]:
+        click.echo(
+            f"restored {short(job.progress.size)} ({short(job.progress.stored)} of data) in"
+            f" {duration(elapsed(job))}: " + ", ".join(plan.values()),
+            err=True,
+        )
+    return int(ExitCode.ARCHIVE) if job.damage else 0

@@ -1,0 +1,280 @@
+"""pybackup run: back up disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from pybackup.cli.numbers import duration, percent, short
+from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.params import Named, NamedPath, Size
+from pybackup.cli.progress import choose, elapsed
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.version import VERSION
+from pybackup.core.archive_create import STDOUT, ArchiveOptions, make_writer, open_sink
+from pybackup.core.archive_open import archive_reader
+from pybackup.core.archive_stream import ArchiveStream
+from pybackup.core.backup import BackupJob, Drive
+from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.sinks.file import FileSink
+from pybackup.core.sources import OpenSource, SourceOptions, open_source
+from pybackup.core.trace import Trace
+from pybackup.core.verify import VerifyJob
+from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked of `run`, beside the archive's own options."""
+
+    sources: Sequence[Named]
+    archive: str
+    configs: Sequence[Named]
+    source_options: SourceOptions
+    force: bool
+    skip_unreadable: bool
+    verify: bool
+    speed: int
+    progress: str
+    quiet: bool
+    verbose: bool
+    as_json: bool
+
+
+@click.command("run", short_help="Back up one or more disks into one archive.")
+@click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
+@click.argument("archive", type=click.Path(), metavar="ARCHIVE")
+@click.option(
+    "-c",
+    "--config",
+    "configs",
+    type=NamedPath(),
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Store a configuration file too, under its own name or NAME. Proxmox looks for qemu-server.conf.",
+)
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["raw"]),
+    default=None,
+    help="Take the source as this, whatever its first bytes look like.",
+)
+@click.option("--size", type=Size(1), default=None, metavar="SIZE", help="The size of the disk on the standard input.")
+@click.option(
+    "--compress",
+    type=click.Choice(["zstd", "none"]),
+    default="zstd",
+    show_default=True,
+    help="none writes the plain VMA, without our index.",
+)
+@click.option(
+    "--level",
+    type=click.IntRange(1, 22),
+    default=DEFAULT_LEVEL,
+    show_default=True,
+    metavar="N",
+    help="zstd's compression level, 1 (fast) to 22 (small).",
+)
+@click.option(
+    "--frame-size",
+    type=Size(MIN_FRAME_SIZE, MAX_FRAME_SIZE),
+    default=str(DEFAULT_FRAME_SIZE >> 20) + "M",
+    show_default=True,
+    metavar="SIZE",
+    help="At most SIZE bytes in a zstd frame, 64K to 8M: smaller reads faster at random, larger is smaller.",
+)
+@threads_option
+@click.option("-f", "--force", is_flag=True, help="Replace ARCHIVE if it exists.")
+@click.option("--verify", is_flag=True, help="Read the archive back before it gets its name.")
+@click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="Save what can be read of a failing disk; the rest becomes zeros and is listed. The exit code is 3.",
+)
+@click.option("--allow-changing", is_flag=True, help="Do not fail when the source changed while it was read.")
+@click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
+@click.option("--uuid", "archive_uuid", type=click.UUID, default=None, help="The archive's uuid [default: random].")
+@click.option(
+    "--time",
+    "created",
+    type=click.IntRange(0),
+    default=None,
+    metavar="SECONDS",
+    help="The archive's creation time, in seconds since 1970 [default: now].",
+)
+@json_option
+@job_options
+def command(
+    sources: tuple[Named, ...],
+    archive: str,
+    configs: tuple[Named, ...],
+    image_format: str | None,
+    size: int | None,
+    compress: str,
+    level: int,
+    frame_size: int,
+    threads: int | None,
+    archive_uuid: uuid.UUID | None,
+    created: int | None,
+    allow_changing: bool,
+    force_share: bool,
+    trace: str,
+    **request: Any,
+) -> int:
+    """Back up one or more disks into one archive.
+
+    SOURCE is a raw image file, a block device, or - for the standard input (with --size). NAME is the drive's name in
+    the archive; without it, the file's name up to its first dot. ARCHIVE is a file that does not exist yet, a FIFO, or
+    - for the standard output.
+    """
+    options = ArchiveOptions(
+        uuid=(archive_uuid or uuid.uuid4()).bytes,
+        created=int(time.time()) if created is None else created,
+        level=level if compress == "zstd" else None,
+        frame_size=frame_size,
+        threads=threads_or_default(threads),
+    )
+    source_options = SourceOptions(image_format, size, force_share, allow_changing)
+    asked = _Request(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
+    _check(asked)
+    return run_in_loop(_run(asked, options, make_trace(trace)))
+
+
+def _check(request: _Request) -> None:
+    names = drive_names(request.sources)
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(f"two drives are called {name!r}; give them names: NAME=SOURCE")
+    if request.archive == STDOUT and request.as_json:
+        raise RequestError("--json and the archive cannot both go to the standard output")
+    if request.verify and not isinstance(open_sink_probe(request.archive), str):
+        raise RequestError("--verify needs an archive that is a file, to read it back")
+    if sum(source.what == "-" for source in request.sources) > 1:
+        raise RequestError("the standard input can only be one of the sources")
+
+
+def open_sink_probe(archive: str) -> str | None:
+    """The path if an archive of this name would be a regular file, else None; nothing is opened."""
+    if archive == STDOUT or (os.path.exists(archive) and not os.path.isfile(archive)):
+        return None
+    return archive
+
+
+def drive_names(sources: Sequence[Named]) -> list[str]:
+    """The drives' names: as given, or made of the sources' file names."""
+    return [
+        source.name
+        or ("stdin" if source.what == "-" else os.path.basename(source.what).lstrip(".").split(".")[0])
+        or "drive"
+        for source in sources
+    ]
+
+
+async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
+    configs = [read_config(config) for config in request.configs]
+    async with AsyncExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
+        opened = []
+        for source in request.sources:
+            one = open_source(source.what, request.source_options)
+            stack.push_async_callback(one.close)
+            opened.append(one)
+        names = drive_names(request.sources)
+        sink = open_sink(request.archive, replace=request.force)
+        sizes = [(name, one.device.size) for name, one in zip(names, opened, strict=True)]
+        writer = make_writer(sizes, configs, options, sink, pool, trace)
+
+        async def verify() -> None:
+            assert isinstance(sink, FileSink)
+            await verify_file(sink.partial_path, request.archive, pool)
+
+        job = BackupJob(
+            [
+                Drive(number, name, one.device, one.check)
+                for number, (name, one) in enumerate(zip(names, opened, strict=True), 1)
+            ],
+            writer,
+            pool,
+            about=_about(request, opened, options),
+            skip_unreadable=request.skip_unreadable,
+            before_commit=verify if request.verify else None,
+            speed=request.speed,
+            trace=trace,
+        )
+        await run_job(job, "backup", choose(request.progress, request.quiet))
+    return report(request, job)
+
+
+def _about(request: _Request, opened: Sequence[OpenSource], options: ArchiveOptions) -> dict[str, Any]:
+    return {
+        "tool": f"pybackup {VERSION}",
+        "created": options.created,
+        "sources": [
+            {"name": source.what if source.what == "-" else os.path.basename(source.what), "kind": one.kind}
+            for source, one in zip(request.sources, opened, strict=True)
+        ],
+    }
+
+
+def read_config(config: Named) -> tuple[str, bytes]:
+    """(name, content) of a configuration file."""
+    try:
+        with open(config.what, "rb") as file:
+            content = file.read((1 << 16) + 1)
+    except OSError as error:
+        raise RequestError(f"cannot read the configuration {config.what}: {error.strerror}") from error
+    return config.name or os.path.basename(config.what), content
+
+
+async def verify_file(path: str, name: str, pool: ThreadPoolExecutor) -> None:
+    """Read an archive file back; ArchiveError if anything is wrong with it."""
+    with archive_reader(path) as read:
+        await VerifyJob(ArchiveStream(read, name, pool)).run()
+
+
+def report(request: _Request, job: BackupJob) -> int:
+    """The closing summary, and the exit code of a backup that is complete."""
+    progress = job.progress
+    if request.as_json:
+        print(json.dumps(_summary(request, job)))
+    shown = request.progress in ("rich", "plain") or (request.progress == "auto" and sys.stderr.isatty())
+    if (shown or request.verbose) and not request.quiet:
+        click.echo(
+            f"{request.archive}: {short(progress.size)} in {duration(elapsed(job))},"
+            f" {percent(progress.zero, progress.size)} zeros,"
+            f" {short(progress.stored)} stored in {short(progress.written)}"
+            f" ({percent(progress.written, progress.stored)})" + (", verified" if request.verify else ""),
+            err=True,
+        )
+    for lost in job.lost:
+        click.echo(
+            f"pybackup: drive {lost.drive}: {lost.length} bytes at {lost.offset} could not be read and are zeros in"
+            " the archive",
+            err=True,
+        )
+    return int(ExitCode.SOURCE) if job.lost else 0
+
+
+def _summary(request: _Request, job: BackupJob) -> dict[str, Any]:
+    progress = job.progress
+    return {
+        "archive": request.archive,
+        "seconds": round(elapsed(job), 3),
+        "size": progress.size,
+        "zero": progress.zero,
+        "stored": progress.stored,
+        "written": progress.written,
+        "verified": request.verify,
+        "drives": [{"name": one.name, "size": one.size, "zero": one.zero} for one in progress.drives],
+        "unreadable": [{"drive": one.drive, "offset": one.offset, "length": one.length} for one in job.lost],
+    }

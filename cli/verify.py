@@ -1,0 +1,60 @@
+"""pybackup verify: prove that archives are sound."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from pybackup.cli.numbers import duration, short
+from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.progress import choose, elapsed
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.core.archive_open import open_archive
+from pybackup.core.archive_stream import Damage
+from pybackup.core.errors import ArchiveError, ExitCode
+from pybackup.core.verify import VerifyJob
+
+
+@click.command("verify", short_help="Read everything of an archive and prove that it is sound.")
+@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...")
+@threads_option
+@json_option
+@job_options
+def command(archives: tuple[str, ...], as_json: bool, trace: str, **options: Any) -> int:
+    """Read everything of one or more archives and prove that they are sound.
+
+    Checked are the zstd checksums, the MD5s, the digests of extents and clusters, the index and the seek table, and
+    that every cluster of every drive is there exactly once. Damage is listed with drive, clusters and bytes.
+    ARCHIVE may be - for the standard input.
+    """
+    make_trace(trace)
+    code = 0
+    for archive in archives:
+        code = max(code, _verify_one(archive, as_json, options))
+    return code
+
+
+def _verify_one(archive: str, as_json: bool, options: dict[str, Any]) -> int:
+    try:
+        with open_archive(archive, threads=threads_or_default(options["threads"]), tolerant=True) as stream:
+            job = VerifyJob(stream, speed=options["speed"])
+            run_in_loop(run_job(job, "verify", choose(options["progress"], options["quiet"])))
+    except ArchiveError as error:
+        _report(archive, [Damage(str(error))], as_json)
+        return int(ExitCode.ARCHIVE)
+    _report(archive, job.damage, as_json)
+    if not job.damage and not as_json and not options["quiet"]:
+        index = "" if stream.has_seek_table else ", without an index"
+        click.echo(
+            f"{archive}: sound: {len(job.drives)} drives, {short(job.progress.size)},"
+            f" {short(job.progress.stored)} of data read in {duration(elapsed(job))}{index}"
+        )
+    return int(ExitCode.ARCHIVE) if job.damage else 0
+
+
+def _report(archive: str, damage: list[Damage], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"archive": archive, "sound": not damage, "damage": [one.as_dict() for one in damage]}))
+    for one in damage:
+        click.echo(f"pybackup: {archive}: {one}" if archive not in one.what else f"pybackup: {one}", err=True)

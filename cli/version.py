@@ -1,0 +1,3 @@
+"""The version, alone in a module that costs nothing to load."""
+
+VERSION = "0.1.0"

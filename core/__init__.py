@@ -1,0 +1,1 @@
+"""What happens when: devices, copy-before-write, jobs, limits, exports and sinks."""

@@ -1,0 +1,77 @@
+"""Puts a backup together: header, encoder, sink and job, from what was asked."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, ArchiveEncoder
+from pybackup.formats.errors import FormatError
+from pybackup.formats.vma import DriveInfo, Header
+
+from .archive_writer import ArchiveWriter
+from .errors import RequestError
+from .sinks import Sink
+from .sinks.file import FileSink
+from .sinks.stream import StreamSink
+from .trace import Trace
+
+STDOUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveOptions:
+    """How an archive is written. ``level`` None: not compressed. ``uuid`` 16 bytes, ``created`` seconds since 1970."""
+
+    uuid: bytes
+    created: int
+    level: int | None = DEFAULT_LEVEL
+    frame_size: int = DEFAULT_FRAME_SIZE
+    threads: int = 1
+
+
+def open_sink(archive: str, *, replace: bool) -> Sink:
+    """The sink for an archive's name: - is stdout, what exists and is no regular file is a stream."""
+    if archive == STDOUT:
+        return StreamSink.stdout()
+    try:
+        mode = os.stat(archive).st_mode
+    except OSError:
+        return FileSink(archive, replace=replace)
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return StreamSink.open(archive)
+    if _is_own_stdout(archive):
+        return StreamSink.stdout()
+    return FileSink(archive, replace=replace)
+
+
+def _is_own_stdout(archive: str) -> bool:
+    """/dev/stdout and its like are no files to rename over, also where a file lies behind them."""
+    return os.path.realpath(os.path.dirname(archive)) in ("/dev", "/dev/fd", f"/proc/{os.getpid()}/fd") and (
+        os.path.basename(archive) in ("stdout", "1")
+    )
+
+
+def make_writer(
+    drives: Sequence[tuple[str, int]],
+    configs: Sequence[tuple[str, bytes]],
+    options: ArchiveOptions,
+    sink: Sink,
+    pool: ThreadPoolExecutor,
+    trace: Trace | None = None,
+) -> ArchiveWriter:
+    """A writer for drives given as (name, size in bytes); RequestError where VMA cannot hold what is asked."""
+    header = Header(
+        uuid=options.uuid,
+        created=options.created,
+        drives=tuple(DriveInfo(number, name, size) for number, (name, size) in enumerate(drives, 1)),
+        configs=tuple(configs),
+    )
+    try:
+        encoder = ArchiveEncoder(header, level=options.level, frame_size=options.frame_size)
+    except FormatError as error:
+        raise RequestError(error.what) from None
+    return ArchiveWriter(encoder, sink, pool, threads=options.threads, trace=trace)

@@ -1,0 +1,122 @@
+"""What there is to tell about an archive: from its index, or by reading it through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pybackup.formats.cluster_index import RUN_ZERO, DriveCounts
+from pybackup.formats.vma import Header
+
+from .archive_index import ArchiveIndex, NoIndexError
+from .archive_open import STDIN, open_archive
+from .archive_stream import ArchiveStream
+
+MAP_CELLS = 512
+"""A drive's map is gathered in at most so many cells."""
+
+
+@dataclass(slots=True)
+class DriveMap:
+    """How full a drive is, cell by cell: stored clusters in each. ``clusters_per_cell`` tells how large a cell is."""
+
+    clusters_per_cell: int
+    cells: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ArchiveFacts:
+    """The facts. ``size`` is the archive's in bytes, None where it came through a pipe."""
+
+    header: Header
+    size: int | None
+    compression: str
+    has_index: bool
+    counts: dict[int, DriveCounts]
+    compressed: dict[int, int] | None
+    about: dict[str, Any]
+    maps: dict[int, DriveMap]
+
+
+def archive_facts(archive: str, *, threads: int = 1) -> ArchiveFacts:
+    """Gather the facts; only the index is read where there is one (ArchiveError)."""
+    if archive != STDIN and os.path.isfile(archive):
+        with open(archive, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                return _from_index(ArchiveIndex(pread_exactly(file.fileno(), archive), size, archive))
+            except NoIndexError:
+                return _from_reading(archive, size, threads)
+    return _from_reading(archive, None, threads)
+
+
+def pread_exactly(fd: int, name: str) -> Callable[[int, int], bytes]:
+    """A pread() that gives all bytes or raises OSError."""
+
+    def pread(offset: int, length: int) -> bytes:
+        content = os.pread(fd, length, offset)
+        while len(content) < length:
+            more = os.pread(fd, length - len(content), offset + len(content))
+            if not more:
+                raise OSError(f"{name} ends too early")
+            content += more
+        return content
+
+    return pread
+
+
+def _new_maps(header: Header) -> dict[int, DriveMap]:
+    maps = {}
+    for drive in header.drives:
+        per_cell = -(-drive.clusters // MAP_CELLS)
+        maps[drive.drive_id] = DriveMap(per_cell, [0] * -(-drive.clusters // per_cell))
+    return maps
+
+
+def _mark(drive_map: DriveMap, first: int, count: int) -> None:
+    end = first + count
+    while first < end:
+        cell = first // drive_map.clusters_per_cell
+        cell_end = min(end, (cell + 1) * drive_map.clusters_per_cell)
+        drive_map.cells[cell] += cell_end - first
+        first = cell_end
+
+
+def _from_index(archive: ArchiveIndex) -> ArchiveFacts:
+    maps = _new_maps(archive.header)
+    counts = {drive.drive_id: DriveCounts() for drive in archive.header.drives}
+    compressed = dict.fromkeys(counts, 0)
+    for segment in archive.segments():
+        shares: dict[int, int] = {}
+        for drive_id, kind, first, count in segment.runs:
+            if kind == RUN_ZERO:
+                counts[drive_id].zero_clusters += count
+            else:
+                counts[drive_id].stored_clusters += count
+                shares[drive_id] = shares.get(drive_id, 0) + count
+                _mark(maps[drive_id], first, count)
+        for drive_id, share in shares.items():
+            compressed[drive_id] += segment.compressed_size * share // sum(shares.values())
+    for one in archive.directory.about.get("drives", []):
+        if isinstance(one, dict) and one.get("id") in counts and isinstance(one.get("stored_bytes"), int):
+            counts[one["id"]].stored_bytes = one["stored_bytes"]
+    return ArchiveFacts(archive.header, archive.size, "zstd", True, counts, compressed, archive.directory.about, maps)
+
+
+def _from_reading(archive: str, size: int | None, threads: int) -> ArchiveFacts:
+    with open_archive(archive, threads=threads, digests=False) as stream:
+        maps = _new_maps(stream.header)
+        for checked in stream:
+            for slot in checked.extent.header.slots:
+                if slot.mask:
+                    _mark(maps[slot.drive_id], slot.cluster, 1)
+        return _facts_of(stream, size, maps)
+
+
+def _facts_of(stream: ArchiveStream, size: int | None, maps: dict[int, DriveMap]) -> ArchiveFacts:
+    counts = {drive.drive_id: stream.index.counts.get(drive.drive_id, DriveCounts()) for drive in stream.header.drives}
+    return ArchiveFacts(
+        stream.header, size, stream.compression, stream.about is not None, counts, None, stream.about or {}, maps
+    )

@@ -1,0 +1,171 @@
+"""An archive opened at any place, by its index: where every cluster lies, without reading the rest.
+
+Nothing here is read before it is needed: the header, the directory, then segments as look-ups ask for them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from pybackup.formats import cluster_index as index
+from pybackup.formats import vma
+from pybackup.formats import zstd_seekable as zs
+from pybackup.formats.archive import MAX_FRAME_SIZE
+from pybackup.formats.cluster_index import Directory, FramePlace, Segment, SegmentPlace
+from pybackup.formats.clusters import ZERO_CLUSTER, cluster_digest, expand
+from pybackup.formats.errors import FormatError
+from pybackup.formats.vma import Header
+from pybackup.formats.vma_layout import BLOCK_SIZE, MAX_HEADER_READ
+
+from .archive_input import decompress_frame
+from .errors import ArchiveError
+
+MAX_INDEX_FRAME = 64 << 20
+SEGMENTS_KEPT, FRAMES_KEPT = 64, 16
+
+
+class NoIndexError(ArchiveError):
+    """The archive may be sound, but it has no index."""
+
+
+class ArchiveIndex:
+    """Random access to one archive.
+
+    Fixed: header, directory, and ``pread(offset, length)``, which gives exactly the bytes asked for or raises OSError.
+    Changing: what is kept of segments and frames; one thread at a time.
+    """
+
+    def __init__(self, pread: Callable[[int, int], bytes], size: int, name: str) -> None:
+        """Read header and directory (ArchiveError; NoIndexError where there is none)."""
+        self.name, self.size = name, size
+        self._pread = pread
+        self._segments: OrderedDict[int, Segment] = OrderedDict()
+        self._frames: OrderedDict[int, bytes] = OrderedDict()
+        try:
+            self.directory_offset, self.directory = self._read_directory()
+            self.header: Header = self._read_header()
+        except FormatError as error:
+            raise ArchiveError(f"{name} is damaged: {error}") from None
+
+    def _read_directory(self) -> tuple[int, Directory]:
+        tail_size = zs.SEEK_FOOTER.size + zs.SEEK_ROW.size
+        if self.size < tail_size:
+            raise NoIndexError(f"{self.name} has no index")
+        tail = self._pread(self.size - tail_size, tail_size)
+        table_size = zs.SeekTable.size_from_footer(tail[zs.SEEK_ROW.size :], self.size)
+        compressed, decompressed, _ = zs.SEEK_ROW.unpack_from(tail)
+        if table_size is None or decompressed:
+            raise NoIndexError(f"{self.name} has no index")
+        offset = self.size - table_size - compressed
+        if offset < 0 or compressed > MAX_INDEX_FRAME:
+            raise FormatError("the seek table is damaged", self.size - table_size)
+        kind, content = index.unwrap(self._index_frame(offset, compressed), offset)
+        if kind != index.DIRECTORY:
+            raise FormatError("the index has no directory", offset)
+        return offset, Directory.decode(content)
+
+    def _index_frame(self, offset: int, length: int) -> bytes:
+        frame = self._pread(offset, length)
+        magic, size = zs.SKIPPABLE_HEADER.unpack_from(frame) if len(frame) >= zs.SKIPPABLE_HEADER.size else (0, 0)
+        if magic != zs.INDEX_MAGIC or size != length - zs.SKIPPABLE_HEADER.size:
+            raise FormatError("an index frame is damaged", offset)
+        return frame
+
+    def _read_header(self) -> Header:
+        start = self._pread(0, min(1 << 20, self.size))
+        feed = zs.ByteFeed(_once(start))
+        frame = zs.next_frame(feed, MAX_HEADER_READ)
+        if not isinstance(frame, zs.Frame) or frame.magic is not None:
+            raise FormatError("the header is not a frame of its own", 0)
+        return vma.decode_header(decompress_frame(frame.content, frame.content_size, 0))
+
+    # -- the map --
+
+    def segments(self) -> Iterator[Segment]:
+        """All segments in the order of the archive; none is kept."""
+        for place in self.directory.segments:
+            yield self._read_segment(place)
+
+    def _read_segment(self, place: SegmentPlace) -> Segment:
+        if place.length > MAX_INDEX_FRAME or place.file_offset + place.length > self.size:
+            raise ArchiveError(f"{self.name} is damaged: the directory names a place outside the file")
+        try:
+            kind, content = index.unwrap(self._index_frame(place.file_offset, place.length), place.file_offset)
+            if kind != index.SEGMENT:
+                raise FormatError("an index frame is not a segment", place.file_offset)
+            return Segment(content)
+        except FormatError as error:
+            raise ArchiveError(f"{self.name} is damaged: {error}") from None
+
+    def _segment(self, place: SegmentPlace) -> Segment:
+        found = self._segments.get(place.file_offset)
+        if found is None:
+            found = self._segments[place.file_offset] = self._read_segment(place)
+            if len(self._segments) > SEGMENTS_KEPT:
+                self._segments.popitem(last=False)
+        self._segments.move_to_end(place.file_offset)
+        return found
+
+    def run_at(self, drive_id: int, cluster: int) -> tuple[int, Segment | None, int]:
+        """(clusters alike from ``cluster`` on, segment or None for zeros, number of the stored cluster)."""
+        for place in self.directory.covering(drive_id, cluster):
+            segment = self._segment(place)
+            found = segment.run_at(drive_id, cluster)
+            if found is not None:
+                left, kind, number = found
+                return left, (segment if kind == index.RUN_STORED else None), number
+        raise ArchiveError(f"{self.name} is damaged: the index does not know cluster {cluster} of drive {drive_id}")
+
+    # -- the data --
+
+    def read_cluster(self, drive_id: int, cluster: int) -> bytes:
+        """The 65536 bytes of a cluster, checked against its digest (ArchiveError)."""
+        _, segment, number = self.run_at(drive_id, cluster)
+        if segment is None:
+            return ZERO_CLUSTER
+        try:
+            stored = segment.stored(number)
+            content = expand(stored.mask, self._vma_bytes(segment, stored.vma_offset, stored.mask.bit_count()))
+            if cluster_digest(content) != stored.digest:
+                raise FormatError("a cluster does not match its digest", stored.vma_offset)
+        except FormatError as error:
+            raise ArchiveError(f"{self.name} is damaged: {error}: drive {drive_id}, cluster {cluster}") from None
+        return content
+
+    def _vma_bytes(self, segment: Segment, offset: int, blocks: int) -> bytes:
+        parts, end = [], offset + blocks * BLOCK_SIZE
+        while offset < end:
+            place = segment.frame_of(offset)
+            at = offset - place.vma_offset
+            part = self._frame(place)[at : at + end - offset]
+            if not part:
+                raise FormatError("the index names a place outside its frames", offset)
+            parts.append(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _frame(self, place: FramePlace) -> bytes:
+        found = self._frames.get(place.file_offset)
+        if found is None:
+            found = self._frames[place.file_offset] = self._read_frame(place)
+            if len(self._frames) > FRAMES_KEPT:
+                self._frames.popitem(last=False)
+        self._frames.move_to_end(place.file_offset)
+        return found
+
+    def _read_frame(self, place: FramePlace) -> bytes:
+        if place.decompressed > MAX_FRAME_SIZE or place.file_offset + place.compressed > self.size:
+            raise FormatError("the index names a place outside the file", place.file_offset)
+        content = memoryview(self._pread(place.file_offset, place.compressed))
+        return decompress_frame(content, place.decompressed, place.file_offset)
+
+
+def _once(content: bytes) -> Callable[[int], bytes]:
+    """A source of chunks for a ByteFeed that has just one."""
+    rest = [content]
+
+    def read(_size: int) -> bytes:
+        return rest.pop() if rest else b""
+
+    return read

@@ -1,0 +1,222 @@
+"""The bytes of an archive, whatever wraps them: plain, zstd frame by frame, or gzip; from a file or a pipe.
+
+Cut into pieces that carry their VMA bytes, in order. Decompression of independent frames runs ahead in a thread pool;
+a frame too large for that is decompressed block by block, so that memory stays bounded whatever a file claims.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import zstandard
+from pybackup.formats import vma_layout
+from pybackup.formats import zstd_seekable as zs
+from pybackup.formats.archive import MAX_FRAME_SIZE
+from pybackup.formats.errors import FormatError, NotAnArchiveError
+
+CHUNK = 1 << 20
+MAX_WINDOW = 1 << 27
+"""128 MiB, the limit of `zstd -d` without further options."""
+GZIP_MAGIC = b"\x1f\x8b"
+LZO_MAGIC = b"\x89LZO"
+FRAMES_AHEAD = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """VMA bytes. ``frame`` is set where they are the content of one whole frame."""
+
+    content: bytes | memoryview
+    frame: FrameSeen | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """VMA bytes that cannot be had: how many, or None if even that is not known; and why."""
+
+    size: int | None
+    error: FormatError
+    frame: FrameSeen | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSeen:
+    """A frame of the file: offset, size in the file, size of its content, seek table checksum."""
+
+    offset: int
+    compressed: int
+    decompressed: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class SkippableSeen:
+    """A skippable frame: offset, and the whole of it."""
+
+    offset: int
+    content: memoryview
+
+
+Piece: TypeAlias = Bytes | Lost | SkippableSeen
+
+
+def pieces_of(
+    read: Callable[[int], bytes], pool: ThreadPoolExecutor, *, tolerant: bool = False
+) -> tuple[str, Iterator[Piece]]:
+    """("vma", "zstd" or "gzip", the pieces) of what ``read(at_most)`` gives.
+
+    FormatError at the first damage; with ``tolerant`` damage becomes Lost pieces. NotAnArchiveError for other files.
+    """
+    feed = zs.ByteFeed(read, chunk=CHUNK)
+    start = bytes(feed.peek(vma_layout.HEADER_START.size))
+    if start[:4] == vma_layout.MAGIC:
+        return "vma", _plain(feed)
+    if start[:4] == zs.FRAME_MAGIC or zs.is_skippable(start):
+        return "zstd", _zstd(feed, pool, tolerant)
+    if start[:2] == GZIP_MAGIC:
+        return "gzip", _gzip(feed)
+    raise NotAnArchiveError(_describe_foreign(start))
+
+
+def _describe_foreign(start: bytes) -> str:
+    if not start:
+        return "the file is empty"
+    if start.startswith(LZO_MAGIC):
+        return "it is compressed with lzop; decompress it first (lzop -d)"
+    return "it is not an archive: neither VMA, nor zstd, nor gzip"
+
+
+def _plain(feed: zs.ByteFeed) -> Iterator[Piece]:
+    while len(content := feed.peek(CHUNK)):
+        yield Bytes(feed.take(len(content)))
+
+
+def _gzip(feed: zs.ByteFeed) -> Iterator[Piece]:
+    decompressor = zlib.decompressobj(wbits=31)
+    ended = False
+    while len(window := feed.peek(CHUNK)):
+        waiting = bytes(feed.take(len(window)))
+        while waiting or decompressor.unconsumed_tail:
+            if decompressor.eof:
+                decompressor = zlib.decompressobj(wbits=31)
+            try:
+                content = decompressor.decompress(waiting, CHUNK)
+            except zlib.error:
+                raise FormatError("the gzip data is damaged", feed.offset) from None
+            waiting = decompressor.unconsumed_tail or decompressor.unused_data
+            if content:
+                yield Bytes(content)
+            elif not decompressor.eof and not waiting:
+                break
+        ended = decompressor.eof
+    if not ended:
+        raise FormatError("the gzip data ends too early", feed.offset)
+
+
+# -- zstd -----------------------------------------------------------------------------------------------------------
+
+
+class _Decompressors(threading.local):
+    """One decompressor a thread."""
+
+    def __init__(self) -> None:
+        self.one = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+
+
+_decompressors = _Decompressors()
+
+
+def decompress_frame(content: memoryview, size: int, offset: int) -> bytes:
+    """The content of one whole frame, which must be ``size`` bytes (FormatError)."""
+    try:
+        header = zs.parse_frame_header(content[: zs.LONGEST_FRAME_HEADER])
+        if header.unused_bits:
+            raise FormatError("reserved bits of a zstd frame header are set", offset)
+        data: bytes = _decompressors.one.decompress(content, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"a zstd frame is damaged ({_clause(error)})", offset) from None
+    if len(data) != size:
+        raise FormatError("a zstd frame does not hold what its header says", offset)
+    return data
+
+
+def _clause(error: Exception) -> str:
+    return str(error).rsplit(": ", 1)[-1] or "unknown error"
+
+
+def _zstd(feed: zs.ByteFeed, pool: ThreadPoolExecutor, tolerant: bool) -> Iterator[Piece]:
+    ahead: deque[tuple[zs.Frame, Future[bytes] | None]] = deque()
+    while True:
+        try:
+            frame = zs.next_frame(feed, MAX_FRAME_SIZE)
+        except FormatError as error:
+            yield from _drain(ahead, 0, tolerant)
+            if not tolerant:
+                raise
+            yield Lost(None, error)
+            _find_next_frame(feed)
+            continue
+        if frame is None:
+            break
+        if isinstance(frame, zs.LargeFrame):
+            yield from _drain(ahead, 0, tolerant)
+            yield from _large_frame(feed, frame, tolerant)
+            continue
+        skip = frame.magic is not None
+        ahead.append(
+            (frame, None if skip else pool.submit(decompress_frame, frame.content, frame.content_size, frame.offset))
+        )
+        yield from _drain(ahead, FRAMES_AHEAD, tolerant)
+    yield from _drain(ahead, 0, tolerant)
+
+
+def _find_next_frame(feed: zs.ByteFeed) -> None:
+    """After damage: go on to the next bytes that look like the beginning of a frame."""
+    if len(feed.peek(1)):
+        feed.take(1)
+    feed.skip_to((zs.FRAME_MAGIC, zs.INDEX_MAGIC.to_bytes(4, "little"), zs.SEEK_TABLE_MAGIC.to_bytes(4, "little")))
+
+
+def _drain(ahead: deque[tuple[zs.Frame, Future[bytes] | None]], keep: int, tolerant: bool) -> Iterator[Piece]:
+    while len(ahead) > keep:
+        frame, content = ahead.popleft()
+        if content is None:
+            yield SkippableSeen(frame.offset, frame.content)
+            continue
+        seen = FrameSeen(frame.offset, len(frame.content), frame.content_size, _checksum(frame))
+        try:
+            yield Bytes(content.result(), seen)
+        except FormatError as error:
+            if not tolerant:
+                raise
+            yield Lost(frame.content_size, error, seen)
+
+
+def _checksum(frame: zs.Frame) -> int:
+    has_checksum = frame.content[4] & 4
+    return int.from_bytes(frame.content[-zs.CHECKSUM_SIZE :], "little") if has_checksum else 0
+
+
+def _large_frame(feed: zs.ByteFeed, frame: zs.LargeFrame, tolerant: bool) -> Iterator[Piece]:
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+    try:
+        for block in zs.blocks_of(feed, frame.header):
+            content = decompressor.decompress(block)
+            if content:
+                yield Bytes(content)
+    except (zstandard.ZstdError, FormatError) as error:
+        damage = (
+            error
+            if isinstance(error, FormatError)
+            else FormatError(f"the zstd data is damaged ({_clause(error)})", feed.offset)
+        )
+        if not tolerant:
+            raise damage from None
+        yield Lost(None, damage)
+        _find_next_frame(feed)

@@ -1,0 +1,337 @@
+"""An archive read from its beginning to its end: the header, then every extent, checked.
+
+What the archive says about itself in several places (extent digests, cluster index, seek table) is compared with what
+was found: the same IndexBuilder that the writer uses is fed with what was read, and must come to the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
+
+from bitarray import bitarray
+from pybackup.formats import cluster_index as index
+from pybackup.formats import vma, vma_layout
+from pybackup.formats import zstd_seekable as zs
+from pybackup.formats.errors import FormatError, NotAnArchiveError
+from pybackup.formats.vma import DriveInfo, Header
+from pybackup.formats.vma_stream import DecodedExtent, VmaStream
+
+from .archive_input import FrameSeen, Lost, Piece, SkippableSeen, pieces_of
+from .errors import ArchiveError
+
+EXTENTS_AHEAD = 4
+
+
+class Damage(NamedTuple):
+    """Something wrong in an archive: where in the file (or in the VMA stream), and which clusters it concerns."""
+
+    what: str
+    drive: str | None = None
+    first: int | None = None
+    clusters: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; ``offset`` and ``length`` are bytes of the drive."""
+        if self.drive is None or self.first is None or self.clusters is None:
+            return {"what": self.what}
+        size = vma_layout.CLUSTER_SIZE
+        return {
+            "what": self.what,
+            "drive": self.drive,
+            "first_cluster": self.first,
+            "clusters": self.clusters,
+            "offset": self.first * size,
+            "length": self.clusters * size,
+        }
+
+    def __str__(self) -> str:
+        if self.drive is None or self.first is None or self.clusters is None:
+            return self.what
+        start, end = self.first * vma_layout.CLUSTER_SIZE, (self.first + self.clusters) * vma_layout.CLUSTER_SIZE
+        last = self.first + self.clusters - 1
+        return f"{self.what}: drive {self.drive}, clusters {self.first} to {last} (bytes {start} to {end - 1})"
+
+
+class CheckedExtent(NamedTuple):
+    """An extent and the digests of its non-zero clusters; ``sound`` says whether they agree with the archive's."""
+
+    extent: DecodedExtent
+    digests: list[bytes]
+    sound: bool
+
+
+_Ordered: TypeAlias = Future[CheckedExtent] | CheckedExtent | SkippableSeen | FrameSeen
+
+
+class ArchiveStream:
+    """Reads one archive once, front to back.
+
+    Fixed: how to read, and whether damage ends it (ArchiveError) or is gathered in ``damage``. Changing, by the one
+    thread that iterates: everything else.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        name: str,
+        pool: ThreadPoolExecutor,
+        *,
+        tolerant: bool = False,
+        digests: bool = True,
+    ) -> None:
+        self.name = name
+        self.damage: list[Damage] = []
+        self.about: dict[str, Any] | None = None
+        self.has_seek_table = False
+        self._pool, self._tolerant, self._digests = pool, tolerant, digests
+        self._ordered: deque[_Ordered] = deque()
+        self._extents_ahead = 0
+        self._seek_table = zs.SeekTable()
+        self._intact = True
+        self._vmstate_next: dict[int, int] = {}
+        try:
+            self._open(read)
+        except NotAnArchiveError as error:
+            raise ArchiveError(f"{name}: {error.what}") from None
+        except FormatError as error:
+            raise ArchiveError(f"{name}: {error}") from None
+        except OSError as error:
+            raise ArchiveError(f"cannot read {name}: {error.strerror or error}") from error
+
+    # -- the header --
+
+    def _open(self, read: Callable[[int], bytes]) -> None:
+        self.compression, self._pieces = pieces_of(read, self._pool, tolerant=self._tolerant)
+        start = b"".join(self._header_bytes())
+        self.header: Header = vma.decode_header(start[: self._header_size])
+        self.index = index.IndexBuilder(self._header_end, self._header_size)
+        self._stream = VmaStream(self.header, self._header_size, tolerant=self._tolerant)
+        self._leftover = start[self._header_size :]
+        self._seen = {drive.drive_id: bitarray(drive.clusters) for drive in self.header.drives}
+
+    def _header_bytes(self) -> Iterator[bytes]:
+        """The content of pieces until the header is complete."""
+        self._header_size, self._header_end, have = vma_layout.HEADER_START.size, 0, b""
+        total = 0
+        while total < self._header_size:
+            piece = next(self._pieces, None)
+            if isinstance(piece, SkippableSeen):
+                self._intact = False
+                continue
+            if piece is None or isinstance(piece, Lost):
+                what = "the archive ends within its header" if piece is None else f"the header is lost: {piece.error}"
+                raise FormatError(what, total)
+            if piece.frame is not None:
+                self._add_row(piece.frame)
+                self._header_end = piece.frame.offset + piece.frame.compressed
+            elif self.compression != "vma":
+                self._intact = False
+            have = have + bytes(piece.content) if total < vma_layout.HEADER_START.size else have
+            total += len(piece.content)
+            yield bytes(piece.content)
+            if len(have) >= vma_layout.HEADER_START.size:
+                self._header_size = vma.header_length(have)
+        if total != self._header_size:
+            self._intact = False
+
+    def _add_row(self, frame: FrameSeen) -> None:
+        self._seek_table.add(frame.compressed, frame.decompressed, frame.checksum)
+
+    # -- the extents --
+
+    def __iter__(self) -> Iterator[CheckedExtent]:
+        """Every extent in the order of the archive. ArchiveError at the first damage, unless tolerant."""
+        try:
+            yield from self._extents()
+        except FormatError as error:
+            raise ArchiveError(f"{self.name} is damaged: {error}") from None
+        except OSError as error:
+            raise ArchiveError(f"cannot read {self.name}: {error.strerror or error}") from error
+
+    def _extents(self) -> Iterator[CheckedExtent]:
+        self._submit(self._stream.feed(self._leftover))
+        for piece in self._pieces:
+            self._take(piece)
+            yield from self._in_order(EXTENTS_AHEAD)
+        yield from self._in_order(0)
+        self._stream.finish()
+        self._gather_damage()
+        self._check_complete()
+
+    def _take(self, piece: Piece) -> None:
+        if isinstance(piece, SkippableSeen):
+            self._ordered.append(piece)
+            return
+        if isinstance(piece, Lost):
+            self._spoil(str(piece.error))
+            if piece.size is None:
+                self._stream.feed_break()
+            else:
+                self._submit(self._stream.feed_lost(piece.size))
+            return
+        self._submit(self._stream.feed(piece.content))
+        if piece.frame is not None:
+            self._ordered.append(piece.frame)
+        elif self.compression != "vma":
+            self._intact = False
+
+    def _submit(self, extents: Iterator[DecodedExtent]) -> None:
+        for extent in extents:
+            self._extents_ahead += 1
+            if not self._digests or extent.header.zero_run is not None or not extent.header.data_size:
+                self._ordered.append(CheckedExtent(extent, [], extent.matches([]) or not self._digests))
+            else:
+                self._ordered.append(self._pool.submit(_check, extent))
+        self._gather_damage()
+
+    def _gather_damage(self) -> None:
+        """Make our damage of what the stream complains about."""
+        for error in self._stream.damage:
+            self._spoil(str(error))
+        self._stream.damage.clear()
+
+    def _spoil(self, what: str) -> None:
+        """Note damage. From here on the index and the seek table cannot be rebuilt, so they are not compared."""
+        self._intact = False
+        if not self._tolerant:
+            raise FormatError(what)
+        self.damage.append(Damage(what))
+
+    def _in_order(self, keep: int) -> Iterator[CheckedExtent]:
+        while self._ordered and (self._extents_ahead > keep or isinstance(self._ordered[0], SkippableSeen | FrameSeen)):
+            one = self._ordered.popleft()
+            if isinstance(one, SkippableSeen):
+                self._take_skippable(one)
+                continue
+            if isinstance(one, FrameSeen):
+                self._add_row(one)
+                self.index.add_frame(one.compressed, one.decompressed)
+                continue
+            self._extents_ahead -= 1
+            checked = one.result() if isinstance(one, Future) else one
+            self._account(checked)
+            yield checked
+
+    # -- one cluster after the other --
+
+    def _account(self, checked: CheckedExtent) -> None:
+        extent = checked.extent
+        if extent.header.zero_run is not None:
+            drive_id, first, count = extent.header.zero_run
+            self._see(drive_id, first, count)
+            self.index.add_zero_extents(drive_id, first, count, vma_layout.EXTENT_HEADER_SIZE)
+        else:
+            for slot in extent.header.slots:
+                self._see(slot.drive_id, slot.cluster, 1)
+            self.index.add_extent(extent.header.slots, checked.digests)
+        if self.compression != "zstd":
+            self.index.forget_segment()
+        if not checked.sound:
+            self._unsound(checked)
+        elif None in extent.stored:
+            self._forget_lost(extent)
+
+    def _see(self, drive_id: int, first: int, count: int) -> None:
+        seen = self._seen[drive_id]
+        drive = self.header.by_id[drive_id]
+        if drive.is_vmstate and first != self._vmstate_next.setdefault(drive_id, 0):
+            self._spoil_at("the memory image is out of order", drive, first, count)
+        if count == 1:
+            if seen[first]:
+                self._spoil_at("found twice", drive, first, count)
+            seen[first] = True
+        else:
+            if seen.find(True, first, first + count) >= 0:
+                self._spoil_at("found twice", drive, first, count)
+            seen[first : first + count] = True
+        self._vmstate_next[drive_id] = first + count
+
+    def _spoil_at(self, what: str, drive: DriveInfo, first: int, count: int) -> None:
+        self._intact = False
+        damage = Damage(what, drive.name, first, count)
+        if not self._tolerant:
+            raise FormatError(str(damage))
+        self.damage.append(damage)
+
+    def _unsound(self, checked: CheckedExtent) -> None:
+        """The extent's digest is wrong: any of its stored clusters may be, and which cannot be told."""
+        what = f"data does not match its digest (extent at byte {checked.extent.at} of the VMA stream)"
+        for drive_id, first, count in _runs(checked.extent):
+            self._spoil_at(what, self.header.by_id[drive_id], first, count)
+
+    def _forget_lost(self, extent: DecodedExtent) -> None:
+        """Clusters whose bytes are lost count as missing."""
+        for slot, stored in zip(extent.header.slots, extent.stored, strict=True):
+            if stored is None:
+                self._seen[slot.drive_id][slot.cluster] = False
+
+    def _check_complete(self) -> None:
+        for drive in self.header.drives:
+            if drive.is_vmstate or self.header.is_delta:
+                continue
+            for first, count in missing_runs(self._seen[drive.drive_id]):
+                self._spoil_at("missing", drive, first, count)
+
+    # -- what the archive says about itself --
+
+    def _take_skippable(self, seen: SkippableSeen) -> None:
+        magic = int.from_bytes(seen.content[:4], "little")
+        try:
+            if magic == zs.INDEX_MAGIC:
+                self._check_index_frame(seen)
+            elif magic == zs.SEEK_TABLE_MAGIC:
+                self._check_seek_table(seen)
+        except FormatError as error:
+            self._spoil(str(error))
+        self._seek_table.add(len(seen.content), 0, 0)
+
+    def _check_index_frame(self, seen: SkippableSeen) -> None:
+        kind, content = index.unwrap(seen.content, seen.offset)
+        if kind == index.SEGMENT:
+            expected = self.index.take_segment() if self._intact else content
+            self.index.segment_written(len(seen.content))
+        else:
+            self.about = index.Directory.decode(content).about
+            expected = self.index.directory(self.about) if self._intact else content
+        if expected != content:
+            what = "a segment" if kind == index.SEGMENT else "the directory"
+            raise FormatError(f"{what} of the index does not agree with the data", seen.offset)
+
+    def _check_seek_table(self, seen: SkippableSeen) -> None:
+        self.has_seek_table = True
+        if self._intact and bytes(seen.content) != self._seek_table.encode():
+            raise FormatError("the seek table does not agree with the frames", seen.offset)
+
+
+def _check(extent: DecodedExtent) -> CheckedExtent:
+    digests = extent.digests()
+    return CheckedExtent(extent, digests, extent.matches(digests))
+
+
+def _runs(extent: DecodedExtent) -> Iterator[tuple[int, int, int]]:
+    """(drive id, first cluster, number) of the stored clusters of an extent, neighbours joined."""
+    run: list[int] = []
+    for slot in extent.header.slots:
+        if not slot.mask:
+            continue
+        if run and run[0] == slot.drive_id and run[1] + run[2] == slot.cluster:
+            run[2] += 1
+            continue
+        if run:
+            yield run[0], run[1], run[2]
+        run = [slot.drive_id, slot.cluster, 1]
+    if run:
+        yield run[0], run[1], run[2]
+
+
+def missing_runs(seen: bitarray) -> Iterator[tuple[int, int]]:
+    """(first, number) of each run of clusters that were not seen."""
+    first = seen.find(False)
+    while first >= 0:
+        end = seen.find(True, first)
+        end = len(seen) if end < 0 else end
+        yield first, end - first
+        first = seen.find(False, end)

@@ -1,0 +1,149 @@
+"""The jobs that read an archive from its beginning to its end: restore, compare, verify.
+
+The archive is read and checked in a thread of its own, an extent at a time; what is done with the extents happens in
+the event loop, where progress, pause, speed and cancel are those of every job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from pybackup.formats.clusters import stored_ranges
+from pybackup.formats.vma import DriveInfo
+from pybackup.formats.vma_layout import CLUSTER_SIZE, FULL_MASK
+from pybackup.formats.vma_stream import DecodedExtent
+
+from .archive_stream import ArchiveStream, CheckedExtent, Damage
+from .job import DriveProgress, Job
+from .trace import Trace
+
+
+class ArchiveWalk(Job):
+    """Reads one archive once.
+
+    Fixed: the stream, the drives of interest. Changing: progress.
+    """
+
+    def __init__(
+        self,
+        stream: ArchiveStream,
+        drives: list[DriveInfo],
+        *,
+        speed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        trace: Trace | None = None,
+    ) -> None:
+        super().__init__(speed=speed, clock=clock, trace=trace)
+        self.stream = stream
+        self.drives = {drive.drive_id: drive for drive in drives}
+        self._progress = {drive.drive_id: DriveProgress(drive.name, drive.size) for drive in drives}
+        self.progress.drives = list(self._progress.values())
+
+    @property
+    def damage(self) -> list[Damage]:
+        """What was found wrong, where that does not end the job; only of the drives of interest."""
+        names = {drive.name for drive in self.drives.values()}
+        return [damage for damage in self.stream.damage if damage.drive is None or damage.drive in names]
+
+    async def _walk(self) -> None:
+        """Read all extents and hand them to _take()."""
+        loop = asyncio.get_running_loop()
+        extents: Iterator[CheckedExtent] = iter(self.stream)
+        with ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive") as reader:
+            upcoming = loop.run_in_executor(reader, next, extents, None)
+            try:
+                while (checked := await upcoming) is not None:
+                    await self._pace(checked.extent.header.data_size)
+                    upcoming = loop.run_in_executor(reader, next, extents, None)
+                    await self._take(checked)
+                    self._count(checked.extent)
+            finally:
+                if not upcoming.done():
+                    await asyncio.wait([upcoming])
+
+    @abstractmethod
+    async def _take(self, checked: CheckedExtent) -> None:
+        """Do with an extent whatever the job is for."""
+
+    def _count(self, extent: DecodedExtent) -> None:
+        if extent.header.zero_run is not None:
+            drive_id, first, count = extent.header.zero_run
+            self._count_clusters(drive_id, first, count, zero=True)
+            return
+        for slot in extent.header.slots:
+            self._count_clusters(slot.drive_id, slot.cluster, 1, zero=not slot.mask)
+
+    def _count_clusters(self, drive_id: int, first: int, count: int, *, zero: bool) -> None:
+        progress = self._progress.get(drive_id)
+        if progress is None:
+            return
+        size = bytes_of(progress.size, first, count)
+        progress.done += size
+        if zero:
+            progress.zero += size
+        else:
+            progress.read += size
+
+
+def bytes_of(drive_size: int, first: int, count: int) -> int:
+    """Bytes of clusters on a drive, of which the last may be partial."""
+    return max(0, min((first + count) * CLUSTER_SIZE, drive_size) - first * CLUSTER_SIZE)
+
+
+class Run(NamedTuple):
+    """Bytes in a row on a drive: ``buffers`` has them, or is None where they are zeros."""
+
+    drive_id: int
+    offset: int
+    length: int
+    buffers: list[memoryview] | None
+
+
+def runs_of(extent: DecodedExtent) -> Iterator[Run]:
+    """What an extent holds, in its order, neighbours joined; lost clusters are left out."""
+    if extent.header.zero_run is not None:
+        drive_id, first, count = extent.header.zero_run
+        yield Run(drive_id, first * CLUSTER_SIZE, count * CLUSTER_SIZE, None)
+        return
+    run: Run | None = None
+    for slot, stored in zip(extent.header.slots, extent.stored, strict=True):
+        if stored is None:
+            continue
+        for low, high, part in _ranges_of(slot.mask, stored):
+            offset = slot.cluster * CLUSTER_SIZE + low
+            if run and _continues(run, slot.drive_id, offset, part):
+                if run.buffers is not None and part is not None:
+                    run.buffers.append(part)
+                run = run._replace(length=run.length + high - low)
+                continue
+            if run:
+                yield run
+            run = Run(slot.drive_id, offset, high - low, None if part is None else [part])
+    if run:
+        yield run
+
+
+def _continues(run: Run, drive_id: int, offset: int, part: memoryview | None) -> bool:
+    alike = (run.buffers is None) == (part is None)
+    return alike and run.drive_id == drive_id and run.offset + run.length == offset
+
+
+def _ranges_of(mask: int, stored: memoryview) -> Iterator[tuple[int, int, memoryview | None]]:
+    """(start, end, bytes or None for zeros) of the ranges within a cluster, in order."""
+    if mask == FULL_MASK:
+        yield 0, CLUSTER_SIZE, stored
+        return
+    at = used = 0
+    for low, high in stored_ranges(mask):
+        if low > at:
+            yield at, low, None
+        yield low, high, stored[used : used + high - low]
+        used += high - low
+        at = high
+    if at < CLUSTER_SIZE:
+        yield at, CLUSTER_SIZE, None

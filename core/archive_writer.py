@@ -1,0 +1,116 @@
+"""Writes an archive: takes clusters, compresses them in threads, passes the bytes on in order.
+
+Memory is bounded by the items in flight: each holds one extent (at most 3.7 MiB) and its compressed frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pybackup.formats.archive import ArchiveEncoder, Encoded, Extent, ZeroRun
+from pybackup.formats.clusters import Cluster
+
+from .sinks import Sink
+from .trace import Trace
+
+
+class ArchiveWriter:
+    """Fixed: encoder, sink, pool. Changing, in the event loop only: the items in flight."""
+
+    def __init__(
+        self, encoder: ArchiveEncoder, sink: Sink, pool: ThreadPoolExecutor, *, threads: int, trace: Trace | None = None
+    ) -> None:
+        self._encoder, self._sink, self._pool = encoder, sink, pool
+        self._most = threads + 1
+        self._queue: deque[asyncio.Future[Encoded]] = deque()
+        self._turn = asyncio.Lock()
+        self._local = threading.local()
+        self._trace = trace or Trace()
+
+    @property
+    def written(self) -> int:
+        """Bytes of the archive so far."""
+        return self._encoder.written
+
+    @property
+    def encoder(self) -> ArchiveEncoder:
+        """What turns clusters into bytes; knows header and counts."""
+        return self._encoder
+
+    async def start(self) -> None:
+        """Open the sink and write the header."""
+        await self._sink.begin()
+        await self._sink.write([self._encoder.start()])
+
+    async def put(self, drive_id: int, first: int, clusters: Sequence[Cluster]) -> None:
+        """Take clusters in a row; waits while too much is in flight."""
+        async with self._turn:
+            self._encoder.add(drive_id, first, clusters)
+            await self._submit_ready()
+
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> None:
+        """Take zero clusters in a row."""
+        async with self._turn:
+            self._encoder.add_zeros(drive_id, first, count)
+            await self._submit_ready()
+
+    async def _submit_ready(self) -> None:
+        ready = self._encoder.ready
+        self._encoder.ready = []
+        for item in ready:
+            while len(self._queue) >= self._most:
+                await self._write_oldest()
+            self._queue.append(self._encode(item))
+
+    def _encode(self, item: Extent | ZeroRun) -> asyncio.Future[Encoded]:
+        return asyncio.wrap_future(self._pool.submit(self._encode_in_thread, item))
+
+    def _encode_in_thread(self, item: Extent | ZeroRun) -> Encoded:
+        local = self._local
+        if not hasattr(local, "compressor"):
+            local.compressor = self._encoder.compressor()
+        return self._encoder.encode(item, local.compressor)
+
+    async def _write_oldest(self) -> None:
+        encoded = await self._queue[0]
+        self._queue.popleft()
+        before = self._encoder.written
+        buffers = self._encoder.commit(encoded)
+        await self._sink.write(buffers)
+        self._trace(
+            "archive.extent", offset=before, frames=len(encoded.frames), compressed=self._encoder.written - before
+        )
+        if len(buffers) > len(encoded.frames):
+            self._trace("archive.segment", length=len(buffers[-1]))
+
+    async def drain(self) -> None:
+        """Write out all that was put; the last extent may be a partial one."""
+        async with self._turn:
+            self._encoder.close_extent()
+            await self._submit_ready()
+            while self._queue:
+                await self._write_oldest()
+
+    async def finish(self, about: dict[str, Any]) -> None:
+        """Write the rest, index and seek table included. The sink is left to be committed."""
+        await self.drain()
+        await self._sink.write(self._encoder.finish(about))
+        self._trace("archive.finish", size=self._encoder.written)
+
+    async def abort(self) -> None:
+        """Drop what is in flight, and everything written."""
+        waiting, self._queue = list(self._queue), deque()
+        for item in waiting:
+            item.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
+        await self._sink.abort()
+
+    async def commit(self) -> None:
+        """Make the archive durable under its final name."""
+        await self._sink.commit()

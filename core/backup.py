@@ -1,0 +1,349 @@
+"""The backup job: freezes the drives, copies every cluster once, and makes an archive of them.
+
+Two flows end in the archive: the background loop walks over each drive in order, and guests' writes push the old
+clusters in front of them (see guest_copies.py). BlockCopy decides who copies what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pybackup.formats.clusters import Cluster, scan
+
+from .archive_writer import ArchiveWriter
+from .block_copy import BlockCopy
+from .block_status_map import BlockStatusMap
+from .copy_before_write import CopyBeforeWrite, freeze
+from .device import CLUSTER_SIZE, BlockDevice
+from .errors import SourceError, TargetFullError
+from .guest_copies import GuestCopies, OnError
+from .inflight import Range
+from .job import DriveProgress, Job
+from .old_data import OldData
+from .trace import Trace
+from .unreadable import LostRange, read_around_errors
+
+PIECE = 16
+"""Clusters read at once: 1 MiB."""
+READ_AHEAD = 4
+"""Pieces read ahead of the archive."""
+PIECES_A_SECOND = 20
+"""A limited job reads pieces small enough that each second has so many, so that its speed is even."""
+
+
+@dataclass(slots=True)
+class Drive:
+    """A drive to back up: its id in the archive, its name, and its device, a CopyBeforeWrite if it is in use."""
+
+    drive_id: int
+    name: str
+    device: BlockDevice
+    check: Callable[[], None] | None = None
+    """Called when everything was read; raises if the source changed meanwhile."""
+
+
+class _Pending(NamedTuple):
+    """A piece that is being read: its first cluster and the task that reads it."""
+
+    first: int
+    clusters: asyncio.Task[list[Cluster]]
+
+
+@dataclass(slots=True)
+class _Copying:
+    """A drive while it is copied."""
+
+    drive: Drive
+    source: BlockDevice
+    copy: BlockCopy
+    progress: DriveProgress
+    pending: deque[_Pending] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPolicy:
+    """How guests' writes and the backup get along.
+
+    ``buffer`` in bytes; ``timeout`` in seconds, after which a guest that waits for room stops to wait; None: never.
+    """
+
+    on_error: OnError = OnError.BREAK_BACKUP
+    buffer: int = 64 << 20
+    timeout: float | None = 30.0
+    copy_on_read: bool = False
+
+
+class BackupJob(Job):
+    """Backs up drives into one archive.
+
+    Fixed: drives, writer, pool, policies. Changing, in the event loop only: the copying state of each drive.
+    """
+
+    def __init__(
+        self,
+        drives: Sequence[Drive],
+        writer: ArchiveWriter,
+        pool: ThreadPoolExecutor,
+        *,
+        about: dict[str, Any] | None = None,
+        policy: GuestPolicy | None = None,
+        old_data: OldData | None = None,
+        skip_unreadable: bool = False,
+        before_commit: Callable[[], Awaitable[None]] | None = None,
+        speed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        trace: Trace | None = None,
+    ) -> None:
+        super().__init__(speed=speed, clock=clock, trace=trace)
+        self.lost: list[LostRange] = []
+        self._writer, self._pool = writer, pool
+        self._about = about or {}
+        self._policy = policy or GuestPolicy()
+        self._old_data = old_data or OldData(self._policy.buffer)
+        self._skip_unreadable, self._before_commit = skip_unreadable, before_commit
+        self._copying = [self._prepare(drive) for drive in drives]
+        self.progress.drives = [copying.progress for copying in self._copying]
+        self.frozen = asyncio.Event()
+
+    def _prepare(self, drive: Drive) -> _Copying:
+        device = drive.device
+        source = device.child if isinstance(device, CopyBeforeWrite) else device
+        return _Copying(drive, source, BlockCopy(device.size), DriveProgress(drive.name, device.size))
+
+    # -- the course of events --
+
+    async def _work(self) -> None:
+        committed = False
+        try:
+            await self._writer.start()
+            await self._freeze()
+            await self._copy_all()
+            self._disarm()
+            await self._conclude()
+            committed = True
+        except TargetFullError as error:
+            raise self._with_estimate(error) from error
+        finally:
+            self._disarm()
+            await self._old_data.close()
+            if not committed:
+                await self._writer.abort()
+
+    async def _freeze(self) -> None:
+        filters = [
+            (copying.drive.device, self._guard(copying))
+            for copying in self._copying
+            if isinstance(copying.drive.device, CopyBeforeWrite)
+        ]
+        await freeze(filters)
+        self.trace("job.freeze", drives=len(self._copying))
+        self.frozen.set()
+
+    def _guard(self, copying: _Copying) -> GuestCopies:
+        return GuestCopies(
+            drive_id=copying.drive.drive_id,
+            name=copying.drive.name,
+            source=copying.source,
+            copy=copying.copy,
+            old_data=self._old_data,
+            on_error=self._policy.on_error,
+            timeout=self._policy.timeout,
+            copy_on_read=self._policy.copy_on_read,
+            charge=self.limit.charge,
+            break_backup=self.fail,
+            saved=lambda clusters, first: self._count(copying, first, clusters),
+            trace=self.trace,
+        )
+
+    def _disarm(self) -> None:
+        for copying in self._copying:
+            if isinstance(copying.drive.device, CopyBeforeWrite):
+                copying.drive.device.disarm()
+
+    async def _copy_all(self) -> None:
+        feeder = asyncio.create_task(self._feed_old_data())
+        try:
+            for copying in self._copying:
+                await self._unless_failed(feeder, self._copy_drive(copying))
+            await self._unless_failed(feeder, self._settle_all())
+        finally:
+            feeder.cancel()
+            await asyncio.wait([feeder])
+
+    async def _unless_failed(self, feeder: asyncio.Task[None], work: Awaitable[None]) -> None:
+        """Do the work; if feeding the archive with old data fails meanwhile, that is the failure."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task, feeder], return_when=asyncio.FIRST_COMPLETED)
+            if feeder.done():
+                feeder.result()
+            await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _feed_old_data(self) -> None:
+        while True:
+            await self._old_data.wait()
+            saved = await self._old_data.take()
+            await self._writer.put(saved.drive_id, saved.first, saved.clusters)
+            await self._old_data.release(saved)
+
+    async def _settle_all(self) -> None:
+        """Return when every cluster of every drive has reached the writer."""
+        while True:
+            for copying in self._copying:
+                await copying.copy.wait_until_settled()
+                if not copying.copy.is_finished:
+                    await self._copy_drive(copying)
+            await self._old_data.wait_until_empty()
+            if all(copying.copy.is_finished for copying in self._copying):
+                return
+
+    async def _conclude(self) -> None:
+        for copying in self._copying:
+            if copying.drive.check is not None:
+                copying.drive.check()
+        await self._writer.finish(self._describe())
+        self.progress.written = self._writer.written
+        if self._before_commit is not None:
+            await self._before_commit()
+        await self._writer.commit()
+
+    # -- the background loop --
+
+    async def _copy_drive(self, copying: _Copying) -> None:
+        status = BlockStatusMap(copying.source)
+        cluster: int | None = 0
+        try:
+            while (cluster := copying.copy.next_dirty(cluster or 0)) is not None:
+                end, zero = await status.run_at(cluster)
+                if zero:
+                    await self._copy_zeros(copying, cluster, end)
+                else:
+                    await self._copy_piece(copying, cluster, end)
+            await self._emit(copying, 0)
+        finally:
+            await self._drop_pending(copying)
+
+    async def _copy_zeros(self, copying: _Copying, cluster: int, end: int) -> None:
+        await self._emit(copying, 0)
+        await self._resumed.wait()
+        claimed = copying.copy.claim(cluster, end)
+        if claimed is None:
+            return
+        first, count = claimed.start, claimed.end - claimed.start
+        copying.copy.settle(claimed, copied=True)
+        size = self._bytes_of(copying, first, claimed.end)
+        copying.progress.done += size
+        copying.progress.zero += size
+        self.trace("copy.zero", drive=copying.drive.name, first=first, clusters=count)
+        await self._writer.put_zeros(copying.drive.drive_id, first, count)
+        self.progress.written = self._writer.written
+
+    async def _copy_piece(self, copying: _Copying, cluster: int, end: int) -> None:
+        most = min(end, cluster + self._piece())
+        await self._pace(self._bytes_of(copying, cluster, most))
+        await self._emit(copying, READ_AHEAD - 1)
+        claimed = copying.copy.claim(cluster, most)
+        if claimed is not None:
+            task = asyncio.create_task(self._read(copying, claimed))
+            copying.pending.append(_Pending(claimed.start, task))
+
+    def _piece(self) -> int:
+        if not self.limit.speed:
+            return PIECE
+        return max(1, min(PIECE, self.limit.speed // (PIECES_A_SECOND * CLUSTER_SIZE)))
+
+    async def _read(self, copying: _Copying, claimed: Range) -> list[Cluster]:
+        """Read, look for zeros, compute digests; the claim is settled when the clusters are safe in memory."""
+        copied = False
+        try:
+            offset = claimed.start * CLUSTER_SIZE
+            size = self._bytes_of(copying, claimed.start, claimed.end)
+            content = await self._read_content(copying, offset, size)
+            clusters = await asyncio.get_running_loop().run_in_executor(self._pool, scan, content)
+            copied = True
+        finally:
+            copying.copy.settle(claimed, copied=copied)
+        copying.progress.read += size
+        self.trace("copy.read", drive=copying.drive.name, first=claimed.start, clusters=len(clusters))
+        return clusters
+
+    async def _read_content(self, copying: _Copying, offset: int, size: int) -> Any:
+        try:
+            return await copying.source.pread(offset, size)
+        except OSError as error:
+            if not self._skip_unreadable:
+                raise SourceError(
+                    f"cannot read drive {copying.drive.name} at byte {offset}: {error.strerror or error};"
+                    " --skip-unreadable saves what can be read"
+                ) from error
+        content, lost = await read_around_errors(copying.source, copying.drive.name, offset, size)
+        for one in lost:
+            self.trace("copy.unreadable", drive=one.drive, offset=one.offset, length=one.length)
+        self.lost += lost
+        return content
+
+    async def _emit(self, copying: _Copying, keep: int) -> None:
+        """Pass on pieces, oldest first, until at most ``keep`` are pending."""
+        while len(copying.pending) > keep:
+            first, task = copying.pending[0]
+            clusters = await task
+            copying.pending.popleft()
+            self._count(copying, first, clusters)
+            await self._writer.put(copying.drive.drive_id, first, clusters)
+            self.progress.written = self._writer.written
+
+    async def _drop_pending(self, copying: _Copying) -> None:
+        tasks = [pending.clusters for pending in copying.pending]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        copying.pending.clear()
+
+    def _count(self, copying: _Copying, first: int, clusters: Sequence[Cluster]) -> None:
+        for number, cluster in enumerate(clusters, first):
+            size = self._bytes_of(copying, number, number + 1)
+            copying.progress.done += size
+            if not cluster.mask:
+                copying.progress.zero += size
+
+    @staticmethod
+    def _bytes_of(copying: _Copying, first: int, end: int) -> int:
+        """Bytes of clusters [first, end); the last cluster of a drive may be partial."""
+        return min(end * CLUSTER_SIZE, copying.copy.size) - first * CLUSTER_SIZE
+
+    # -- what is told about it --
+
+    def _describe(self) -> dict[str, Any]:
+        counts = self._writer.encoder.index.counts
+        drives = [
+            {
+                "id": copying.drive.drive_id,
+                "name": copying.drive.name,
+                "size": copying.copy.size,
+                "stored_clusters": counts[copying.drive.drive_id].stored_clusters,
+                "zero_clusters": counts[copying.drive.drive_id].zero_clusters,
+                "stored_bytes": counts[copying.drive.drive_id].stored_bytes,
+            }
+            for copying in self._copying
+        ]
+        lost = [{"drive": one.drive, "offset": one.offset, "length": one.length} for one in self.lost]
+        return {**self._about, "drives": drives, "unreadable": lost}
+
+    def _with_estimate(self, error: TargetFullError) -> TargetFullError:
+        progress = self.progress
+        read = sum(drive.read for drive in progress.drives)
+        if not read or not self._writer.written:
+            return error
+        missing = (progress.size - progress.done) * self._writer.written // max(1, progress.done)
+        return TargetFullError(f"{error}; {self._writer.written:,} bytes were written, about {missing:,} are missing")

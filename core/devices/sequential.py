@@ -1,0 +1,83 @@
+"""A disk that comes as a stream, such as the standard input: it can be read once, from its beginning to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Sequence
+
+from pybackup.core.device import BlockStatus, Buffer
+from pybackup.core.devices.blocking_calls import BlockingCalls
+from pybackup.core.errors import SourceError
+
+
+class SequentialDevice:
+    """Reads a descriptor in order. Fixed: the size in bytes, which the user must tell. Changing: the position."""
+
+    read_only = True
+
+    def __init__(self, fd: int, size: int, name: str) -> None:
+        """``fd`` stays open when the device is closed."""
+        self.size, self.name = size, name
+        self._fd = fd
+        self._at = 0
+        self._turn = asyncio.Lock()
+        self._calls = BlockingCalls()
+
+    async def pread(self, offset: int, length: int) -> Buffer:
+        """Read on; reads must come in order (ESPIPE). SourceError when the stream ends before the disk does."""
+        async with self._turn:
+            if offset != self._at:
+                raise OSError(errno.ESPIPE, "a stream can only be read in order", self.name)
+            content = await self._calls.run(self._read, length)
+            self._at += len(content)
+        if len(content) < length:
+            raise SourceError(f"{self.name} ended after {self._at:,} bytes; --size says {self.size:,}")
+        return content
+
+    def _read(self, length: int) -> bytes:
+        parts = []
+        while length:
+            part = os.read(self._fd, min(length, 1 << 20))
+            if not part:
+                break
+            parts.append(part)
+            length -= len(part)
+        return b"".join(parts)
+
+    def check_end(self) -> None:
+        """SourceError if anything follows the disk."""
+        if os.read(self._fd, 1):
+            raise SourceError(f"{self.name} has more than the {self.size:,} bytes that --size says")
+
+    async def extents(self, offset: int, length: int) -> Sequence[BlockStatus]:
+        """All data, for all that is known."""
+        return [BlockStatus(offset, length, zero=False, hole=False)]
+
+    async def pwrite(self, offset: int, data: Buffer) -> None:
+        """EPERM."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_punch: bool = True, fast_only: bool = False) -> None:
+        """EPERM."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """EPERM."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
+
+    async def flush(self) -> None:
+        """Nothing to do."""
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Never: nobody knows when the next byte comes."""
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Never."""
+        return False
+
+    async def close(self) -> None:
+        """End the reading thread."""
+        await self._calls.close()

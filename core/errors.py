@@ -1,0 +1,75 @@
+"""What can go wrong, and on which side.
+
+Each class owns the exit code that the command line ends with; the codes are the same for every command.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The documented exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    SOURCE = 3
+    ARCHIVE = 4
+    TARGET = 5
+    BUSY = 6
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class PybackupError(Exception):
+    """Any failure that is told to the user as one sentence."""
+
+    exit_code: int = ExitCode.FAILED
+
+
+class RequestError(PybackupError):
+    """What was asked makes no sense; nothing was changed."""
+
+    exit_code = ExitCode.USAGE
+
+
+class SourceError(PybackupError):
+    """The disk to be read cannot be opened or read, or is not what it should be."""
+
+    exit_code = ExitCode.SOURCE
+
+
+class SourceChangedError(SourceError):
+    """The disk changed while it was read, so what was read is no backup."""
+
+
+class ArchiveError(PybackupError):
+    """The archive is damaged, incomplete, or no archive at all."""
+
+    exit_code = ExitCode.ARCHIVE
+
+
+class TargetError(PybackupError):
+    """The place to write to exists already, is full, too small, or cannot be written."""
+
+    exit_code = ExitCode.TARGET
+
+
+class TargetFullError(TargetError):
+    """No space is left where the output goes."""
+
+
+class BusyError(PybackupError):
+    """Somebody else holds the lock of a source, a target or a server."""
+
+    exit_code = ExitCode.BUSY
+
+
+class CancelledError(PybackupError):
+    """The job was cancelled by a signal or by request; ``signal_number`` says which signal, 0 if none."""
+
+    def __init__(self, message: str = "cancelled", signal_number: int = 2) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number if signal_number else int(ExitCode.FAILED)

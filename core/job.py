@@ -1,0 +1,177 @@
+"""A job: something long that can be watched, slowed, paused and cancelled.
+
+The states are those of QEMU's jobs that a user can see: created, running, paused, concluded. The first error wins:
+whatever fails later, also because of the first failure, is not reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .errors import CancelledError, RequestError
+from .ratelimit import RateLimit
+from .trace import Trace
+
+
+class State(StrEnum):
+    """What a job is doing."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CONCLUDED = "concluded"
+
+
+@dataclass(slots=True)
+class DriveProgress:
+    """How far one drive is. All in bytes; ``done`` includes zeros, ``read`` does not include holes."""
+
+    name: str
+    size: int
+    done: int = 0
+    zero: int = 0
+    read: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a job is. ``written`` is in bytes of the output, ``started`` and ``finished`` by the job's clock."""
+
+    drives: list[DriveProgress] = field(default_factory=list)
+    written: int = 0
+    started: float = 0.0
+    finished: float | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all drives."""
+        return sum(drive.size for drive in self.drives)
+
+    @property
+    def done(self) -> int:
+        """Bytes done of all drives."""
+        return sum(drive.done for drive in self.drives)
+
+    @property
+    def zero(self) -> int:
+        """Zero bytes found on all drives."""
+        return sum(drive.zero for drive in self.drives)
+
+    @property
+    def stored(self) -> int:
+        """Bytes done that were not zero."""
+        return self.done - self.zero
+
+
+class Job(ABC):
+    """Base of every job.
+
+    Fixed: the clock (seconds), the trace. Changing, in the event loop only: state, error, speed, progress.
+    """
+
+    def __init__(
+        self, *, speed: int = 0, clock: Callable[[], float] = time.monotonic, trace: Trace | None = None
+    ) -> None:
+        self.limit = RateLimit(speed, clock)
+        self.progress = Progress()
+        self.trace = trace or Trace()
+        self.error: BaseException | None = None
+        self._clock = clock
+        self._state = State.CREATED
+        self._task: asyncio.Task[None] | None = None
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._speed_changed = asyncio.Event()
+
+    @property
+    def state(self) -> State:
+        """What the job is doing."""
+        return self._state
+
+    async def run(self) -> None:
+        """Do the work; return when all of it is done, else raise the first error."""
+        if self._state is not State.CREATED:
+            raise RequestError(f"a job that is {self._state} cannot be run")
+        if self.error is None:
+            self._enter(State.RUNNING)
+            self.progress.started = self._clock()
+            self._task = asyncio.create_task(self._work())
+            await self._outcome(self._task)
+        self.progress.finished = self._clock()
+        self._enter(State.CONCLUDED)
+        if self.error is not None:
+            raise self.error
+
+    async def _outcome(self, task: asyncio.Task[None]) -> None:
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                self.fail(CancelledError())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.error = self.error or error
+        elif task.cancelled():
+            self.error = self.error or CancelledError()
+
+    @abstractmethod
+    async def _work(self) -> None:
+        """The work itself; cleans up after itself however it ends."""
+
+    def _enter(self, state: State) -> None:
+        self._state = state
+        self.trace("job.state", state=str(state))
+
+    # -- steering --
+
+    def pause(self) -> None:
+        """Stop copying in the background until resume(). Guests' copies go on."""
+        if self._state is State.RUNNING:
+            self._resumed.clear()
+            self._enter(State.PAUSED)
+
+    def resume(self) -> None:
+        """Go on after pause()."""
+        if self._state is State.PAUSED:
+            self._resumed.set()
+            self._enter(State.RUNNING)
+
+    def cancel(self, reason: CancelledError | None = None) -> None:
+        """End the job as soon as can be; run() raises ``reason``."""
+        self.fail(reason or CancelledError())
+
+    def fail(self, error: BaseException) -> None:
+        """End the job because of ``error``, unless an earlier error ended it already."""
+        if self._state is State.CONCLUDED:
+            return
+        if self.error is None:
+            self.error = error
+            self.trace("job.error", error=str(error))
+            if self._task is not None:
+                self._task.cancel()
+
+    def set_speed(self, speed: int) -> None:
+        """Change the limit, in bytes a second; 0 means none. Takes effect at once."""
+        self.limit.set_speed(speed)
+        self.trace("job.speed", speed=speed)
+        self._speed_changed.set()
+
+    async def _pace(self, size: int) -> None:
+        """Wait while paused, or while the limit says so; then charge ``size`` bytes."""
+        await self._resumed.wait()
+        while (delay := self.limit.delay()) > 0:
+            await self._sleep(delay)
+            await self._resumed.wait()
+        self.limit.charge(size)
+
+    async def _sleep(self, delay: float) -> None:
+        """Sleep for ``delay`` seconds, or until the speed changes."""
+        self._speed_changed.clear()
+        try:
+            await asyncio.wait_for(self._speed_changed.wait(), delay)
+        except TimeoutError:
+            return

@@ -1,0 +1,69 @@
+"""The restore job: an archive's drives, written to their targets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pybackup.formats.vma import DriveInfo
+
+from .archive_stream import ArchiveStream, CheckedExtent
+from .archive_walk import ArchiveWalk, runs_of
+from .restore_targets import RestoreTarget, cut
+
+WRITES_AHEAD = 8
+
+
+class RestoreJob(ArchiveWalk):
+    """Restores some drives. Fixed: their targets. Changing: the writes under way."""
+
+    def __init__(self, stream: ArchiveStream, targets: dict[DriveInfo, RestoreTarget], **options: Any) -> None:
+        super().__init__(stream, list(targets), **options)
+        self._targets = {drive.drive_id: target for drive, target in targets.items()}
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def _work(self) -> None:
+        begun: list[RestoreTarget] = []
+        committed: list[RestoreTarget] = []
+        try:
+            for drive_id, target in self._targets.items():
+                begun.append(target)
+                await target.begin(self.drives[drive_id].size)
+            await self._walk()
+            await self._finish_writes(0)
+            for target in begun:
+                committed.append(target)
+                await target.commit()
+        finally:
+            await self._drop_writes()
+            for target in begun:
+                if target not in committed:
+                    await target.abort()
+
+    async def _take(self, checked: CheckedExtent) -> None:
+        for run in runs_of(checked.extent):
+            target = self._targets.get(run.drive_id)
+            if target is None:
+                continue
+            length = min(run.length, self.drives[run.drive_id].size - run.offset)
+            if run.buffers is not None:
+                self._write(target.write(run.offset, cut(run.buffers, run.length - length)))
+            elif target.wants_zeros and length > 0:
+                self._write(target.zeros(run.offset, length))
+        await self._finish_writes(WRITES_AHEAD)
+
+    def _write(self, write: Any) -> None:
+        self._writes.add(asyncio.ensure_future(write))
+
+    async def _finish_writes(self, keep: int) -> None:
+        while len(self._writes) > keep:
+            done, self._writes = await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
+            for write in done:
+                write.result()
+
+    async def _drop_writes(self) -> None:
+        for write in self._writes:
+            write.cancel()
+        if self._writes:
+            await asyncio.wait(self._writes)
+        self._writes.clear()

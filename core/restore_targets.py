@@ -1,0 +1,268 @@
+"""Where a restored drive goes: a new sparse file, a disk that exists, or a stream.
+
+A target takes writes in any order and is told about zeros; a new file need not write them, a disk that exists must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from .device import BlockDevice, Buffer
+from .devices.blocking_calls import BlockingCalls
+from .errors import TargetError
+from .sinks import Sink
+from .sinks.partial_file import PartialFile, target_failure
+
+MAX_VECTORS = 1000
+"""Buffers in one pwritev(2); the kernel's limit is 1024."""
+
+
+class RestoreTarget(Protocol):
+    """One drive's destination. After begin() exactly one of commit() and abort() is called. Failures: TargetError."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def wants_zeros(self) -> bool:
+        """False where everything reads as zeros from the beginning."""
+        ...
+
+    async def begin(self, size: int) -> None:
+        """Get ready for a drive of ``size`` bytes."""
+        ...
+
+    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Write the buffers one after the other from ``offset`` on."""
+        ...
+
+    async def zeros(self, offset: int, length: int) -> None:
+        """The range reads as zeros."""
+        ...
+
+    async def commit(self) -> None:
+        """All is there: make it durable, and visible."""
+        ...
+
+    async def abort(self) -> None:
+        """It failed: leave nothing that looks whole. Never raises."""
+        ...
+
+
+class NewFile:
+    """A sparse file that gets its name when it is whole; a failed one is left as ``NAME.partial``."""
+
+    wants_zeros = False
+
+    def __init__(self, path: str, *, replace: bool, executor: ThreadPoolExecutor | None = None) -> None:
+        self._file = PartialFile(path, replace=replace, keep_partial_as=f"{path}.partial")
+        self._calls = BlockingCalls(executor)
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return self._file.path
+
+    async def begin(self, size: int) -> None:
+        """Create the file in full length: one hole."""
+        await self._calls.run(self._begin, size)
+
+    def _begin(self, size: int) -> None:
+        self._file.open()
+        try:
+            os.ftruncate(self._file.fd, size)
+        except OSError as error:
+            raise target_failure(self.name, error, "create") from error
+
+    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Write in a thread."""
+        await self._calls.run(self._write, offset, buffers)
+
+    def _write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        try:
+            for at in range(0, len(buffers), MAX_VECTORS):
+                offset += _pwritev_all(self._file.fd, buffers[at : at + MAX_VECTORS], offset)
+        except OSError as error:
+            raise target_failure(self.name, error, "write") from error
+
+    async def zeros(self, offset: int, length: int) -> None:
+        """Nothing to do: the file is a hole there."""
+
+    async def commit(self) -> None:
+        """fsync and rename."""
+        try:
+            await self._calls.run(self._file.commit)
+        finally:
+            await self._calls.close()
+
+    async def abort(self) -> None:
+        """Leave what there is as ``NAME.partial``."""
+        await self._calls.close()
+        self._file.abort()
+
+
+def _pwritev_all(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    total = sum(map(len, buffers))
+    written = os.pwritev(fd, buffers, offset)
+    while written < total:
+        rest = memoryview(b"".join(buffers))[written:]
+        written += os.pwrite(fd, rest, offset + written)
+    return total
+
+
+class ExistingDisk:
+    """A disk that has contents already: zeros are written where the archive has zeros."""
+
+    wants_zeros = True
+
+    def __init__(self, device: BlockDevice) -> None:
+        self._device = device
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self._device.name
+
+    async def begin(self, size: int) -> None:
+        """Refuse a disk that is too small."""
+        if self._device.size < size:
+            await self._device.close()
+            raise TargetError(f"{self.name} is too small: it has {self._device.size:,} bytes, the drive has {size:,}")
+
+    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Write."""
+        content: Buffer = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+        try:
+            await self._device.pwrite(offset, content)
+        except OSError as error:
+            raise target_failure(self.name, error, "write") from error
+
+    async def zeros(self, offset: int, length: int) -> None:
+        """Write zeros, or punch a hole."""
+        try:
+            for at in range(offset, offset + length, 1 << 30):
+                await self._device.write_zeroes(at, min(1 << 30, offset + length - at))
+        except OSError as error:
+            raise target_failure(self.name, error, "write") from error
+
+    async def commit(self) -> None:
+        """Flush."""
+        try:
+            await self._device.flush()
+            await self._device.close()
+        except OSError as error:
+            raise target_failure(self.name, error, "finish") from error
+
+    async def abort(self) -> None:
+        """Close; what was overwritten is overwritten."""
+        with contextlib.suppress(OSError):
+            await self._device.close()
+
+
+class Stream:
+    """A stream, which takes bytes in order only: what comes too early waits in a temporary file.
+
+    Our own archives of disks at rest are in order, so nothing waits. Changing: the position, what waits; the lock
+    keeps writes that are under way together in the order in which they came.
+    """
+
+    wants_zeros = True
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._at = 0
+        self._size = 0
+        self._early: dict[int, int] = {}
+        self._spool: int | None = None
+        self._turn = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        """The sink's name."""
+        return self._sink.name
+
+    async def begin(self, size: int) -> None:
+        """Open the sink."""
+        self._size = size
+        await self._sink.begin()
+
+    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Pass on what is next, keep the rest."""
+        async with self._turn:
+            if offset == self._at:
+                await self._pass_on(buffers)
+            else:
+                self._keep(offset, b"".join(buffers))
+            await self._pass_on_early()
+
+    async def zeros(self, offset: int, length: int) -> None:
+        """Pass on zeros, or remember them."""
+        async with self._turn:
+            if offset != self._at:
+                self._early[offset] = -length
+                return
+            await self._pass_on_zeros(length)
+            await self._pass_on_early()
+
+    def _keep(self, offset: int, content: bytes) -> None:
+        if self._spool is None:
+            with tempfile.TemporaryFile(prefix="pybackup-") as file:
+                self._spool = os.dup(file.fileno())
+        try:
+            os.pwrite(self._spool, content, offset)
+        except OSError as error:
+            raise target_failure("the temporary file", error, "write") from error
+        self._early[offset] = len(content)
+
+    async def _pass_on(self, buffers: Sequence[Buffer]) -> None:
+        await self._sink.write(buffers)
+        self._at += sum(map(len, buffers))
+
+    async def _pass_on_zeros(self, length: int) -> None:
+        block = bytes(min(length, 1 << 20))
+        for at in range(0, length, len(block)):
+            await self._pass_on([memoryview(block)[: min(len(block), length - at)]])
+
+    async def _pass_on_early(self) -> None:
+        while (length := self._early.pop(self._at, None)) is not None:
+            if length < 0:
+                await self._pass_on_zeros(-length)
+            elif self._spool is not None:
+                await self._pass_on([os.pread(self._spool, length, self._at)])
+
+    async def commit(self) -> None:
+        """Fill lost places with zeros up to the end, and close."""
+        while self._at < self._size:
+            following = min((offset for offset in self._early if offset > self._at), default=self._size)
+            await self._pass_on_zeros(following - self._at)
+            await self._pass_on_early()
+        self._drop_spool()
+        await self._sink.commit()
+
+    async def abort(self) -> None:
+        """Close."""
+        self._drop_spool()
+        await self._sink.abort()
+
+    def _drop_spool(self) -> None:
+        if self._spool is not None:
+            os.close(self._spool)
+            self._spool = None
+
+
+def cut(buffers: list[memoryview], excess: int) -> list[memoryview]:
+    """The buffers without their last ``excess`` bytes, which lie behind the end of a drive."""
+    while excess > 0 and buffers:
+        last = buffers.pop()
+        if len(last) > excess:
+            buffers.append(last[: len(last) - excess])
+        excess -= len(last)
+    return buffers

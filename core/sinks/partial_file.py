@@ -1,0 +1,135 @@
+"""A file that is written under a temporary name, and gets its own name when it is whole.
+
+The temporary file lies in the same folder, under a name made from the final one, and is locked with flock() while it
+is written: so it is at once the partial output and the lock that keeps two runs from writing one target. A leftover of
+a killed run holds no lock, and is taken over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+
+from pybackup.core.errors import BusyError, TargetError, TargetFullError
+
+
+def partial_name(path: str) -> str:
+    """The temporary name of the output ``path``."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.partial")
+
+
+def target_failure(path: str, error: OSError, doing: str) -> TargetError:
+    """The sentence for a failed operation on an output."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = "no space is left" if error.errno == errno.ENOSPC else "the disk quota is used up"
+        return TargetFullError(f"cannot {doing} {path}: {reason}")
+    return TargetError(f"cannot {doing} {path}: {error.strerror or error}")
+
+
+class PartialFile:
+    """An output file under construction.
+
+    Fixed: the paths, whether an existing file may be replaced, and what to do with the parts after a failure.
+    Changing: the descriptor.
+    """
+
+    def __init__(self, path: str, *, replace: bool, keep_partial_as: str | None = None, mode: int = 0o666) -> None:
+        self.path = path
+        self.partial = partial_name(path)
+        self._replace, self._keep, self._mode = replace, keep_partial_as, mode
+        self.fd = -1
+
+    def open(self) -> None:
+        """Create and lock the temporary file; TargetError or BusyError with nothing changed."""
+        self._check_target()
+        try:
+            self.fd = self._open_locked()
+            os.ftruncate(self.fd, 0)
+        except BlockingIOError:
+            raise BusyError(f"another run is writing {self.path}") from None
+        except FileNotFoundError:
+            folder = os.path.dirname(self.path) or "."
+            raise TargetError(f"cannot create {self.path}: the folder {folder} does not exist") from None
+        except OSError as error:
+            raise target_failure(self.path, error, "create") from error
+
+    def _check_target(self) -> None:
+        try:
+            found = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise target_failure(self.path, error, "create") from error
+        if stat.S_ISDIR(found.st_mode):
+            raise TargetError(f"cannot create {self.path}: it is a folder")
+        if not self._replace:
+            raise TargetError(f"{self.path} exists already; --force replaces it")
+
+    def _open_locked(self) -> int:
+        while True:
+            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, self._mode)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(FileNotFoundError):
+                    # Whoever held the lock may have renamed or removed the file meanwhile: then it is not ours.
+                    if os.path.samestat(os.fstat(fd), os.stat(self.partial)):
+                        return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def commit(self) -> None:
+        """Make the content durable, then give it the final name, then make the name durable."""
+        try:
+            os.fsync(self.fd)
+            self._take_name()
+            self._sync_folder()
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+        except OSError as error:
+            raise target_failure(self.path, error, "finish") from error
+
+    def _take_name(self) -> None:
+        if not self._replace:
+            try:
+                # link() refuses an existing name, in one step; rename() would replace it.
+                os.link(self.partial, self.path)
+            except FileExistsError:
+                raise TargetError(f"{self.path} appeared while it was being written; --force replaces it") from None
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                self._check_target()
+            else:
+                os.unlink(self.partial)
+                return
+        os.rename(self.partial, self.path)
+
+    def _sync_folder(self) -> None:
+        folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        except OSError as error:
+            # Some network filesystems cannot sync a folder; their rename is durable by itself.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+        finally:
+            os.close(folder)
+
+    def abort(self) -> None:
+        """Remove the temporary file, or leave it under the name that says it is partial. Never raises."""
+        if self.fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            if self._keep is None:
+                os.unlink(self.partial)
+            else:
+                os.rename(self.partial, self._keep)
+        fd, self.fd = self.fd, -1
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,1 @@
+"""What the bytes are: VMA, seekable zstd, the cluster index, the NBD wire. No sockets, no clocks, no threads."""

@@ -1,0 +1,241 @@
+"""An archive, written: clusters in, bytes out.
+
+The encoder has three steps, so that the costly one can run in any thread: ``add`` gathers clusters into items (in
+the caller's order), ``encode`` turns one item into compressed frames (pure, any thread, any order), ``commit``
+takes the encoded items in order and returns the bytes of the file, index and seek table included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import zstandard
+
+from . import cluster_index as index
+from . import vma, vma_layout
+from . import zstd_seekable as zs
+from .clusters import EMPTY_EXTENT_DIGEST, Buffer, Cluster, extent_digest
+from .vma import Header, Slot
+
+DEFAULT_LEVEL = 3
+DEFAULT_FRAME_SIZE = 1 << 20
+MIN_FRAME_SIZE = 64 << 10
+MAX_FRAME_SIZE = 8 << 20
+"""Readers take frames up to this size at once."""
+
+
+@dataclass(slots=True)
+class Extent:
+    """Up to 58 clusters that will be written together."""
+
+    slots: list[Slot] = field(default_factory=list)
+    parts: list[memoryview] = field(default_factory=list)
+    part_ends: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    blocks: int = 0
+
+    def add(self, drive_id: int, number: int, cluster: Cluster) -> None:
+        """Append one cluster."""
+        self.slots.append(Slot(drive_id, number, cluster.mask))
+        if cluster.mask:
+            self.parts += cluster.parts
+            self.digests.append(cluster.digest)
+            self.blocks += cluster.mask.bit_count()
+            self.part_ends.append(len(self.parts))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further cluster fits."""
+        return len(self.slots) >= vma_layout.CLUSTERS_PER_EXTENT
+
+
+class ZeroRun(NamedTuple):
+    """Zero clusters in a row, which take extents of their own."""
+
+    drive_id: int
+    first: int
+    clusters: int
+
+
+class EncodedFrame(NamedTuple):
+    """A frame's bytes in the file, the size of its content, and its seek table checksum."""
+
+    content: bytes
+    decompressed: int
+    checksum: int
+
+
+class Encoded(NamedTuple):
+    """An item, ready to be written."""
+
+    item: Extent | ZeroRun
+    frames: Sequence[EncodedFrame]
+
+
+def compression_parameters(level: int) -> zstandard.ZstdCompressionParameters:
+    """The parameters of a level, for frames of about 1 MiB, whose tables fit a core's cache.
+
+    Measured on an ext4 image of program files: at level 1 matches of 6 bytes save 2 % of the size at no cost; at
+    level 3 smaller tables save 10 % of the time and cost 0.7 % of the size.
+    """
+    tuned = {1: {"min_match": 6}, 3: {"hash_log": 16, "chain_log": 15}}.get(level, {})
+    return zstandard.ZstdCompressionParameters.from_level(
+        level, source_size=DEFAULT_FRAME_SIZE, write_checksum=True, write_content_size=True, **tuned
+    )
+
+
+class ArchiveEncoder:
+    """Turns clusters into an archive.
+
+    Fixed: header, level, frame size. ``level`` None writes the plain VMA, without index and seek table.
+    Changing: ``ready`` (items to encode, oldest first), the open extent, and what commit() has counted; add and
+    commit belong to one caller, encode may be called from any thread.
+    """
+
+    def __init__(
+        self, header: Header, *, level: int | None = DEFAULT_LEVEL, frame_size: int = DEFAULT_FRAME_SIZE
+    ) -> None:
+        self.header = header
+        self.ready: list[Extent | ZeroRun] = []
+        self.written = 0
+        self._level, self._frame_size = level, frame_size
+        self._open = Extent()
+        self._seek_table = zs.SeekTable()
+        self._header_bytes = vma.encode_header(header)
+        self.index = index.IndexBuilder(0, 0)
+
+    def start(self) -> bytes:
+        """The bytes of the header: the first of the file."""
+        if self._level is None:
+            self.written = len(self._header_bytes)
+            self.index = index.IndexBuilder(self.written, self.written)
+            return self._header_bytes
+        frame = _frame([memoryview(self._header_bytes)], self.compressor())
+        self._seek_table.add(len(frame.content), frame.decompressed, frame.checksum)
+        self.written = len(frame.content)
+        self.index = index.IndexBuilder(self.written, frame.decompressed)
+        return frame.content
+
+    # -- clusters in --
+
+    def add(self, drive_id: int, first: int, clusters: Iterable[Cluster]) -> None:
+        """Take clusters in a row; items that are full appear in ``ready``."""
+        for number, cluster in enumerate(clusters, first):
+            self._open.add(drive_id, number, cluster)
+            if self._open.is_full:
+                self.close_extent()
+
+    def add_zeros(self, drive_id: int, first: int, count: int) -> None:
+        """Take zero clusters in a row: they fill the open extent, then whole extents, then begin the next."""
+        per_extent = vma_layout.CLUSTERS_PER_EXTENT
+        end = first + count
+        while self._open.slots and first < end:
+            first = self._add_zero(drive_id, first)
+        whole_end = end - (end - first) % per_extent
+        step = max(1, self._frame_size // vma_layout.EXTENT_HEADER_SIZE) * per_extent
+        for start in range(first, whole_end, step):
+            self.ready.append(ZeroRun(drive_id, start, min(step, whole_end - start)))
+        for number in range(whole_end, end):
+            self._add_zero(drive_id, number)
+
+    def _add_zero(self, drive_id: int, number: int) -> int:
+        self._open.slots.append(Slot(drive_id, number, 0))
+        if self._open.is_full:
+            self.close_extent()
+        return number + 1
+
+    def close_extent(self) -> None:
+        """Make an item of what was gathered so far, full or not."""
+        if self._open.slots:
+            self.ready.append(self._open)
+            self._open = Extent()
+
+    # -- encoding, in any thread --
+
+    def compressor(self) -> zstandard.ZstdCompressor | None:
+        """A compressor for encode(), to be used by one thread at a time; None where nothing is compressed."""
+        if self._level is None:
+            return None
+        return zstandard.ZstdCompressor(compression_params=compression_parameters(self._level))
+
+    def encode(self, item: Extent | ZeroRun, compressor: zstandard.ZstdCompressor | None) -> Encoded:
+        """Compress one item."""
+        if isinstance(item, ZeroRun):
+            return Encoded(item, [_frame([memoryview(self._zero_extents(item))], compressor)])
+        return Encoded(item, [_frame(pieces, compressor) for pieces in self._cut(item)])
+
+    def _zero_extents(self, run: ZeroRun) -> bytes:
+        digest = EMPTY_EXTENT_DIGEST if self.header.extent_digests else None
+        return vma.encode_zero_extents(self.header.uuid, run.drive_id, run.first, run.clusters, digest)
+
+    def _cut(self, extent: Extent) -> list[list[memoryview]]:
+        """An extent's bytes in pieces of at most the frame size, cut between clusters."""
+        packed = [vma.pack_slot(*slot) for slot in extent.slots]
+        digest = extent_digest(extent.digests) if self.header.extent_digests else None
+        head = memoryview(vma.encode_extent_header(self.header.uuid, packed, extent.blocks, digest))
+        pieces, size, begin = [[head]], len(head), 0
+        for end in extent.part_ends:
+            cluster = extent.parts[begin:end]
+            length = sum(map(len, cluster))
+            if size + length > self._frame_size:
+                pieces.append([])
+                size = 0
+            pieces[-1] += cluster
+            size += length
+            begin = end
+        return pieces
+
+    # -- bytes out, in order --
+
+    def commit(self, encoded: Encoded) -> list[Buffer]:
+        """The bytes that come next in the file."""
+        item = encoded.item
+        if isinstance(item, ZeroRun):
+            size = sum(frame.decompressed for frame in encoded.frames)
+            self.index.add_zero_extents(item.drive_id, item.first, item.clusters, size)
+        else:
+            self.index.add_extent(item.slots, item.digests)
+        out: list[Buffer] = []
+        for frame in encoded.frames:
+            self.index.add_frame(len(frame.content), frame.decompressed)
+            self._seek_table.add(len(frame.content), frame.decompressed, frame.checksum)
+            out.append(frame.content)
+        self.written += sum(map(len, out))
+        if self._level is None:
+            self.index.forget_segment()
+        elif self.index.segment_is_full:
+            out.append(self._segment())
+        return out
+
+    def _segment(self) -> bytes:
+        frame = index.wrap(index.SEGMENT, self.index.take_segment())
+        self.index.segment_written(len(frame))
+        return self._skippable(frame)
+
+    def _skippable(self, frame: bytes) -> bytes:
+        self._seek_table.add(len(frame), 0, 0)
+        self.written += len(frame)
+        return frame
+
+    def finish(self, about: dict[str, Any]) -> list[Buffer]:
+        """The bytes that end the file: the last segment, the directory with ``about``, the seek table."""
+        if self._level is None:
+            return []
+        out: list[Buffer] = []
+        if not self.index.segment_is_empty:
+            out.append(self._segment())
+        out.append(self._skippable(index.wrap(index.DIRECTORY, self.index.directory(about))))
+        table = self._seek_table.encode()
+        self.written += len(table)
+        return [*out, table]
+
+
+def _frame(pieces: list[memoryview], compressor: zstandard.ZstdCompressor | None) -> EncodedFrame:
+    content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    if compressor is None:
+        return EncodedFrame(bytes(content), len(content), 0)
+    compressed = compressor.compress(content)
+    # The last four bytes of a frame are the low half of XXH64 of its content: just what a seek table wants.
+    return EncodedFrame(compressed, len(content), int.from_bytes(compressed[-zs.CHECKSUM_SIZE :], "little"))

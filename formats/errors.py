@@ -1,0 +1,20 @@
+"""The one exception of this layer: bytes that are not what they should be."""
+
+from __future__ import annotations
+
+
+class FormatError(Exception):
+    """Bytes that break the rules of their format.
+
+    ``what`` is a clause that can stand in a sentence; ``offset`` is where, in bytes from the start of the
+    stream that was read, or None where no place can be named.
+    """
+
+    def __init__(self, what: str, offset: int | None = None) -> None:
+        self.what = what
+        self.offset = offset
+        super().__init__(what if offset is None else f"{what} (at byte {offset})")
+
+
+class NotAnArchiveError(FormatError):
+    """The first bytes are not those of the expected format at all."""

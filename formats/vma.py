@@ -1,0 +1,406 @@
+"""VMA version 1: headers and extents, between bytes and values.
+
+Everything read is untrusted: lengths, offsets and names are checked before they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from . import vma_layout as layout
+from .clusters import EMPTY_EXTENT_DIGEST, Buffer, mask_within
+from .errors import FormatError, NotAnArchiveError
+
+
+@dataclass(frozen=True, slots=True)
+class DriveInfo:
+    """A drive of an archive: its id (1..254), its name, and its exact size in bytes."""
+
+    drive_id: int
+    name: str
+    size: int
+
+    @property
+    def recorded_size(self) -> int:
+        """The size that the VMA header records: rounded up to 512 bytes."""
+        return -(-self.size // layout.SECTOR_SIZE) * layout.SECTOR_SIZE
+
+    @property
+    def clusters(self) -> int:
+        """How many clusters the drive has; the last may be partial."""
+        return -(-self.size // layout.CLUSTER_SIZE)
+
+    @property
+    def is_vmstate(self) -> bool:
+        """True for the memory of a machine, which may end anywhere before its recorded size."""
+        return self.name == layout.VMSTATE_NAME
+
+    def allowed_mask(self, cluster: int) -> int:
+        """The mask bits whose blocks begin on the drive."""
+        return mask_within(self.recorded_size - cluster * layout.CLUSTER_SIZE)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands in front of the extents. ``created`` is in seconds since the epoch, ``uuid`` 16 bytes."""
+
+    uuid: bytes
+    created: int
+    drives: tuple[DriveInfo, ...]
+    configs: tuple[tuple[str, bytes], ...] = ()
+    extent_digests: bool = True
+    parent_uuid: bytes = bytes(16)
+    parent_index_digest: bytes = bytes(16)
+    is_delta: bool = False
+
+    def drive(self, name: str) -> DriveInfo | None:
+        """The drive of that name, or None."""
+        return next((drive for drive in self.drives if drive.name == name), None)
+
+    @cached_property
+    def by_id(self) -> dict[int, DriveInfo]:
+        """The drives by their id."""
+        return {drive.drive_id: drive for drive in self.drives}
+
+
+def check_name(name: str, kind: str) -> None:
+    """Refuse a name that could leave a folder or that other readers cannot store (FormatError)."""
+    if not name or name in (".", "..") or "/" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise FormatError(f"{name!r} cannot be the name of a {kind}")
+    if len(name.encode("utf-8", "surrogateescape")) > 255:
+        raise FormatError(f"the name of a {kind} is longer than 255 bytes")
+
+
+def check_names(names: Iterable[str], kind: str) -> None:
+    """check_name() for each, and no two alike."""
+    seen: set[str] = set()
+    for name in names:
+        check_name(name, kind)
+        if name in seen:
+            raise FormatError(f"two {kind}s are called {name!r}")
+        seen.add(name)
+
+
+# -- header, written ------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _BlobBuffer:
+    """The blob buffer under construction; offset 0 is never used, for 0 means "none"."""
+
+    content: bytearray = field(default_factory=lambda: bytearray(1))
+
+    def add(self, blob: bytes) -> int:
+        """Append a blob and return its offset."""
+        if len(blob) > layout.MAX_BLOB:
+            raise FormatError(f"a blob of {len(blob)} bytes is larger than VMA can hold ({layout.MAX_BLOB} bytes)")
+        offset = len(self.content)
+        self.content += layout.BLOB_LENGTH.pack(len(blob)) + blob
+        return offset
+
+    def add_name(self, name: str) -> int:
+        return self.add(name.encode("utf-8", "surrogateescape") + b"\0")
+
+
+def encode_header(header: Header) -> bytes:
+    """The bytes of a header, its MD5 set; FormatError where VMA cannot hold what is asked."""
+    _check_writable(header)
+    blobs = _BlobBuffer()
+    names, data = [0] * layout.CONFIG_COUNT, [0] * layout.CONFIG_COUNT
+    for slot, (name, content) in enumerate(header.configs):
+        names[slot], data[slot] = blobs.add_name(name), blobs.add(content)
+    devices = {drive.drive_id: (blobs.add_name(drive.name), drive) for drive in header.drives}
+    area = -(-len(blobs.content) // layout.SECTOR_SIZE) * layout.SECTOR_SIZE
+    size = layout.HEADER_SIZE + area
+    if size > layout.MAX_HEADER_WRITTEN:
+        raise FormatError("the configurations are larger than the 512 KiB that VMA's header can hold")
+    out = bytearray(size)
+    layout.HEADER_START.pack_into(
+        out,
+        0,
+        layout.MAGIC,
+        layout.VERSION,
+        header.uuid,
+        header.created,
+        bytes(16),
+        layout.HEADER_SIZE,
+        len(blobs.content),
+        size,
+    )
+    _put_extension(out, header)
+    layout.CONFIG_TABLE.pack_into(out, layout.CONFIG_NAMES_OFFSET, *names)
+    layout.CONFIG_TABLE.pack_into(out, layout.CONFIG_DATA_OFFSET, *data)
+    for drive_id, (name_offset, drive) in devices.items():
+        exact = drive.size if drive.size != drive.recorded_size else 0
+        at = layout.DEVICE_INFO_OFFSET + drive_id * layout.DEVICE_INFO.size
+        layout.DEVICE_INFO.pack_into(out, at, name_offset, drive.recorded_size, exact)
+    out[layout.HEADER_SIZE : layout.HEADER_SIZE + len(blobs.content)] = blobs.content
+    out[layout.HEADER_MD5] = _md5(out)
+    return bytes(out)
+
+
+def _check_writable(header: Header) -> None:
+    if not header.drives:
+        raise FormatError("an archive needs at least one drive")
+    if len(header.drives) > layout.LAST_DEVICE:
+        raise FormatError(f"VMA holds at most {layout.LAST_DEVICE} drives")
+    if len(header.configs) > layout.CONFIG_COUNT:
+        raise FormatError(f"VMA holds at most {layout.CONFIG_COUNT} configurations")
+    check_names((drive.name for drive in header.drives), "drive")
+    check_names((name for name, _ in header.configs), "configuration")
+    for drive in header.drives:
+        if not 0 < drive.size <= layout.MAX_DRIVE_SIZE:
+            raise FormatError(f"drive {drive.name!r} has {drive.size} bytes; VMA holds 1 byte to 256 TiB")
+
+
+def _put_extension(out: bytearray, header: Header) -> None:
+    flags = layout.FLAG_EXTENT_DIGESTS * header.extent_digests | layout.FLAG_DELTA * header.is_delta
+    if flags:
+        layout.EXTENSION.pack_into(
+            out,
+            layout.EXTENSION_OFFSET,
+            layout.EXTENSION_MAGIC,
+            flags,
+            header.parent_uuid,
+            header.parent_index_digest,
+        )
+
+
+def _md5(buffer: Buffer) -> bytes:
+    # VMA prescribes MD5; it guards against damage here, not against an attacker.
+    return hashlib.md5(buffer, usedforsecurity=False).digest()
+
+
+# -- header, read ---------------------------------------------------------------------------------------------------
+
+
+def header_length(start: Buffer) -> int:
+    """How many bytes the header has in all, from its first 60 bytes; checked against nonsense (FormatError)."""
+    if len(start) < layout.HEADER_START.size or bytes(start[:4]) != layout.MAGIC:
+        raise NotAnArchiveError("this is not a VMA archive")
+    _, version, _, _, _, blobs_at, blobs_size, size = layout.HEADER_START.unpack_from(start)
+    if version != layout.VERSION:
+        raise FormatError(f"VMA version {version} is not known", 4)
+    if not layout.HEADER_SIZE < size <= layout.MAX_HEADER_READ:
+        raise FormatError(f"the header claims a size of {size} bytes", 56)
+    if blobs_at < layout.HEADER_SIZE or blobs_at + blobs_size > size:
+        raise FormatError("the blob buffer lies outside the header", 48)
+    return int(size)
+
+
+def decode_header(content: Buffer) -> Header:
+    """A header from all of its bytes; FormatError for anything that is not right."""
+    if header_length(content) != len(content):
+        raise FormatError("the header is cut short", len(content))
+    unsummed = bytearray(content)
+    unsummed[layout.HEADER_MD5] = bytes(16)
+    _, _, uuid, created, md5, blobs_at, blobs_size, _ = layout.HEADER_START.unpack_from(content)
+    if _md5(unsummed) != md5:
+        raise FormatError("the header's MD5 is wrong: the header is damaged", 32)
+    blobs = memoryview(content)[blobs_at : blobs_at + blobs_size]
+    flags, parent, parent_digest = _get_extension(content)
+    return Header(
+        uuid=uuid,
+        created=created,
+        drives=_get_drives(content, blobs, ours=flags is not None),
+        configs=_get_configs(content, blobs),
+        extent_digests=bool((flags or 0) & layout.FLAG_EXTENT_DIGESTS),
+        is_delta=bool((flags or 0) & layout.FLAG_DELTA),
+        parent_uuid=parent,
+        parent_index_digest=parent_digest,
+    )
+
+
+def _get_extension(content: Buffer) -> tuple[int | None, bytes, bytes]:
+    magic, flags, parent, digest = layout.EXTENSION.unpack_from(content, layout.EXTENSION_OFFSET)
+    if magic != layout.EXTENSION_MAGIC:
+        return None, bytes(16), bytes(16)
+    if flags & ~(layout.FLAG_EXTENT_DIGESTS | layout.FLAG_DELTA):
+        raise FormatError(f"the archive uses features (flags {flags:#x}) that this version does not know", 64)
+    return flags, parent, digest
+
+
+def _get_blob(blobs: memoryview, offset: int, kind: str) -> bytes:
+    if offset + layout.BLOB_LENGTH.size <= len(blobs):
+        (length,) = layout.BLOB_LENGTH.unpack_from(blobs, offset)
+        start = offset + layout.BLOB_LENGTH.size
+        if start + length <= len(blobs):
+            return bytes(blobs[start : start + length])
+    raise FormatError(f"the {kind} points outside the blob buffer")
+
+
+def _get_name(blobs: memoryview, offset: int, kind: str) -> str:
+    blob = _get_blob(blobs, offset, f"name of a {kind}")
+    if not blob.endswith(b"\0"):
+        raise FormatError(f"the name of a {kind} does not end in NUL")
+    return blob[:-1].decode("utf-8", "surrogateescape")
+
+
+def _get_drives(content: Buffer, blobs: memoryview, ours: bool) -> tuple[DriveInfo, ...]:
+    drives = []
+    for drive_id in range(layout.FIRST_DEVICE, layout.DEVICE_INFO_COUNT):
+        at = layout.DEVICE_INFO_OFFSET + drive_id * layout.DEVICE_INFO.size
+        name_offset, recorded, exact = layout.DEVICE_INFO.unpack_from(content, at)
+        if not name_offset or not recorded:
+            continue
+        name = _get_name(blobs, name_offset, "drive")
+        drives.append(DriveInfo(drive_id, name, _exact_size(name, recorded, exact if ours else 0)))
+    if not drives:
+        raise FormatError("the header names no drives")
+    check_names((drive.name for drive in drives), "drive")
+    return tuple(drives)
+
+
+def _exact_size(name: str, recorded: int, exact: int) -> int:
+    if recorded > layout.MAX_DRIVE_SIZE:
+        raise FormatError(f"drive {name!r} claims {recorded} bytes, more than VMA can hold")
+    if exact and not recorded - layout.SECTOR_SIZE < exact < recorded:
+        raise FormatError(f"the two sizes of drive {name!r} disagree")
+    return exact or recorded
+
+
+def _get_configs(content: Buffer, blobs: memoryview) -> tuple[tuple[str, bytes], ...]:
+    names = layout.CONFIG_TABLE.unpack_from(content, layout.CONFIG_NAMES_OFFSET)
+    data = layout.CONFIG_TABLE.unpack_from(content, layout.CONFIG_DATA_OFFSET)
+    configs = tuple(
+        (_get_name(blobs, name, "configuration"), _get_blob(blobs, at, "configuration"))
+        for name, at in zip(names, data, strict=True)
+        if name and at
+    )
+    check_names((name for name, _ in configs), "configuration")
+    return configs
+
+
+# -- extents --------------------------------------------------------------------------------------------------------
+
+
+class Slot(NamedTuple):
+    """One entry of an extent: which cluster of which drive, and the mask of its stored blocks."""
+
+    drive_id: int
+    cluster: int
+    mask: int
+
+
+class ExtentHeader(NamedTuple):
+    """An extent's table: its slots, its data's length in bytes, and its digest where there is one.
+
+    An extent of zero clusters in a row has no slots but ``zero_run``: drive id, first cluster, number of clusters.
+    """
+
+    slots: tuple[Slot, ...]
+    data_size: int
+    digest: bytes | None
+    zero_run: tuple[int, int, int] | None = None
+
+
+def pack_slot(drive_id: int, cluster: int, mask: int) -> int:
+    """The u64 of an entry in an extent's table."""
+    return mask << 48 | drive_id << 32 | cluster
+
+
+def pack_digest(digest: bytes) -> int:
+    """The u64 of the slot that holds an extent's digest (six bytes): two of them stand before the mark, four behind."""
+    return int.from_bytes(digest[:2], "big") << 48 | layout.DIGEST_SLOT_MARK | int.from_bytes(digest[2:], "big")
+
+
+def encode_extent_header(uuid: bytes, slots: Sequence[int], blocks: int, digest: bytes | None) -> bytes:
+    """The 512 bytes before an extent's data, from at most 58 packed slots."""
+    out = bytearray(layout.EXTENT_HEADER_SIZE)
+    layout.EXTENT_START.pack_into(out, 0, layout.EXTENT_MAGIC, 0, blocks, uuid, bytes(16))
+    last = 0 if digest is None else pack_digest(digest)
+    empty = (0,) * (layout.CLUSTERS_PER_EXTENT - len(slots))
+    layout.BLOCK_INFOS.pack_into(out, layout.BLOCK_INFOS_OFFSET, *slots, *empty, last)
+    out[layout.EXTENT_MD5] = _md5(out)
+    return bytes(out)
+
+
+def encode_zero_extents(uuid: bytes, drive_id: int, first: int, count: int, digest: bytes | None) -> bytes:
+    """The extents of ``count`` zero clusters from ``first`` on; they have no data.
+
+    A disk of a terabyte has some 290,000 of them, so this does the least that can be done for each.
+    """
+    out = bytearray()
+    per_extent = layout.CLUSTERS_PER_EXTENT
+    start = layout.EXTENT_START.pack(layout.EXTENT_MAGIC, 0, 0, uuid, bytes(16))
+    last = 0 if digest is None else pack_digest(digest)
+    infos, md5 = layout.BLOCK_INFOS.pack, hashlib.md5
+    base = drive_id << 32
+    full_end = first + count - count % per_extent
+    for cluster in range(base + first, base + full_end, per_extent):
+        table = infos(*range(cluster, cluster + per_extent), last)
+        out += start[:24]
+        out += md5(start + table, usedforsecurity=False).digest()
+        out += table
+    if count % per_extent:
+        slots = range(base + full_end, base + first + count)
+        out += encode_extent_header(uuid, slots, 0, digest)
+    return bytes(out)
+
+
+def decode_extent_header(content: Buffer, header: Header, at: int) -> ExtentHeader:
+    """Check and read 512 bytes that begin an extent; ``at`` is their offset, for messages (FormatError)."""
+    magic, reserved, blocks, uuid, md5 = layout.EXTENT_START.unpack_from(content)
+    if magic != layout.EXTENT_MAGIC or reserved:
+        raise FormatError("an extent does not begin with its magic", at)
+    unsummed = bytearray(content)
+    unsummed[layout.EXTENT_MD5] = bytes(16)
+    if _md5(unsummed) != md5:
+        raise FormatError("the MD5 of an extent header is wrong", at)
+    if uuid != header.uuid:
+        raise FormatError("an extent carries the uuid of another archive", at)
+    return _decode_slots(content, blocks, header.by_id, header.extent_digests, at)
+
+
+def _decode_slots(
+    content: Buffer, blocks: int, drives: dict[int, DriveInfo], has_digest: bool, at: int
+) -> ExtentHeader:
+    infos = layout.BLOCK_INFOS.unpack_from(content, layout.BLOCK_INFOS_OFFSET)
+    if not blocks and (run := _zero_run(infos, drives, has_digest)) is not None:
+        return run
+    slots, digest, found = [], None, 0
+    for info in infos:
+        drive_id = info >> 32 & 0xFF
+        if not drive_id:
+            if has_digest and info >> 40 & 0xFF == layout.DIGEST_MARK:
+                digest = (info >> 48).to_bytes(2, "big") + (info & 0xFFFFFFFF).to_bytes(4, "big")
+            continue
+        slot = Slot(drive_id, info & 0xFFFFFFFF, info >> 48)
+        found += slot.mask.bit_count()
+        slots.append(slot)
+        _check_slot(slot, drives, at)
+    if found != blocks:
+        raise FormatError(f"an extent's masks name {found} blocks, its header {blocks}", at)
+    if has_digest and digest is None:
+        raise FormatError("an extent has no digest, though the header promises one", at)
+    return ExtentHeader(tuple(slots), blocks * layout.BLOCK_SIZE, digest)
+
+
+_EMPTY_DIGEST_SLOT = pack_digest(EMPTY_EXTENT_DIGEST)
+
+
+def _zero_run(infos: tuple[int, ...], drives: dict[int, DriveInfo], has_digest: bool) -> ExtentHeader | None:
+    """A full extent of zero clusters in a row, as a sparse disk has very many, recognised in one comparison."""
+    count, first = layout.CLUSTERS_PER_EXTENT, infos[0]
+    if infos[count] != (_EMPTY_DIGEST_SLOT if has_digest else 0) or infos[:count] != tuple(range(first, first + count)):
+        return None
+    drive = drives.get(first >> 32)
+    cluster = first & 0xFFFFFFFF
+    if drive is None or cluster + count > drive.clusters:
+        return None
+    return ExtentHeader((), 0, EMPTY_EXTENT_DIGEST if has_digest else None, (drive.drive_id, cluster, count))
+
+
+def _check_slot(slot: Slot, drives: dict[int, DriveInfo], at: int) -> None:
+    drive = drives.get(slot.drive_id)
+    if drive is None:
+        raise FormatError(f"an extent names drive {slot.drive_id}, which the header does not", at)
+    if slot.cluster >= drive.clusters:
+        raise FormatError(f"an extent names cluster {slot.cluster} behind the end of drive {drive.name!r}", at)
+    # Other writers may store the whole last cluster; only what begins on the drive is ours to keep.
+    if slot.mask != layout.FULL_MASK and slot.mask & ~drive.allowed_mask(slot.cluster):
+        raise FormatError(f"an extent stores blocks behind the end of drive {drive.name!r}", at)

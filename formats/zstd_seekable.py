@@ -1,0 +1,265 @@
+"""Zstandard frames one by one, and the seekable format 0.1.0.
+
+The frame format is RFC 8878; the seek table is ``contrib/seekable_format/zstd_seekable_compression_format.md`` of
+the zstd repository. Nothing here compresses or decompresses: this module finds where frames begin and end.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .clusters import Buffer
+from .errors import FormatError
+
+FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
+SKIPPABLE_HEADER = struct.Struct("<II")
+INDEX_MAGIC = 0x184D2A5B
+"""The skippable frames that hold our cluster index."""
+SEEK_TABLE_MAGIC = 0x184D2A5E
+SKIPPABLE_MASK, SKIPPABLE_BASE = 0xFFFFFFF0, 0x184D2A50
+
+SEEK_ROW = struct.Struct("<III")
+"""compressed size, decompressed size, checksum"""
+SEEK_FOOTER = struct.Struct("<IBI")
+SEEK_DESCRIPTOR = 0x80
+SEEKABLE_NUMBER = 0x8F92EAB1
+MAX_SEEK_ROWS = 0x8000000
+"""The limit of zstd's own reader."""
+
+BLOCK_MAX = 128 * 1024
+CHECKSUM_SIZE = 4
+LONGEST_FRAME_HEADER = 18
+_FCS_SIZES = (0, 2, 4, 8)
+_DICTIONARY_SIZES = (0, 1, 2, 4)
+
+
+def skippable(magic: int, payload: Buffer) -> bytes:
+    """A frame that decompressors pass over."""
+    return SKIPPABLE_HEADER.pack(magic, len(payload)) + payload
+
+
+def is_skippable(start: Buffer) -> bool:
+    """Whether four bytes or more begin a skippable frame."""
+    return len(start) >= 4 and int.from_bytes(start[:4], "little") & SKIPPABLE_MASK == SKIPPABLE_BASE
+
+
+class FrameHeader(NamedTuple):
+    """The header of a zstd frame: its own length in bytes, the size of the content or None, and the flags."""
+
+    length: int
+    content_size: int | None
+    has_checksum: bool
+    unused_bits: int
+
+
+def parse_frame_header(start: Buffer) -> FrameHeader:
+    """Read a frame's header from its first bytes, at least 18 or all that there are (FormatError)."""
+    if bytes(start[:4]) != FRAME_MAGIC:
+        raise FormatError("this is not the beginning of a zstd frame")
+    if len(start) < 6:
+        raise FormatError("a zstd frame header is cut short")
+    descriptor = start[4]
+    single_segment = bool(descriptor & 0x20)
+    fcs_size = _FCS_SIZES[descriptor >> 6] or (1 if single_segment else 0)
+    at = 5 + (not single_segment) + _DICTIONARY_SIZES[descriptor & 3]
+    length = at + fcs_size
+    if len(start) < length:
+        raise FormatError("a zstd frame header is cut short")
+    size = int.from_bytes(start[at:length], "little") + (256 if fcs_size == 2 else 0) if fcs_size else None
+    return FrameHeader(length, size, bool(descriptor & 4), descriptor & 0x18)
+
+
+def parse_block_header(start: Buffer) -> tuple[int, bool]:
+    """How many bytes follow a block's three header bytes, and whether it is the frame's last block."""
+    word = int.from_bytes(start[:3], "little")
+    kind, size = word >> 1 & 3, word >> 3
+    if kind == 3 or size > BLOCK_MAX:
+        raise FormatError("a zstd block header is damaged")
+    return (1 if kind == 1 else size), bool(word & 1)
+
+
+class ByteFeed:
+    """Exact reads from a source of chunks, with a look ahead.
+
+    Changing: the buffer and ``offset``, the number of bytes taken so far; only the one reader touches them.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], offset: int = 0, chunk: int = 1 << 20) -> None:
+        self._read, self._chunk = read, chunk
+        self._buffer, self._at = b"", 0
+        self.offset = offset
+
+    def peek(self, size: int) -> memoryview:
+        """The next ``size`` bytes, or fewer where the source ends; they stay in the feed."""
+        while len(self._buffer) - self._at < size:
+            more = self._read(max(self._chunk, size - len(self._buffer) + self._at))
+            if not more:
+                break
+            self._buffer, self._at = (self._buffer[self._at :] + more if self._at < len(self._buffer) else more), 0
+        return memoryview(self._buffer)[self._at : self._at + size]
+
+    def take(self, size: int) -> memoryview:
+        """The next ``size`` bytes; FormatError where the source ends before."""
+        taken = self.peek(size)
+        if len(taken) < size:
+            raise FormatError("the archive ends here, in the middle of something", self.offset + len(taken))
+        self._at += size
+        self.offset += size
+        return taken
+
+    def skip_to(self, needles: tuple[bytes, ...], alignment: int = 1) -> bool:
+        """Go on to the nearest place where one of the needles begins; False at the end of the source."""
+        while True:
+            window = bytes(self.peek(self._chunk))
+            found = [at for needle in needles if (at := window.find(needle)) >= 0 and at % alignment == 0]
+            if found:
+                self.take(min(found))
+                return True
+            if len(window) < self._chunk:
+                self.take(len(window))
+                return False
+            self.take(len(window) - 8)
+
+
+class Frame(NamedTuple):
+    """One frame of a zstd file.
+
+    ``offset`` in bytes from the start of the file. ``content`` is the whole frame as it lies there; for a skippable
+    frame (``magic`` not None) the payload begins at byte 8. ``content_size`` is the size after decompression.
+    """
+
+    offset: int
+    content: memoryview
+    magic: int | None
+    content_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LargeFrame:
+    """A frame too large, or of unknown size, to be taken at once: only its header has been looked at."""
+
+    offset: int
+    header: FrameHeader
+
+
+def next_frame(feed: ByteFeed, limit: int) -> Frame | LargeFrame | None:
+    """Take the next frame, or None at the end.
+
+    A frame whose content is larger than ``limit`` bytes, or of unknown size, is not taken; use blocks_of() for it.
+    """
+    offset = feed.offset
+    start = feed.peek(LONGEST_FRAME_HEADER)
+    if not len(start):
+        return None
+    if is_skippable(start):
+        return _take_skippable(feed, offset, limit)
+    try:
+        header = parse_frame_header(start)
+    except FormatError as error:
+        raise FormatError(error.what, offset) from None
+    if header.content_size is None or header.content_size > limit:
+        return LargeFrame(offset, header)
+    return Frame(offset, feed.take(_frame_length(feed, header, limit)), None, header.content_size)
+
+
+def _take_skippable(feed: ByteFeed, offset: int, limit: int) -> Frame:
+    start = feed.peek(SKIPPABLE_HEADER.size)
+    if len(start) < SKIPPABLE_HEADER.size:
+        raise FormatError("the archive ends here, in the middle of something", offset + len(start))
+    magic, size = SKIPPABLE_HEADER.unpack(start)
+    if size > limit and magic not in (INDEX_MAGIC, SEEK_TABLE_MAGIC):
+        raise FormatError(f"a skippable frame claims {size} bytes", offset)
+    return Frame(offset, feed.take(SKIPPABLE_HEADER.size + size), magic, 0)
+
+
+def _frame_length(feed: ByteFeed, header: FrameHeader, limit: int) -> int:
+    """The length of the frame that lies next in the feed, by walking over its blocks."""
+    length, last = header.length, False
+    while not last:
+        start = feed.peek(length + 3)[length:]
+        if len(start) < 3:
+            raise FormatError("the archive ends here, in the middle of something", feed.offset + length)
+        try:
+            size, last = parse_block_header(start)
+        except FormatError as error:
+            raise FormatError(error.what, feed.offset + length) from None
+        length += 3 + size
+        if length > 2 * limit + BLOCK_MAX:
+            raise FormatError("a zstd frame is larger than what it holds", feed.offset)
+    return length + CHECKSUM_SIZE * header.has_checksum
+
+
+def blocks_of(feed: ByteFeed, header: FrameHeader) -> Iterator[memoryview]:
+    """Take a large frame piece by piece: its header, each block (at most 128 KiB of content), its checksum."""
+    yield feed.take(header.length)
+    last = False
+    while not last:
+        size, last = parse_block_header(feed.peek(3).tobytes() + b"\0\0\0")
+        yield feed.take(3 + size)
+    if header.has_checksum:
+        yield feed.take(CHECKSUM_SIZE)
+
+
+class SeekTable:
+    """The rows of a seek table: for each frame its compressed size, decompressed size and checksum.
+
+    Twelve bytes a frame: 12 MiB for a terabyte of stored data in frames of 1 MiB.
+    """
+
+    def __init__(self) -> None:
+        self._rows = array("I")
+
+    def __len__(self) -> int:
+        return len(self._rows) // 3
+
+    def add(self, compressed: int, decompressed: int, checksum: int) -> None:
+        """Append the row of one frame; sizes in bytes."""
+        self._rows.extend((compressed, decompressed, checksum))
+
+    def row(self, number: int) -> tuple[int, int, int]:
+        """The row of frame ``number``, counted from 0 (or, negative, from the end)."""
+        at = number * 3 if number >= 0 else len(self._rows) + number * 3
+        return self._rows[at], self._rows[at + 1], self._rows[at + 2]
+
+    def encode(self) -> bytes:
+        """The skippable frame that ends a seekable file."""
+        rows = _little_endian(self._rows).tobytes()
+        return skippable(SEEK_TABLE_MAGIC, rows + SEEK_FOOTER.pack(len(self), SEEK_DESCRIPTOR, SEEKABLE_NUMBER))
+
+    @staticmethod
+    def size_from_footer(footer: Buffer, file_size: int) -> int | None:
+        """The length of the whole seek table frame, from the last nine bytes of a file; None where there is none."""
+        count, descriptor, number = SEEK_FOOTER.unpack(footer)
+        if number != SEEKABLE_NUMBER or descriptor & 0x7F or count > MAX_SEEK_ROWS:
+            return None
+        row = SEEK_ROW.size if descriptor & 0x80 else 8
+        size = SKIPPABLE_HEADER.size + int(count) * row + SEEK_FOOTER.size
+        return size if size <= file_size else None
+
+    @classmethod
+    def decode(cls, frame: Buffer) -> SeekTable:
+        """Read a seek table with checksums from its whole frame (FormatError)."""
+        table = cls()
+        footer = frame[-SEEK_FOOTER.size :]
+        if len(frame) < SKIPPABLE_HEADER.size + SEEK_FOOTER.size or footer[4] != SEEK_DESCRIPTOR:
+            raise FormatError("the seek table is damaged")
+        magic, size = SKIPPABLE_HEADER.unpack_from(frame)
+        expected = cls.size_from_footer(footer, len(frame))
+        if magic != SEEK_TABLE_MAGIC or size + SKIPPABLE_HEADER.size != len(frame) or expected != len(frame):
+            raise FormatError("the seek table is damaged")
+        table._rows.frombytes(bytes(frame[SKIPPABLE_HEADER.size : -SEEK_FOOTER.size]))
+        table._rows = _little_endian(table._rows)
+        return table
+
+
+def _little_endian(numbers: array[int]) -> array[int]:
+    """The same numbers with their bytes in little-endian order, or back."""
+    if struct.pack("=H", 1) == b"\x01\x00":
+        return numbers
+    swapped = numbers[:]
+    swapped.byteswap()
+    return swapped

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pybackup.core.device_in_use import DeviceUsers, device_in_use, device_number
+
+NUMBERS = {"/dev/sda": "8:0", "/dev/sda1": "8:1", "/dev/sda2": "8:2", "/dev/sdb": "8:16"}
+
+
+class Kernel:
+    """A /proc and a /sys in a folder: sda with two partitions, sdb without."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proc, self.sys = folder / "proc", folder / "sys"
+        (self.proc / "self").mkdir(parents=True)
+        for name, number in NUMBERS.items():
+            self._add(name.removeprefix("/dev/"), number)
+        self.mounts("36 35 0:22 / /proc rw - proc proc rw")
+        self.swaps()
+
+    def _add(self, name: str, number: str) -> None:
+        disk = self.sys / "block" / name[:3]
+        folder = disk if len(name) == 3 else disk / name
+        (folder / "holders").mkdir(parents=True)
+        (folder / "dev").write_text(number + "\n")
+        if folder != disk:
+            (folder / "partition").write_text(name[3:] + "\n")
+        link = self.sys / "dev" / "block" / number
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(folder)
+
+    def mounts(self, *lines: str) -> None:
+        (self.proc / "self" / "mountinfo").write_text("".join(line + "\n" for line in lines))
+
+    def swaps(self, *lines: str) -> None:
+        (self.proc / "swaps").write_text("".join(line + "\n" for line in ("Filename Type Size Used Priority", *lines)))
+
+    def hold(self, folder: str, holder: str) -> None:
+        (self.sys / "block" / folder / "holders" / holder).touch()
+
+    def of(self, path: str) -> str | None:
+        return DeviceUsers(self.proc, self.sys, NUMBERS.get).of(NUMBERS[path])
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    return Kernel(tmp_path)
+
+
+def test_nobody(kernel: Kernel) -> None:
+    assert [kernel.of(path) for path in NUMBERS] == [None] * 4
+
+
+def test_mounted_partition(kernel: Kernel) -> None:
+    kernel.mounts(r"36 35 8:1 / /mnt/my\040disk rw,noatime shared:1 - ext4 /dev/sda1 rw")
+    assert kernel.of("/dev/sda1") == "it is mounted on /mnt/my disk"
+    assert kernel.of("/dev/sda") == "its partition sda1 is mounted on /mnt/my disk"
+    assert kernel.of("/dev/sda2") is None
+    assert kernel.of("/dev/sdb") is None
+
+
+def test_mounted_whole_disk(kernel: Kernel) -> None:
+    kernel.mounts("36 35 8:0 / /mnt rw - ext4 /dev/sda rw")
+    assert kernel.of("/dev/sda1") == "its whole disk sda is mounted on /mnt"
+
+
+def test_btrfs_shows_another_number(kernel: Kernel) -> None:
+    kernel.mounts("36 35 0:40 /@ /home rw - btrfs /dev/sdb rw,subvol=/@")
+    assert kernel.of("/dev/sdb") == "it is mounted on /home"
+
+
+def test_swap(kernel: Kernel) -> None:
+    kernel.swaps("/dev/sda2 partition 1000 0 -2", "/swapfile file 1000 0 -3")
+    assert kernel.of("/dev/sda2") == "it is used as swap"
+    assert kernel.of("/dev/sda") == "its partition sda2 is used as swap"
+
+
+def test_holders(kernel: Kernel) -> None:
+    kernel.hold("sda/sda2", "dm-0")
+    kernel.hold("sdb", "md127")
+    assert kernel.of("/dev/sda") == "its partition sda2 is part of dm-0"
+    assert kernel.of("/dev/sdb") == "it is part of md127"
+
+
+def test_a_container_that_shows_nothing(tmp_path: Path) -> None:
+    assert DeviceUsers(tmp_path, tmp_path, NUMBERS.get).of("8:0") is None
+
+
+def test_a_file_is_no_block_device(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.touch()
+    assert device_in_use(path) is None
+    assert device_number(str(path)) is None
+    with pytest.raises(FileNotFoundError):
+        device_in_use(tmp_path / "none")
+
+
+@pytest.fixture
+def loop(tmp_path: Path, need: Callable[..., None]) -> Iterator[Path]:
+    """A real block device of 8 MiB with a filesystem, where this machine lets us have one."""
+    need("losetup", "mkfs.ext4", "mount", "umount")
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(8 << 20))
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    attached = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
+    if attached.returncode:
+        pytest.skip(f"no loop device: {attached.stderr.strip()}")
+    yield Path(attached.stdout.strip())
+    subprocess.run(["losetup", "--detach", attached.stdout.strip()], check=True)
+
+
+def test_a_real_device_that_is_mounted(loop: Path, tmp_path: Path) -> None:
+    assert device_in_use(loop) is None
+    target = tmp_path / "mnt"
+    target.mkdir()
+    mounted = subprocess.run(["mount", str(loop), str(target)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    try:
+        assert device_in_use(loop) == f"it is mounted on {target}"
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+    assert device_in_use(loop) is None
+
+
+def test_a_real_device_that_is_claimed(loop: Path) -> None:
+    fd = os.open(loop, os.O_RDWR | os.O_EXCL)
+    try:
+        assert "exclusive open" in (device_in_use(loop) or "")
+    finally:
+        os.close(fd)
