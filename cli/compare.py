@@ -14,6 +14,7 @@ from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_de
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.compare import CompareJob
+from pybackup.core.drive_names import drive_name
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.sources import OpenSource, SourceOptions, open_source
 from pybackup.formats.vma import DriveInfo
@@ -65,12 +66,10 @@ def command(
 
 
 def _drive_for(stream: ArchiveStream, source: Named, drive: str | None, count: int) -> DriveInfo:
-    from pybackup.cli.run import drive_names
-
     name = source.name or drive
     if name is None and len(stream.header.drives) == 1 and count == 1:
         return stream.header.drives[0]
-    name = name or drive_names([source])[0]
+    name = name or drive_name(source)
     found = stream.header.drive(name)
     if found is None:
         known = ", ".join(one.name for one in stream.header.drives)

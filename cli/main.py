@@ -16,6 +16,8 @@ COMMANDS = {
     "info": "Tell what an archive holds.",
     "config": "Print a configuration that an archive holds.",
     "compare": "Tell whether a disk is what an archive holds.",
+    "serve": "Offer disks over NBD, to be backed up while they are in use.",
+    "ctl": "Steer a running server.",
     "completion": "Print the completion script for a shell.",
 }
 """Every command and its one-line help; the command itself is in the module of its name."""

@@ -51,6 +51,7 @@ class Plain:
     def update(self, job: Job) -> None:
         """Move on to where the job is; tqdm decides whether to draw."""
         if self._bar is not None:
+            self._bar.total = job.progress.size
             self._bar.update(job.progress.done - self._bar.n)
 
     def stop(self, job: Job) -> None:

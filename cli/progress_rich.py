@@ -58,14 +58,20 @@ class Picture:
 
     def start(self, job: Job, verb: str) -> None:
         """Draw all lines, empty."""
-        for drive in job.progress.drives:
-            self._drives.append(self._progress.add_task(drive.name, total=drive.size, note=""))
-        if len(self._drives) > 1:
-            self._total = self._progress.add_task("total", total=job.progress.size, note="")
+        self._add_drives(job)
         self._progress.start()
+
+    def _add_drives(self, job: Job) -> None:
+        """A line for each drive that has none yet: a job in a server tells its drives only when it runs."""
+        drives = job.progress.drives
+        for drive in drives[len(self._drives) :]:
+            self._drives.append(self._progress.add_task(drive.name, total=drive.size, note=""))
+        if len(drives) > 1 and self._total is None:
+            self._total = self._progress.add_task("total", total=job.progress.size, note="")
 
     def update(self, job: Job) -> None:
         """Move the bars."""
+        self._add_drives(job)
         for task, drive in zip(self._drives, job.progress.drives, strict=True):
             self._progress.update(task, completed=drive.done, note=self._note(job, drive))
         if self._total is not None:

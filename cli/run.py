@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -23,13 +24,19 @@ from pybackup.cli.version import VERSION
 from pybackup.core.archive_create import STDOUT, ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive_open import archive_reader
 from pybackup.core.archive_stream import ArchiveStream
-from pybackup.core.backup import BackupJob, Drive
+from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
+from pybackup.core.control_client import RemoteBackup
+from pybackup.core.drive_names import unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
 from pybackup.core.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.trace import Trace
 from pybackup.core.verify import VerifyJob
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
+
+SERVE = "serve:"
+"""Begins a source that is a running server's control socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +140,9 @@ def command(
 ) -> int:
     """Back up one or more disks into one archive.
 
-    SOURCE is a raw image file, a block device, or - for the standard input (with --size). NAME is the drive's name in
-    the archive; without it, the file's name up to its first dot. ARCHIVE is a file that does not exist yet, a FIFO, or
+    SOURCE is a raw image file, a block device, - for the standard input (with --size), or serve:CONTROL for all disks
+    of a running `pybackup serve`. NAME is the drive's name in the archive; without it, the file's name up to its first
+    dot. ARCHIVE is a file that does not exist yet, a FIFO, or
     - for the standard output.
     """
     options = ArchiveOptions(
@@ -147,20 +155,22 @@ def command(
     source_options = SourceOptions(image_format, size, force_share, allow_changing)
     asked = _Request(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
     _check(asked)
-    return run_in_loop(_run(asked, options, make_trace(trace)))
+    tracer = make_trace(trace)
+    if sources[0].what.startswith(SERVE):
+        return run_in_loop(_run_live(asked, options, created))
+    return run_in_loop(_run(asked, options, tracer))
 
 
 def _check(request: _Request) -> None:
-    names = drive_names(request.sources)
-    for name in names:
-        if names.count(name) > 1:
-            raise RequestError(f"two drives are called {name!r}; give them names: NAME=SOURCE")
+    unique_drive_names(request.sources)
     if request.archive == STDOUT and request.as_json:
         raise RequestError("--json and the archive cannot both go to the standard output")
     if request.verify and not isinstance(open_sink_probe(request.archive), str):
         raise RequestError("--verify needs an archive that is a file, to read it back")
     if sum(source.what == "-" for source in request.sources) > 1:
         raise RequestError("the standard input can only be one of the sources")
+    if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
+        raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
 
 
 def open_sink_probe(archive: str) -> str | None:
@@ -170,33 +180,48 @@ def open_sink_probe(archive: str) -> str | None:
     return archive
 
 
-def drive_names(sources: Sequence[Named]) -> list[str]:
-    """The drives' names: as given, or made of the sources' file names."""
-    return [
-        source.name
-        or ("stdin" if source.what == "-" else os.path.basename(source.what).lstrip(".").split(".")[0])
-        or "drive"
-        for source in sources
-    ]
+async def _run_live(request: _Request, options: ArchiveOptions, created: int | None) -> int:
+    """Back up the disks of a running server, which writes into a descriptor of ours."""
+    sink = open_sink(request.archive, replace=request.force)
+    configs = {name: base64.b64encode(content).decode() for name, content in map(read_config, request.configs)}
+    asked = {
+        "compress": "none" if options.level is None else "zstd",
+        "level": options.level or DEFAULT_LEVEL,
+        "frame_size": options.frame_size,
+        "speed": request.speed,
+        "uuid": options.uuid.hex(),
+        "configs": configs,
+        "skip_unreadable": request.skip_unreadable,
+        **({} if created is None else {"created": created}),
+    }
+    with ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-verify") as pool:
+        job = RemoteBackup(request.sources[0].what.removeprefix(SERVE), asked, sink, _verifier(request, sink, pool))
+        await run_job(job, "backup", choose(request.progress, request.quiet))
+    return report(request, job)
+
+
+def _verifier(request: _Request, sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]] | None:
+    """What reads the archive back before it gets its name, where that was asked for."""
+    if not request.verify or not isinstance(sink, FileSink):
+        return None
+    path = sink.partial_path
+    return lambda: verify_file(path, request.archive, pool)
 
 
 async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
     configs = [read_config(config) for config in request.configs]
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
+        scanners = stack.enter_context(ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan"))
         opened = []
         for source in request.sources:
             one = open_source(source.what, request.source_options)
             stack.push_async_callback(one.close)
             opened.append(one)
-        names = drive_names(request.sources)
+        names = unique_drive_names(request.sources)
         sink = open_sink(request.archive, replace=request.force)
         sizes = [(name, one.device.size) for name, one in zip(names, opened, strict=True)]
         writer = make_writer(sizes, configs, options, sink, pool, trace)
-
-        async def verify() -> None:
-            assert isinstance(sink, FileSink)
-            await verify_file(sink.partial_path, request.archive, pool)
 
         job = BackupJob(
             [
@@ -204,10 +229,10 @@ async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
                 for number, (name, one) in enumerate(zip(names, opened, strict=True), 1)
             ],
             writer,
-            pool,
+            scanners,
             about=_about(request, opened, options),
             skip_unreadable=request.skip_unreadable,
-            before_commit=verify if request.verify else None,
+            before_commit=_verifier(request, sink, pool),
             speed=request.speed,
             trace=trace,
         )
@@ -242,7 +267,7 @@ async def verify_file(path: str, name: str, pool: ThreadPoolExecutor) -> None:
         await VerifyJob(ArchiveStream(read, name, pool)).run()
 
 
-def report(request: _Request, job: BackupJob) -> int:
+def report(request: _Request, job: BackupJob | RemoteBackup) -> int:
     """The closing summary, and the exit code of a backup that is complete."""
     progress = job.progress
     if request.as_json:
@@ -265,7 +290,7 @@ def report(request: _Request, job: BackupJob) -> int:
     return int(ExitCode.SOURCE) if job.lost else 0
 
 
-def _summary(request: _Request, job: BackupJob) -> dict[str, Any]:
+def _summary(request: _Request, job: BackupJob | RemoteBackup) -> dict[str, Any]:
     progress = job.progress
     return {
         "archive": request.archive,

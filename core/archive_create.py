@@ -33,7 +33,7 @@ class ArchiveOptions:
     threads: int = 1
 
 
-def open_sink(archive: str, *, replace: bool) -> Sink:
+def open_sink(archive: str, *, replace: bool) -> FileSink | StreamSink:
     """The sink for an archive's name: - is stdout, what exists and is no regular file is a stream."""
     if archive == STDOUT:
         return StreamSink.stdout()

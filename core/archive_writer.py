@@ -18,6 +18,9 @@ from pybackup.formats.clusters import Cluster
 from .sinks import Sink
 from .trace import Trace
 
+ITEMS_AHEAD = 2
+"""Items in flight beside those that are being compressed."""
+
 
 class ArchiveWriter:
     """Fixed: encoder, sink, pool. Changing, in the event loop only: the items in flight."""
@@ -26,7 +29,7 @@ class ArchiveWriter:
         self, encoder: ArchiveEncoder, sink: Sink, pool: ThreadPoolExecutor, *, threads: int, trace: Trace | None = None
     ) -> None:
         self._encoder, self._sink, self._pool = encoder, sink, pool
-        self._most = threads + 1
+        self._most = threads + ITEMS_AHEAD
         self._queue: deque[asyncio.Future[Encoded]] = deque()
         self._turn = asyncio.Lock()
         self._local = threading.local()

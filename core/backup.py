@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pybackup.formats.clusters import Cluster, scan
+from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT
 
 from .archive_writer import ArchiveWriter
 from .block_copy import BlockCopy
@@ -29,10 +30,12 @@ from .old_data import OldData
 from .trace import Trace
 from .unreadable import LostRange, read_around_errors
 
-PIECE = 16
-"""Clusters read at once: 1 MiB."""
-READ_AHEAD = 4
+PIECE = CLUSTERS_PER_EXTENT
+"""Clusters read at once: an extent's worth, 3.6 MiB, so that its frames need not be copied together."""
+READ_AHEAD = 3
 """Pieces read ahead of the archive."""
+SCAN_THREADS = 2
+"""Threads of their own look for zeros and compute digests: in the pool that compresses, they would wait behind it."""
 PIECES_A_SECOND = 20
 """A limited job reads pieces small enough that each second has so many, so that its speed is even."""
 

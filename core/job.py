@@ -118,6 +118,14 @@ class Job(ABC):
         elif task.cancelled():
             self.error = self.error or CancelledError()
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the job began, or that it took."""
+        if self._state is State.CREATED:
+            return 0.0
+        finished = self.progress.finished
+        return (self._clock() if finished is None else finished) - self.progress.started
+
     @abstractmethod
     async def _work(self) -> None:
         """The work itself; cleans up after itself however it ends."""

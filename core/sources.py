@@ -50,7 +50,7 @@ def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecutor | No
     device = RawDevice.open(what, executor=pool, drop_cache=True)
     try:
         if options.image_format is None:
-            _refuse_foreign(device, what)
+            refuse_foreign(device, what)
         lock = None if options.force_share else ImageLock.for_reading(device.fileno(), what)
     except BaseException:
         os.close(device.fileno())
@@ -73,7 +73,7 @@ def _open_stdin(options: SourceOptions) -> OpenSource:
     return OpenSource(device, device.check_end, lambda: None, "stdin")
 
 
-def _refuse_foreign(device: RawDevice, what: str) -> None:
+def refuse_foreign(device: RawDevice, what: str) -> None:
     """A raw file with another format's magic is either not raw, or a guest's trick: the user must say."""
     if stat.S_ISBLK(os.fstat(device.fileno()).st_mode):
         return

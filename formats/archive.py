@@ -16,7 +16,7 @@ import zstandard
 from . import cluster_index as index
 from . import vma, vma_layout
 from . import zstd_seekable as zs
-from .clusters import EMPTY_EXTENT_DIGEST, Buffer, Cluster, extent_digest
+from .clusters import EMPTY_EXTENT_DIGEST, Buffer, Cluster, Part, extent_digest
 from .vma import Header, Slot
 
 DEFAULT_LEVEL = 3
@@ -31,7 +31,7 @@ class Extent:
     """Up to 58 clusters that will be written together."""
 
     slots: list[Slot] = field(default_factory=list)
-    parts: list[memoryview] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     part_ends: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     blocks: int = 0
@@ -174,18 +174,18 @@ class ArchiveEncoder:
         """An extent's bytes in pieces of at most the frame size, cut between clusters."""
         packed = [vma.pack_slot(*slot) for slot in extent.slots]
         digest = extent_digest(extent.digests) if self.header.extent_digests else None
-        head = memoryview(vma.encode_extent_header(self.header.uuid, packed, extent.blocks, digest))
-        pieces, size, begin = [[head]], len(head), 0
+        head = vma.encode_extent_header(self.header.uuid, packed, extent.blocks, digest)
+        frames, size, begin = [[Part(head, 0, len(head))]], len(head), 0
         for end in extent.part_ends:
             cluster = extent.parts[begin:end]
-            length = sum(map(len, cluster))
+            length = sum(part.end - part.start for part in cluster)
             if size + length > self._frame_size:
-                pieces.append([])
+                frames.append([])
                 size = 0
-            pieces[-1] += cluster
+            _append(frames[-1], cluster)
             size += length
             begin = end
-        return pieces
+        return [[memoryview(part.buffer)[part.start : part.end] for part in frame] for frame in frames]
 
     # -- bytes out, in order --
 
@@ -230,6 +230,16 @@ class ArchiveEncoder:
         table = self._seek_table.encode()
         self.written += len(table)
         return [*out, table]
+
+
+def _append(frame: list[Part], parts: Iterable[Part]) -> None:
+    """Append parts; neighbours in one buffer become one part, which saves copying them together."""
+    for part in parts:
+        last = frame[-1] if frame else None
+        if last is not None and last.buffer is part.buffer and last.end == part.start:
+            frame[-1] = Part(last.buffer, last.start, part.end)
+        else:
+            frame.append(part)
 
 
 def _frame(pieces: list[memoryview], compressor: zstandard.ZstdCompressor | None) -> EncodedFrame:

@@ -22,16 +22,24 @@ ZERO_BLOCK = bytes(BLOCK_SIZE)
 ZERO_CLUSTER = bytes(CLUSTER_SIZE)
 
 
+class Part(NamedTuple):
+    """Bytes [start, end) of a buffer: a view that knows where it lies, so that neighbours can be joined for nothing."""
+
+    buffer: Buffer
+    start: int
+    end: int
+
+
 class Cluster(NamedTuple):
     """One cluster as an archive stores it.
 
     ``mask``: bit i is set where block i is stored. ``digest``: 16 bytes, empty for a zero cluster.
-    ``parts``: the stored bytes, in order, as views of the buffer they were scanned from.
+    ``parts``: the stored bytes, in order, as parts of the buffer they were scanned from.
     """
 
     mask: int
     digest: bytes
-    parts: tuple[memoryview, ...]
+    parts: tuple[Part, ...]
 
 
 ZERO = Cluster(0, b"", ())
@@ -69,9 +77,11 @@ def _scan_cluster(content: bytes | bytearray, view: memoryview, at: int) -> Clus
         if not content.startswith(ZERO_BLOCK, block):
             mask |= bit
         bit <<= 1
-    whole = view[at : at + CLUSTER_SIZE]
-    parts = (whole,) if mask == FULL_MASK else tuple(whole[start:end] for start, end in stored_ranges(mask))
-    return Cluster(mask, cluster_digest(whole), parts)
+    digest = cluster_digest(view[at : at + CLUSTER_SIZE])
+    if mask == FULL_MASK:
+        return Cluster(mask, digest, (Part(content, at, at + CLUSTER_SIZE),))
+    parts = tuple(Part(content, at + start, at + end) for start, end in stored_ranges(mask))
+    return Cluster(mask, digest, parts)
 
 
 def stored_ranges(mask: int) -> Iterator[tuple[int, int]]:

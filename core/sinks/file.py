@@ -45,6 +45,10 @@ class FileSink:
         """Where the bytes lie until commit()."""
         return self._file.partial
 
+    def fileno(self) -> int:
+        """The descriptor of the temporary file, between begin() and the end."""
+        return self._file.fd
+
     async def begin(self) -> None:
         """Create the temporary file."""
         await self._calls.run(self._file.open)

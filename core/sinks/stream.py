@@ -40,6 +40,10 @@ class StreamSink:
         except OSError as error:
             raise TargetError(f"the standard output cannot be written: {error.strerror}") from error
 
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
     async def begin(self) -> None:
         """Refuse a terminal: an archive is not for reading."""
         if os.isatty(self._fd):

@@ -1,0 +1,240 @@
+"""pybackup serve: offer disks over NBD."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import click
+from pybackup.cli.options import threads_option
+from pybackup.cli.params import Named, NamedPath, Size
+from pybackup.cli.running import run_in_loop, threads_or_default
+from pybackup.cli.version import VERSION
+from pybackup.core.backup import GuestPolicy
+from pybackup.core.control import ControlSocket
+from pybackup.core.copy_before_write import CopyBeforeWrite
+from pybackup.core.device import BlockDevice
+from pybackup.core.errors import RequestError, TargetError
+from pybackup.core.exports.nbd_server import NbdServer
+from pybackup.core.guest_copies import OnError
+from pybackup.core.live_server import LiveServer
+from pybackup.core.served_disks import open_served
+from pybackup.core.systemd import listen_sockets, notify
+
+NBD_PORT = 10809
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked of `serve`."""
+
+    sources: Sequence[Named]
+    socket: str | None
+    tcp: str | None
+    control: str | None
+    read_only: bool
+    image_format: str | None
+    force_share: bool
+    on_error: str
+    cow_buffer: int
+    cow_timeout: float
+    copy_on_read: bool
+    fleece: str | None
+    fleece_size: int | None
+    threads: int | None
+    quiet: bool
+
+
+@click.command("serve", short_help="Offer disks over NBD, to be backed up while they are in use.")
+@click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE... | ARCHIVE")
+@click.option(
+    "--socket",
+    type=click.Path(),
+    default=None,
+    metavar="PATH",
+    help="Listen on this Unix socket [default: nbd.sock in a private folder].",
+)
+@click.option(
+    "--tcp",
+    default=None,
+    metavar="[HOST:]PORT",
+    help="Listen on TCP instead; HOST is the loopback unless given. There is no encryption and no password.",
+)
+@click.option(
+    "--control",
+    type=click.Path(),
+    default=None,
+    metavar="PATH",
+    help="The control socket [default: control.sock in a private folder].",
+)
+@click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["raw"]),
+    default=None,
+    help="Take the source as this, whatever its first bytes look like.",
+)
+@click.option("--force-share", is_flag=True, help="Serve an image that another program has locked.")
+@click.option(
+    "--on-error",
+    type=click.Choice([str(one) for one in OnError]),
+    default=str(OnError.BREAK_BACKUP),
+    show_default=True,
+    help="Who suffers when the old data of a guest's write cannot be saved.",
+)
+@click.option(
+    "--cow-buffer",
+    type=Size(1 << 20),
+    default="64M",
+    show_default=True,
+    metavar="SIZE",
+    help="Memory for old data on its way to a slow archive.",
+)
+@click.option(
+    "--cow-timeout",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a guest's write waits for room before --on-error rules; 0: for ever.",
+)
+@click.option("--copy-on-read", is_flag=True, help="Use guests' reads for the backup too.")
+@click.option(
+    "--fleece",
+    type=click.Path(file_okay=False),
+    default=None,
+    metavar="DIR",
+    help="A folder for a temporary file that takes old data when the memory is full.",
+)
+@click.option("--fleece-size", type=Size(1 << 20), default=None, metavar="SIZE", help="The most that file may take.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not print where to connect.")
+@threads_option
+def command(**options: Any) -> int:
+    """Offer disks over NBD, read-write, and let them be backed up at any time while they are in use.
+
+    `pybackup run serve:CONTROL ARCHIVE` makes a backup, `pybackup ctl CONTROL ...` steers. All disks of a server are
+    frozen at the same instant. An ARCHIVE with an index is offered read-only, every drive under its name.
+
+    The addresses to connect to are printed on stdout, one a line, when everything is ready. The server ends with
+    SIGINT, SIGTERM or `pybackup ctl CONTROL quit`.
+    """
+    return run_in_loop(_serve(_Request(**options)))
+
+
+async def _serve(request: _Request) -> int:
+    async with AsyncExitStack() as stack:
+        disks = await _open_disks(request, stack)
+        folder = _private_folder(stack) if request.control is None or _needs_socket(request) else ""
+        live = LiveServer(
+            {name: disk for name, disk in disks.items() if isinstance(disk, CopyBeforeWrite)},
+            policy=_policy(request),
+            threads=threads_or_default(request.threads),
+            tool=f"pybackup {VERSION}",
+            fleece_folder=request.fleece,
+            fleece_size=request.fleece_size,
+        )
+        nbd = NbdServer(disks)
+        stack.push_async_callback(nbd.close)
+        uris = await _listen(nbd, request, folder, list(disks))
+        path = request.control or os.path.join(folder, "control.sock")
+        control = ControlSocket(path, live, lambda: {"connections": nbd.connections, **_clients(live, nbd)})
+        stack.push_async_callback(control.close)
+        _announce(request, uris, path)
+        await _until_told(control)
+        notify("STOPPING=1")
+    return 0
+
+
+async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, BlockDevice]:
+    disks = open_served(
+        request.sources, image_format=request.image_format, read_only=request.read_only, force_share=request.force_share
+    )
+    for disk in disks.values():
+        stack.push_async_callback(disk.close)
+    return {name: disk.device for name, disk in disks.items()}
+
+
+def _policy(request: _Request) -> GuestPolicy:
+    return GuestPolicy(
+        on_error=OnError(request.on_error),
+        buffer=request.cow_buffer,
+        timeout=request.cow_timeout or None,
+        copy_on_read=request.copy_on_read,
+    )
+
+
+def _clients(live: LiveServer, nbd: NbdServer) -> dict[str, Any]:
+    counts = nbd.connections_by_export()
+    drives = live.status()["drives"]
+    return {"drives": [{**drive, "connections": counts.get(drive["name"], 0)} for drive in drives]}
+
+
+# -- where to listen --
+
+
+def _needs_socket(request: _Request) -> bool:
+    return request.socket is None and request.tcp is None and "LISTEN_FDS" not in os.environ
+
+
+def _private_folder(stack: AsyncExitStack) -> str:
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="pybackup-", dir=base if base and os.path.isdir(base) else None)
+    except OSError as error:
+        raise TargetError(f"cannot make a folder for the sockets: {error.strerror}") from error
+    return stack.enter_context(folder)
+
+
+async def _listen(nbd: NbdServer, request: _Request, folder: str, names: list[str]) -> list[str]:
+    given = listen_sockets()
+    for sock in given:
+        nbd.start_socket(sock)
+    uris = [uri for sock in given for uri in _uris_of(sock, names)]
+    if request.tcp is not None:
+        host, _, port = request.tcp.rpartition(":")
+        if not port.isdigit() or int(port) > 65535:
+            raise RequestError(f"--tcp {request.tcp}: write [HOST:]PORT")
+        addresses = await nbd.start_tcp(host.strip("[]") or "localhost", int(port))
+        uris += [f"nbd://{_bracketed(one)}:{number}/{quote(name)}" for one, number in addresses for name in names]
+    if request.socket is not None or _needs_socket(request):
+        path = os.path.abspath(request.socket) if request.socket else os.path.join(folder, "nbd.sock")
+        await nbd.start_unix(path)
+        uris += [f"nbd+unix:///{quote(name)}?socket={quote(path)}" for name in names]
+    return uris
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _uris_of(sock: socket.socket, names: list[str]) -> list[str]:
+    if sock.family == socket.AF_UNIX:
+        return [f"nbd+unix:///{quote(name)}?socket={quote(str(sock.getsockname()))}" for name in names]
+    host, port = sock.getsockname()[:2]
+    return [f"nbd://{_bracketed(host)}:{port}/{quote(name)}" for name in names]
+
+
+def _announce(request: _Request, uris: list[str], control: str) -> None:
+    notify("READY=1")
+    if not request.quiet:
+        for uri in uris:
+            print(uri)
+        print(f"serve:{os.path.abspath(control)}")
+        sys.stdout.flush()
+
+
+async def _until_told(control: ControlSocket) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, control.quit_asked.set)
+    await control.quit_asked.wait()

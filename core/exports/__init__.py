@@ -1,0 +1,1 @@
+"""Devices offered to other programs; one way of offering a module."""

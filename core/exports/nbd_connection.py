@@ -1,0 +1,247 @@
+"""One NBD client in the transmission phase.
+
+The hot path: one read of the socket brings many requests; what the device can do at once is done right here, and all
+answers leave in one write. What has to wait becomes a task. So that no client harms another, a turn of the event loop
+does a bounded piece of work for each, and a connection has a bounded number of requests and bytes in flight: beyond
+them, or when its answers are not taken, its socket is not read any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import cast
+
+from pybackup.core.device import BlockDevice
+from pybackup.core.errors import PybackupError
+from pybackup.core.exports.nbd_requests import SlowRequest, SlowRequests, check_length
+from pybackup.core.exports.send_queue import SendQueue
+from pybackup.formats import nbd_replies
+from pybackup.formats import nbd_wire as wire
+from pybackup.formats.errors import FormatError
+from pybackup.formats.nbd_handshake import Agreement
+from pybackup.formats.nbd_replies import SimpleReplies, StructuredReplies
+from pybackup.formats.nbd_transmission import PayloadBuffers, Request, RequestReader, RequestRules
+
+BATCH_REQUESTS = 8
+BATCH_BYTES = 1 << 20
+"""What is answered before the answers are sent. A client with 16 requests in flight gets on with one half while we
+do the other: fio's random writes went from 88k to 117k a second, for with batches of all 16 both sides took turns."""
+TURN_SECONDS = 0.0005
+"""How long one connection is worked for in one turn of the event loop, unless a single batch takes longer."""
+MAX_REQUESTS = 256
+MAX_BYTES = 32 << 20
+"""What one connection may have in flight; a single request more is let through, which has 32 MiB at most."""
+
+_log = logging.getLogger(__name__)
+
+
+class NbdConnection:
+    """Answers one client until it goes away.
+
+    Fixed: socket, device and what was agreed on. Changing, in the event loop only: the requests in flight and their
+    bytes, whether the socket is read, and how far the end has come:
+    - ``_ending``: no more requests are taken; what is in flight is answered (DISC, end of file, stop());
+    - ``_dead``: nothing is sent either (nonsense received, socket broken, abort()).
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        device: BlockDevice,
+        agreement: Agreement,
+        received: bytes,
+        payloads: PayloadBuffers,
+    ) -> None:
+        """``peer``: the client's name in messages. ``received``: bytes behind the handshake."""
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._device = device
+        self._peer = peer
+        self._replies = StructuredReplies() if agreement.structured else SimpleReplies()
+        rules = RequestRules(agreement.size, agreement.flags, block_status=agreement.block_status)
+        self._payloads = payloads
+        self._reader = RequestReader(rules, payloads, received)
+        self._queue = SendQueue(sock, self._work, self._broken)
+        self._slow = SlowRequests(device, self._replies, lambda: not self._dead)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._errors_told: set[int] = set()
+        self._bytes_in_flight = 0
+        self._reading = self._wakes = self._ending = self._dead = False
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def requests_in_flight(self) -> int:
+        """Requests that the device works on."""
+        return len(self._tasks)
+
+    async def run(self) -> None:
+        """Answer requests; return when the client has gone and nothing is in flight. The socket stays open."""
+        self._wake()
+        try:
+            await self._ended
+        finally:
+            self.abort()
+            await self._cancel_tasks()
+
+    def stop(self) -> None:
+        """Take no more requests: run() returns when those in flight are answered and the answers are sent."""
+        self._ending = True
+        self._wake()
+
+    def abort(self) -> None:
+        """Take and send nothing more: run() returns when the device has finished what is in flight."""
+        self._ending = self._dead = True
+        self._queue.close()
+        self._watch_socket()
+        self._wake()
+
+    # -- the hot path --
+
+    def _on_readable(self) -> None:
+        try:
+            count = self._sock.recv_into(self._reader.buffer())
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._broken(error)
+            return
+        if not count:
+            self.stop()
+            return
+        self._reader.received(count)
+        self._work()
+
+    def _work(self) -> None:
+        """Answer what was received, as far as this turn and the limits allow, and send all answers there are."""
+        turn_end = self._loop.time() + TURN_SECONDS
+        while self._may_work() and self._loop.time() < turn_end:
+            self._answer(self._take())
+            self._queue.flush()
+        if self._may_work():
+            self._wake()
+        self._queue.flush()
+        self._watch_socket()
+        self._check_end()
+
+    def _take(self) -> list[Request]:
+        most = min(BATCH_REQUESTS, MAX_REQUESTS - len(self._tasks))
+        try:
+            requests = self._reader.requests(most, min(BATCH_BYTES, MAX_BYTES - self._bytes_in_flight))
+        except FormatError as error:
+            _log.warning("NBD client %s is cut off: %s", self._peer, error)
+            self.abort()
+            return []
+        self._ending |= self._reader.closed
+        return requests
+
+    def _answer(self, requests: list[Request]) -> None:
+        read_now, write_now, send = self._device.read_now, self._device.write_now, self._queue.pending.append
+        for request in requests:
+            command, flags, cookie, offset, length, payload, error = request
+            try:
+                if error:
+                    send(self._replies.error(cookie, error))
+                elif command == wire.CMD_READ:
+                    data = read_now(offset, length)
+                    if data is None:
+                        self._start(request)
+                    else:
+                        check_length(data, length)
+                        send(self._replies.read_header(cookie, offset, length))
+                        send(data)
+                elif command == wire.CMD_WRITE and not flags and write_now(offset, payload):
+                    send(nbd_replies.done(cookie))
+                elif command != wire.CMD_DISC:
+                    self._start(request)
+            except Exception as failure:
+                send(self._failure(command, flags, cookie, failure))
+
+    # -- what has to wait --
+
+    def _start(self, request: Request) -> None:
+        command, flags, cookie, offset, length, payload, _ = request
+        # The reader's buffer is about to be filled again.
+        data = bytes(payload) if isinstance(payload, memoryview) else payload
+        moved = length if command in (wire.CMD_READ, wire.CMD_WRITE) else 0
+        self._bytes_in_flight += moved
+        self._tasks.add(
+            self._loop.create_task(self._do(SlowRequest(command, flags, cookie, offset, length, data), moved))
+        )
+
+    async def _do(self, request: SlowRequest, moved: int) -> None:
+        try:
+            replies = await self._slow.reply(request)
+            if isinstance(request.payload, bytearray):
+                self._payloads.give_back(request.payload)
+        except Exception as failure:
+            replies = [self._failure(request.command, request.flags, request.cookie, failure)]
+        finally:
+            self._bytes_in_flight -= moved
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._wake()
+        if not self._dead:
+            self._queue.pending += replies
+
+    def _failure(self, command: int, flags: int, cookie: int, failure: Exception) -> bytes:
+        """The reply to a request that the device could not do."""
+        if isinstance(failure, OSError):
+            error, message = nbd_replies.nbd_error(failure.errno, flags), failure.strerror or str(failure)
+        elif isinstance(failure, PybackupError):
+            error, message = wire.NBD_EIO, str(failure)
+        else:
+            _log.error("NBD command %d on %s failed by a bug", command, self._device.name, exc_info=failure)
+            error, message = wire.NBD_EIO, "internal error"
+        if error != wire.NBD_ENOTSUP and error not in self._errors_told:
+            self._errors_told.add(error)
+            _log.warning("%s: NBD command %d of client %s failed: %s", self._device.name, command, self._peer, message)
+        return self._replies.error(cookie, error, message)
+
+    async def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- limits and the end --
+
+    def _may_work(self) -> bool:
+        return not self._reader.starved and self._may_take()
+
+    def _may_take(self) -> bool:
+        return (
+            not self._ending
+            and len(self._tasks) < MAX_REQUESTS
+            and self._bytes_in_flight < MAX_BYTES
+            and not self._queue.is_full
+        )
+
+    def _wake(self) -> None:
+        """Work soon, once, however often this is called before."""
+        if not self._wakes:
+            self._wakes = True
+            self._loop.call_soon(self._woken)
+
+    def _woken(self) -> None:
+        self._wakes = False
+        self._work()
+
+    def _watch_socket(self) -> None:
+        """Read the socket exactly while more requests are needed and may be taken."""
+        wanted = self._reader.starved and self._may_take()
+        if wanted == self._reading:
+            return
+        self._reading = wanted
+        if wanted:
+            self._loop.add_reader(self._sock, self._on_readable)
+        else:
+            self._loop.remove_reader(self._sock)
+
+    def _broken(self, error: OSError) -> None:
+        _log.info("NBD client %s has gone: %s", self._peer, error.strerror)
+        self.abort()
+
+    def _check_end(self) -> None:
+        if self._ending and not self._tasks and not self._queue.pending and not self._ended.done():
+            self._ended.set_result(None)

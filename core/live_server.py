@@ -1,0 +1,188 @@
+"""Disks in use: devices behind copy-before-write filters, and at most one backup of them at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL
+
+from .archive_create import ArchiveOptions, make_writer
+from .backup import SCAN_THREADS, BackupJob, Drive, GuestPolicy
+from .copy_before_write import CopyBeforeWrite
+from .errors import BusyError, PybackupError, RequestError
+from .fleece_file import FleeceFile
+from .job import State
+from .old_data import OldData
+from .sinks import Sink
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRequest:
+    """What a client may ask of a backup. ``speed`` in bytes a second; ``level`` None: not compressed."""
+
+    level: int | None = DEFAULT_LEVEL
+    frame_size: int = DEFAULT_FRAME_SIZE
+    speed: int = 0
+    uuid: bytes | None = None
+    created: int | None = None
+    configs: tuple[tuple[str, bytes], ...] = ()
+    skip_unreadable: bool = False
+
+
+class LiveServer:
+    """The drives of one server, and the backup of all of them.
+
+    Fixed: drives, policy, fleecing folder, tool. Changing, in the event loop only: the job, and the last one's outcome.
+    """
+
+    def __init__(
+        self,
+        drives: Mapping[str, CopyBeforeWrite],
+        *,
+        policy: GuestPolicy,
+        threads: int,
+        tool: str,
+        fleece_folder: str | None = None,
+        fleece_size: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.drives = dict(drives)
+        self._policy, self._threads, self._tool, self._clock = policy, threads, tool, clock
+        self._fleece_folder, self._fleece_size = fleece_folder, fleece_size
+        self.job: BackupJob | None = None
+        self.last: dict[str, Any] | None = None
+        self._finished = asyncio.Event()
+        self._finished.set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a backup runs."""
+        return not self._finished.is_set()
+
+    async def backup(self, request: BackupRequest, sink: Sink, started: Callable[[BackupJob], None]) -> BackupJob:
+        """Run a backup of all drives to its end; the job, or the first error.
+
+        ``started`` is called with the job before it runs. BusyError if one is running already; then the sink is left
+        alone.
+        """
+        if self.is_busy:
+            raise BusyError("a backup of these disks is running already")
+        self._finished.clear()
+        try:
+            return await self._backup(request, sink, started)
+        finally:
+            self.job = None
+            self._finished.set()
+
+    async def _backup(self, request: BackupRequest, sink: Sink, started: Callable[[BackupJob], None]) -> BackupJob:
+        options = ArchiveOptions(
+            uuid=request.uuid or uuid.uuid4().bytes,
+            created=int(self._clock()) if request.created is None else request.created,
+            level=request.level,
+            frame_size=request.frame_size,
+            threads=self._threads,
+        )
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(_pool(self._threads, "compress"))
+            scanners = stack.enter_context(_pool(SCAN_THREADS, "scan"))
+            sizes = [(name, device.size) for name, device in self.drives.items()]
+            writer = make_writer(sizes, request.configs, options, sink, pool)
+            fleece = self._open_fleece()
+            self.job = job = BackupJob(
+                [Drive(number, name, device) for number, (name, device) in enumerate(self.drives.items(), 1)],
+                writer,
+                scanners,
+                about={
+                    "tool": self._tool,
+                    "created": options.created,
+                    "sources": [{"name": os.path.basename(one.name), "kind": "live"} for one in self.drives.values()],
+                },
+                policy=self._policy,
+                old_data=OldData(self._policy.buffer, fleece),
+                skip_unreadable=request.skip_unreadable,
+                speed=request.speed,
+            )
+            started(job)
+            try:
+                await job.run()
+            finally:
+                self.last = self.describe(job)
+                if fleece is not None:
+                    await fleece.close()
+            return job
+
+    def _open_fleece(self) -> FleeceFile | None:
+        if self._fleece_folder is None:
+            return None
+        if self._fleece_size is None:
+            return FleeceFile(self._fleece_folder)
+        return FleeceFile(self._fleece_folder, self._fleece_size)
+
+    # -- steering --
+
+    def running(self) -> BackupJob:
+        """The job that runs, or RequestError."""
+        if self.job is None:
+            raise RequestError("no backup is running")
+        return self.job
+
+    async def cancel(self) -> None:
+        """Cancel what runs, and return when it has ended."""
+        if self.job is not None:
+            self.job.cancel()
+        await self._finished.wait()
+
+    # -- telling --
+
+    @staticmethod
+    def describe(job: BackupJob) -> dict[str, Any]:
+        """A job's state and progress; bytes and seconds."""
+        progress = job.progress
+        now = job.elapsed
+        error = job.error
+        return {
+            "state": str(job.state),
+            "size": progress.size,
+            "done": progress.done,
+            "zero": progress.zero,
+            "written": progress.written,
+            "speed": job.limit.speed,
+            "seconds": round(now, 3),
+            "drives": [
+                {"name": one.name, "size": one.size, "done": one.done, "zero": one.zero, "read": one.read}
+                for one in progress.drives
+            ],
+            "unreadable": [{"drive": one.drive, "offset": one.offset, "length": one.length} for one in job.lost],
+            "error": None if error is None else str(error),
+            "exit_code": exit_code_of(error) if job.state is State.CONCLUDED else None,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """What there is to monitor."""
+        return {
+            "drives": [
+                {"name": name, "size": device.size, "read_only": device.read_only, "armed": device.is_armed}
+                for name, device in self.drives.items()
+            ],
+            "job": None if self.job is None else self.describe(self.job),
+            "last": self.last,
+        }
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """The exit code that stands for an error."""
+    if error is None:
+        return 0
+    return int(error.exit_code) if isinstance(error, PybackupError) else 1
+
+
+def _pool(threads: int, what: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"pybackup-{what}")
