@@ -17,6 +17,7 @@ from pybackup.core.compare import CompareJob
 from pybackup.core.drive_names import drive_name
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.sources import OpenSource, SourceOptions, open_source
+from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo
 
 SHOWN = 20
@@ -52,7 +53,7 @@ def command(
 
     NAME is the drive; without it, the archive must have just one, or one of the file's name.
     """
-    make_trace(trace)
+    tracer = make_trace(trace)
     source_options = SourceOptions(image_format, force_share=force_share)
     opened: dict[DriveInfo, OpenSource] = {}
     with open_archive(archive, threads=threads_or_default(options["threads"])) as stream:
@@ -61,7 +62,7 @@ def command(
             if info in opened:
                 raise RequestError(f"drive {info.name} is compared twice")
             opened[info] = open_source(source.what, source_options)
-        job = run_in_loop(_compare(stream, opened, options))
+        job = run_in_loop(_compare(stream, opened, options, tracer))
     return _report(job, as_json, options)
 
 
@@ -77,9 +78,12 @@ def _drive_for(stream: ArchiveStream, source: Named, drive: str | None, count: i
     return found
 
 
-async def _compare(stream: ArchiveStream, opened: dict[DriveInfo, OpenSource], options: dict[str, Any]) -> CompareJob:
+async def _compare(
+    stream: ArchiveStream, opened: dict[DriveInfo, OpenSource], options: dict[str, Any], trace: Trace
+) -> CompareJob:
     try:
-        job = CompareJob(stream, {drive: one.device for drive, one in opened.items()}, speed=options["speed"])
+        disks = {drive: one.device for drive, one in opened.items()}
+        job = CompareJob(stream, disks, speed=options["speed"], trace=trace)
         await run_job(job, "compare", choose(options["progress"], options["quiet"]))
     finally:
         for one in opened.values():

@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
 import click
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import json_option
-from pybackup.cli.params import NamedPath, Size, parse_size
-from pybackup.core.control_client import absolute, ask
+from pybackup.cli.params import parse_size
+from pybackup.core.control_client import ask
 from pybackup.core.errors import RequestError
 
 _COMMANDS = ("backup", "status", "speed", "pause", "resume", "cancel", "quit")
 
 
-@click.command("ctl", short_help="Steer a running server.")
+@click.command("ctl", short_help="Steer a running server.", context_settings={"ignore_unknown_options": True})
 @click.argument("control", metavar="CONTROL")
 @click.argument("what", type=click.Choice(_COMMANDS), metavar="COMMAND")
-@click.argument("value", required=False)
-@click.option("--speed", type=Size(), default="0", metavar="RATE", help="With backup: at most RATE bytes a second.")
-@click.option("--level", type=click.IntRange(1, 22), default=None, metavar="N", help="With backup: compression level.")
-@click.option("--compress", type=click.Choice(["zstd", "none"]), default="zstd", help="With backup: as in `run`.")
-@click.option(
-    "-c",
-    "--config",
-    "configs",
-    type=NamedPath(),
-    multiple=True,
-    metavar="[NAME=]FILE",
-    help="With backup: as in `run`.",
-)
-@click.option("-f", "--force", is_flag=True, help="With backup: replace ARCHIVE if it exists.")
+@click.argument("values", nargs=-1, type=click.UNPROCESSED, metavar="[VALUE]...")
 @json_option
-def command(control: str, what: str, value: str | None, as_json: bool, **options: Any) -> int:
+def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> int:
     """Steer the server whose control socket is CONTROL.
 
     \b
-    backup ARCHIVE  begin a backup of all its disks; returns when they are frozen, and goes on in the server
-    status          tell about disks, clients, the running backup, and the last one
-    speed RATE      change the running backup's speed; 0 means no limit
-    pause, resume   hold the running backup, go on with it
-    cancel          cancel it; returns when it has ended
-    quit            end the server; a running backup is cancelled
+    backup ARCHIVE [OPTIONS]  back up all its disks, like `pybackup run serve:CONTROL ARCHIVE`, with run's options
+    status                    tell about disks, clients, the running backup, and the last one
+    speed RATE                change the running backup's speed; 0 means no limit
+    pause, resume             hold the running backup, go on with it
+    cancel                    cancel it; returns when it has ended
+    quit                      end the server; a running backup is cancelled
     """
-    if (value is None) == (what in ("backup", "speed")):
-        raise RequestError(f"{what} needs a value" if value is None else f"{what} takes no value")
-    answer = ask(control, {"command": what, **_arguments(what, value, options)})
+    if what == "backup":
+        return _backup(control, values, as_json)
+    answer = ask(control, {"command": what, **_arguments(what, values)})
     if as_json:
         print(json.dumps({key: content for key, content in answer.items() if key != "ok"}))
     elif what == "status":
@@ -55,25 +41,24 @@ def command(control: str, what: str, value: str | None, as_json: bool, **options
     return 0
 
 
-def _arguments(what: str, value: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    if what == "speed":
-        try:
-            return {"speed": parse_size(value or "")}
-        except ValueError as error:
-            raise RequestError(str(error)) from None
-    if what != "backup":
-        return {}
-    from pybackup.cli.run import read_config
+def _backup(control: str, values: tuple[str, ...], as_json: bool) -> int:
+    from pybackup.cli.run import SERVE
+    from pybackup.cli.run import command as run
 
-    configs = {name: base64.b64encode(content).decode() for name, content in map(read_config, options["configs"])}
-    asked = {
-        "archive": absolute(value or ""),
-        "speed": options["speed"],
-        "compress": options["compress"],
-        "force": options["force"],
-        "configs": configs,
-    }
-    return asked if options["level"] is None else {**asked, "level": options["level"]}
+    arguments = [f"{SERVE}{control}", *values, *(["--json"] if as_json else [])]
+    code: int = run.main(arguments, prog_name="pybackup ctl CONTROL backup", standalone_mode=False)
+    return code
+
+
+def _arguments(what: str, values: tuple[str, ...]) -> dict[str, Any]:
+    if len(values) != (what == "speed"):
+        raise RequestError("speed needs one RATE" if what == "speed" else f"{what} takes no value")
+    if what != "speed":
+        return {}
+    try:
+        return {"speed": parse_size(values[0])}
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def _print_status(status: dict[str, Any]) -> None:

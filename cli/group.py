@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -21,6 +23,9 @@ Exit codes, the same for every command:
   5  the target cannot be used: it exists, is full, too small, in use
   6  busy: somebody else holds the lock
   130, 143  cancelled by SIGINT (or SIGHUP: 129), SIGTERM"""
+
+SIGPIPE_CODE = 141
+"""Whoever read our output has gone: we end like a program that SIGPIPE ended, without a word."""
 
 
 class LazyGroup(click.Group):
@@ -53,11 +58,44 @@ def group() -> None:
     """
 
 
+def _prepare_standard_streams() -> None:
+    """Make descriptors 0, 1 and 2 ours, whatever the caller closed, and let no name stop a report.
+
+    Else the next file opened would get the number, and what is meant for the standard output would land in it. A
+    closed standard input or output stays one that fails.
+    """
+    for fd, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Every failure becomes one sentence on stderr."""
+    _prepare_standard_streams()
+    code = _invoke(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What the report could not hold must not fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return SIGPIPE_CODE
+        return code or _tell(f"cannot write the standard output: {error.strerror}", 1)
+    return code
+
+
+def _invoke(arguments: Sequence[str]) -> int:
     try:
         result: Any = group.main(args=list(arguments), prog_name="pybackup", standalone_mode=False)
-        return _flush_stdout(result if isinstance(result, int) else 0)
+        return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
@@ -66,7 +104,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _tell("cancelled", 130)
     except BrokenPipeError:
-        return _quiet_pipe()
+        return SIGPIPE_CODE
     except Exception as error:
         return _failed(error)
 
@@ -79,25 +117,14 @@ def _failed(error: Exception) -> int:
         return _tell(str(error), int(error.exit_code))
     if isinstance(error, FormatError):
         return _tell(str(error), 2)
+    if isinstance(error, OSError) and error.filename is None:
+        # Sources, archives and targets have errors of their own: what is left is the report.
+        return _tell(f"cannot write the standard output: {error.strerror}", 1)
     if isinstance(error, OSError):
-        return _tell(str(error), 1)
+        return _tell(f"{error.filename}: {error.strerror}", 1)
     raise error
 
 
 def _tell(sentence: str, code: int) -> int:
     click.echo(f"pybackup: {sentence}", err=True)
     return code
-
-
-def _flush_stdout(code: int) -> int:
-    """A report that did not reach stdout is a failure too."""
-    sys.stdout.flush()
-    return code
-
-
-def _quiet_pipe() -> int:
-    """Whoever read our output has gone: end like a program that SIGPIPE ended."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 141

@@ -85,18 +85,19 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
     if facts.about.get("tool"):
         click.echo(f"made by  {_clean(facts.about['tool'])}")
     for name, content in header.configs:
-        click.echo(f"config   {name} ({len(content)} bytes)")
+        click.echo(f"config   {_clean(name)} ({len(content)} bytes)")
     rows = [_row(facts, drive) for drive in header.drives]
     if sys.stdout.isatty():
         _print_table(rows)
     else:
         _print_plain(rows)
-    for lost in facts.about.get("unreadable", [])[:100]:
+    unreadable = facts.about.get("unreadable")
+    for lost in unreadable[:100] if isinstance(unreadable, list) else ():
         click.echo(f"unreadable when it was saved: {_clean(json.dumps(lost))}")
     if with_map:
         for drive in header.drives:
             click.echo(
-                f"\n{drive.name}: each character is {_cell_size(facts.maps[drive.drive_id])};"
+                f"\n{_clean(drive.name)}: each character is {_cell_size(facts.maps[drive.drive_id])};"
                 f" '{_SHADES[0]}' zero … '{_SHADES[-1]}' data"
             )
             for line in draw_map(facts.maps[drive.drive_id]):
@@ -114,7 +115,7 @@ _COLUMNS = ("drive", "size", "stored", "zero", "compressed", "ratio")
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     compressed = row["compressed"]
     return (
-        row["name"],
+        _clean(row["name"]),
         short(row["size"]),
         short(row["stored"]),
         f"{short(row['zero'])} ({percent(row['zero'], row['size'])})",

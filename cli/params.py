@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size; write for example 512, 64K or 1.5G")
     shift = _SUFFIXES[match[2].upper()]
-    value = float(match[1]) * (1 << shift) if "." in match[1] else int(match[1]) << shift
-    if value != int(value):
+    whole, _, decimals = match[1].partition(".")
+    scale: int = 10 ** len(decimals)
+    size, rest = divmod(int(whole + decimals) << shift, scale)
+    if rest:
         raise ValueError(f"{text!r} is not a whole number of bytes")
-    return int(value)
+    return size
 
 
 class Size(click.ParamType[int]):
@@ -75,3 +78,8 @@ class NamedPath(click.ParamType[Named]):
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(incomplete, type="file")]
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether both names are those of one file that exists."""
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)

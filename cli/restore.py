@@ -13,19 +13,19 @@ from typing import Any
 import click
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
-from pybackup.cli.params import Named, NamedPath
+from pybackup.cli.params import Named, NamedPath, same_file
 from pybackup.cli.progress import choose, elapsed
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.device_in_use import device_in_use
 from pybackup.core.devices.raw import RawDevice
-from pybackup.core.errors import ExitCode, RequestError, TargetError
+from pybackup.core.errors import ArchiveError, ExitCode, RequestError, TargetError
 from pybackup.core.image_lock import ImageLock
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile, RestoreTarget, Stream
 from pybackup.core.sinks.partial_file import target_failure
-from pybackup.core.sinks.stream import StreamSink
+from pybackup.core.sinks.stream import StreamSink, is_stream, own_descriptor
 from pybackup.formats.vma import DriveInfo
 
 
@@ -65,7 +65,7 @@ def command(
     --force), or - for the standard output. Files are sparse and have the drive's exact size. A restore that fails
     leaves its file as TARGET.partial. ARCHIVE may be - for the standard input.
     """
-    make_trace(trace)
+    tracer = make_trace(trace)
     with (
         open_archive(
             archive, threads=threads_or_default(options["threads"]), tolerant=options["skip_damaged"]
@@ -73,9 +73,13 @@ def command(
         ExitStack() as stack,
     ):
         plan = _plan(stream, target, names, places)
-        configs = _plan_configs(stream, target, options)
+        if options["as_json"] and any(own_descriptor(path) == 1 for path in plan.values()):
+            raise RequestError("--json and a drive cannot both go to the standard output")
+        configs = _plan_configs(stream, target, plan, options)
+        if any(same_file(path, archive) for path in plan.values()):
+            raise RequestError(f"{archive} would be replaced by what is restored from it")
         targets = {drive: _open_target(path, options["force"], stack) for drive, path in plan.items()}
-        job = RestoreJob(stream, targets, speed=options["speed"])
+        job = RestoreJob(stream, targets, speed=options["speed"], trace=tracer)
         run_in_loop(run_job(job, "restore", choose(options["progress"], options["quiet"])))
         for path, content in configs:
             _write_config(path, content, options["force"])
@@ -131,16 +135,10 @@ def _drive(stream: ArchiveStream, name: str) -> DriveInfo:
 
 
 def _open_target(path: str, force: bool, stack: ExitStack) -> RestoreTarget:
-    if path == "-":
-        return Stream(StreamSink.stdout())
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        mode = 0
-    if stat.S_ISBLK(mode):
+    if is_stream(path):
+        return Stream(StreamSink(path))
+    if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode):
         return _open_block_device(path, force, stack)
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        return Stream(StreamSink.open(path))
     return NewFile(path, replace=force)
 
 
@@ -158,13 +156,17 @@ def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarge
 # -- configurations --
 
 
-def _plan_configs(stream: ArchiveStream, target: str | None, options: dict[str, Any]) -> list[tuple[str, bytes]]:
+def _plan_configs(
+    stream: ArchiveStream, target: str | None, plan: dict[DriveInfo, str], options: dict[str, Any]
+) -> list[tuple[str, bytes]]:
     if not options["with_config"]:
         return []
     if target is None or not _is_folder(target):
         raise RequestError("--with-config needs a folder as TARGET")
     configs = [(os.path.join(target, name), content) for name, content in stream.header.configs]
     for path, _ in configs:
+        if path in plan.values():
+            raise ArchiveError(f"a drive and a configuration of the archive would both be {path}; restore them apart")
         if os.path.exists(path) and not options["force"]:
             raise TargetError(f"{path} exists already; --force replaces it")
     return configs
@@ -184,7 +186,7 @@ def _write_config(path: str, content: bytes, force: bool) -> None:
 def _report(job: RestoreJob, plan: dict[DriveInfo, str], options: dict[str, Any]) -> int:
     for damage in job.damage:
         click.echo(f"pybackup: lost: {damage}", err=True)
-    if options["as_json"] and "-" not in plan.values():
+    if options["as_json"]:
         drives = [{"name": drive.name, "size": drive.size, "target": path} for drive, path in plan.items()]
         print(
             json.dumps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import sys
@@ -17,19 +16,20 @@ from typing import Any
 import click
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import job_options, json_option, threads_option
-from pybackup.cli.params import Named, NamedPath, Size
+from pybackup.cli.params import Named, NamedPath, Size, same_file
 from pybackup.cli.progress import choose, elapsed
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.cli.version import VERSION
-from pybackup.core.archive_create import STDOUT, ArchiveOptions, make_writer, open_sink
+from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive_open import archive_reader
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
-from pybackup.core.control_client import RemoteBackup
 from pybackup.core.drive_names import unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
+from pybackup.core.sinks.stream import is_stream, own_descriptor
 from pybackup.core.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.trace import Trace
 from pybackup.core.verify import VerifyJob
@@ -157,45 +157,38 @@ def command(
     _check(asked)
     tracer = make_trace(trace)
     if sources[0].what.startswith(SERVE):
-        return run_in_loop(_run_live(asked, options, created))
+        return run_in_loop(_run_live(asked, options, tracer))
     return run_in_loop(_run(asked, options, tracer))
 
 
 def _check(request: _Request) -> None:
     unique_drive_names(request.sources)
-    if request.archive == STDOUT and request.as_json:
+    if request.as_json and own_descriptor(request.archive) == 1:
         raise RequestError("--json and the archive cannot both go to the standard output")
-    if request.verify and not isinstance(open_sink_probe(request.archive), str):
+    if request.verify and is_stream(request.archive):
         raise RequestError("--verify needs an archive that is a file, to read it back")
+    for what in (*request.sources, *request.configs):
+        if same_file(what.what, request.archive):
+            raise RequestError(f"{what.what} would be replaced by the archive made of it")
     if sum(source.what == "-" for source in request.sources) > 1:
         raise RequestError("the standard input can only be one of the sources")
     if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
         raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
 
 
-def open_sink_probe(archive: str) -> str | None:
-    """The path if an archive of this name would be a regular file, else None; nothing is opened."""
-    if archive == STDOUT or (os.path.exists(archive) and not os.path.isfile(archive)):
-        return None
-    return archive
-
-
-async def _run_live(request: _Request, options: ArchiveOptions, created: int | None) -> int:
-    """Back up the disks of a running server, which writes into a descriptor of ours."""
-    sink = open_sink(request.archive, replace=request.force)
-    configs = {name: base64.b64encode(content).decode() for name, content in map(read_config, request.configs)}
-    asked = {
-        "compress": "none" if options.level is None else "zstd",
-        "level": options.level or DEFAULT_LEVEL,
-        "frame_size": options.frame_size,
-        "speed": request.speed,
-        "uuid": options.uuid.hex(),
-        "configs": configs,
-        "skip_unreadable": request.skip_unreadable,
-        **({} if created is None else {"created": created}),
-    }
-    with ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-verify") as pool:
-        job = RemoteBackup(request.sources[0].what.removeprefix(SERVE), asked, sink, _verifier(request, sink, pool))
+async def _run_live(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
+    """Back up the disks of a running server: it sends the clusters, the archive is made here."""
+    path = request.sources[0].what.removeprefix(SERVE)
+    drives = served_drives(path)
+    asked = {"speed": request.speed, "skip_unreadable": request.skip_unreadable}
+    with (
+        ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress") as pool,
+        ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan") as scanners,
+    ):
+        sink = open_sink(request.archive, replace=request.force)
+        writer = make_writer(drives, [read_config(one) for one in request.configs], options, sink, pool, trace)
+        verify = _verifier(request, sink, pool)
+        job = RemoteBackup(path, asked, drives, writer, scanners, before_commit=verify, trace=trace)
         await run_job(job, "backup", choose(request.progress, request.quiet))
     return report(request, job)
 

@@ -15,9 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from pybackup.cli.options import threads_option
 from pybackup.cli.params import Named, NamedPath, Size
-from pybackup.cli.running import run_in_loop, threads_or_default
+from pybackup.cli.running import run_in_loop
 from pybackup.cli.version import VERSION
 from pybackup.core.backup import GuestPolicy
 from pybackup.core.control import ControlSocket
@@ -30,7 +29,8 @@ from pybackup.core.live_server import LiveServer
 from pybackup.core.served_disks import open_served
 from pybackup.core.systemd import listen_sockets, notify
 
-NBD_PORT = 10809
+SWITCH_INTERVAL = 0.0005
+"""Seconds that a thread may keep the interpreter while the event loop, on which guests wait, wants it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,6 @@ class _Request:
     copy_on_read: bool
     fleece: str | None
     fleece_size: int | None
-    threads: int | None
     quiet: bool
 
 
@@ -118,7 +117,6 @@ class _Request:
 )
 @click.option("--fleece-size", type=Size(1 << 20), default=None, metavar="SIZE", help="The most that file may take.")
 @click.option("-q", "--quiet", is_flag=True, help="Do not print where to connect.")
-@threads_option
 def command(**options: Any) -> int:
     """Offer disks over NBD, read-write, and let them be backed up at any time while they are in use.
 
@@ -128,6 +126,7 @@ def command(**options: Any) -> int:
     The addresses to connect to are printed on stdout, one a line, when everything is ready. The server ends with
     SIGINT, SIGTERM or `pybackup ctl CONTROL quit`.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL)
     return run_in_loop(_serve(_Request(**options)))
 
 
@@ -138,7 +137,6 @@ async def _serve(request: _Request) -> int:
         live = LiveServer(
             {name: disk for name, disk in disks.items() if isinstance(disk, CopyBeforeWrite)},
             policy=_policy(request),
-            threads=threads_or_default(request.threads),
             tool=f"pybackup {VERSION}",
             fleece_folder=request.fleece,
             fleece_size=request.fleece_size,

@@ -13,6 +13,7 @@ from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_de
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import Damage
 from pybackup.core.errors import ArchiveError, ExitCode
+from pybackup.core.trace import Trace
 from pybackup.core.verify import VerifyJob
 
 
@@ -28,17 +29,17 @@ def command(archives: tuple[str, ...], as_json: bool, trace: str, **options: Any
     that every cluster of every drive is there exactly once. Damage is listed with drive, clusters and bytes.
     ARCHIVE may be - for the standard input.
     """
-    make_trace(trace)
+    tracer = make_trace(trace)
     code = 0
     for archive in archives:
-        code = max(code, _verify_one(archive, as_json, options))
+        code = max(code, _verify_one(archive, as_json, options, tracer))
     return code
 
 
-def _verify_one(archive: str, as_json: bool, options: dict[str, Any]) -> int:
+def _verify_one(archive: str, as_json: bool, options: dict[str, Any], trace: Trace) -> int:
     try:
         with open_archive(archive, threads=threads_or_default(options["threads"]), tolerant=True) as stream:
-            job = VerifyJob(stream, speed=options["speed"])
+            job = VerifyJob(stream, speed=options["speed"], trace=trace)
             run_in_loop(run_job(job, "verify", choose(options["progress"], options["quiet"])))
     except ArchiveError as error:
         _report(archive, [Damage(str(error))], as_json)

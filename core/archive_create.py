@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,10 +14,8 @@ from .archive_writer import ArchiveWriter
 from .errors import RequestError
 from .sinks import Sink
 from .sinks.file import FileSink
-from .sinks.stream import StreamSink
+from .sinks.stream import StreamSink, is_stream
 from .trace import Trace
-
-STDOUT = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +30,8 @@ class ArchiveOptions:
 
 
 def open_sink(archive: str, *, replace: bool) -> FileSink | StreamSink:
-    """The sink for an archive's name: - is stdout, what exists and is no regular file is a stream."""
-    if archive == STDOUT:
-        return StreamSink.stdout()
-    try:
-        mode = os.stat(archive).st_mode
-    except OSError:
-        return FileSink(archive, replace=replace)
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        return StreamSink.open(archive)
-    if _is_own_stdout(archive):
-        return StreamSink.stdout()
-    return FileSink(archive, replace=replace)
-
-
-def _is_own_stdout(archive: str) -> bool:
-    """/dev/stdout and its like are no files to rename over, also where a file lies behind them."""
-    return os.path.realpath(os.path.dirname(archive)) in ("/dev", "/dev/fd", f"/proc/{os.getpid()}/fd") and (
-        os.path.basename(archive) in ("stdout", "1")
-    )
+    """The sink for an archive's name: a file, or a stream such as - for the standard output."""
+    return StreamSink(archive) if is_stream(archive) else FileSink(archive, replace=replace)
 
 
 def make_writer(

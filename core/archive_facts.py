@@ -9,10 +9,12 @@ from typing import Any
 
 from pybackup.formats.cluster_index import RUN_ZERO, DriveCounts
 from pybackup.formats.vma import Header
+from pybackup.formats.vma_layout import BLOCK_SIZE
 
 from .archive_index import ArchiveIndex, NoIndexError
 from .archive_open import STDIN, open_archive
 from .archive_stream import ArchiveStream
+from .errors import ArchiveError
 
 MAP_CELLS = 512
 """A drive's map is gathered in at most so many cells."""
@@ -42,14 +44,18 @@ class ArchiveFacts:
 
 def archive_facts(archive: str, *, threads: int = 1) -> ArchiveFacts:
     """Gather the facts; only the index is read where there is one (ArchiveError)."""
-    if archive != STDIN and os.path.isfile(archive):
-        with open(archive, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                return _from_index(ArchiveIndex(pread_exactly(file.fileno(), archive), size, archive))
-            except NoIndexError:
-                return _from_reading(archive, size, threads)
-    return _from_reading(archive, None, threads)
+    if archive == STDIN or not os.path.isfile(archive):
+        return _from_reading(archive, None, threads)
+    try:
+        file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ArchiveError(f"cannot open {archive}: {error.strerror}") from error
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            return _from_index(ArchiveIndex(pread_exactly(file.fileno(), archive), size, archive))
+        except NoIndexError:
+            return _from_reading(archive, size, threads)
 
 
 def pread_exactly(fd: int, name: str) -> Callable[[int, int], bytes]:
@@ -90,18 +96,18 @@ def _from_index(archive: ArchiveIndex) -> ArchiveFacts:
     compressed = dict.fromkeys(counts, 0)
     for segment in archive.segments():
         shares: dict[int, int] = {}
+        number = 0
         for drive_id, kind, first, count in segment.runs:
             if kind == RUN_ZERO:
                 counts[drive_id].zero_clusters += count
             else:
                 counts[drive_id].stored_clusters += count
+                counts[drive_id].stored_bytes += segment.blocks_in(number, count) * BLOCK_SIZE
+                number += count
                 shares[drive_id] = shares.get(drive_id, 0) + count
                 _mark(maps[drive_id], first, count)
         for drive_id, share in shares.items():
             compressed[drive_id] += segment.compressed_size * share // sum(shares.values())
-    for one in archive.directory.about.get("drives", []):
-        if isinstance(one, dict) and one.get("id") in counts and isinstance(one.get("stored_bytes"), int):
-            counts[one["id"]].stored_bytes = one["stored_bytes"]
     return ArchiveFacts(archive.header, archive.size, "zstd", True, counts, compressed, archive.directory.about, maps)
 
 

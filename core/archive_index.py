@@ -16,12 +16,12 @@ from pybackup.formats.cluster_index import Directory, FramePlace, Segment, Segme
 from pybackup.formats.clusters import ZERO_CLUSTER, cluster_digest, expand
 from pybackup.formats.errors import FormatError
 from pybackup.formats.vma import Header
-from pybackup.formats.vma_layout import BLOCK_SIZE, MAX_HEADER_READ
+from pybackup.formats.vma_layout import BLOCK_SIZE, MAX_HEADER_WRITTEN
 
 from .archive_input import decompress_frame
 from .errors import ArchiveError
 
-MAX_INDEX_FRAME = 64 << 20
+MAX_INDEX_FRAME = zs.MAX_SKIPPABLE[zs.INDEX_MAGIC]
 SEGMENTS_KEPT, FRAMES_KEPT = 64, 16
 
 
@@ -39,7 +39,7 @@ class ArchiveIndex:
     def __init__(self, pread: Callable[[int, int], bytes], size: int, name: str) -> None:
         """Read header and directory (ArchiveError; NoIndexError where there is none)."""
         self.name, self.size = name, size
-        self._pread = pread
+        self._read = pread
         self._segments: OrderedDict[int, Segment] = OrderedDict()
         self._frames: OrderedDict[int, bytes] = OrderedDict()
         try:
@@ -65,6 +65,12 @@ class ArchiveIndex:
             raise FormatError("the index has no directory", offset)
         return offset, Directory.decode(content)
 
+    def _pread(self, offset: int, length: int) -> bytes:
+        try:
+            return self._read(offset, length)
+        except OSError as error:
+            raise ArchiveError(f"cannot read {self.name} at byte {offset}: {error.strerror or error}") from error
+
     def _index_frame(self, offset: int, length: int) -> bytes:
         frame = self._pread(offset, length)
         magic, size = zs.SKIPPABLE_HEADER.unpack_from(frame) if len(frame) >= zs.SKIPPABLE_HEADER.size else (0, 0)
@@ -75,7 +81,7 @@ class ArchiveIndex:
     def _read_header(self) -> Header:
         start = self._pread(0, min(1 << 20, self.size))
         feed = zs.ByteFeed(_once(start))
-        frame = zs.next_frame(feed, MAX_HEADER_READ)
+        frame = zs.next_frame(feed, MAX_HEADER_WRITTEN)
         if not isinstance(frame, zs.Frame) or frame.magic is not None:
             raise FormatError("the header is not a frame of its own", 0)
         return vma.decode_header(decompress_frame(frame.content, frame.content_size, 0))
@@ -94,9 +100,17 @@ class ArchiveIndex:
             kind, content = index.unwrap(self._index_frame(place.file_offset, place.length), place.file_offset)
             if kind != index.SEGMENT:
                 raise FormatError("an index frame is not a segment", place.file_offset)
-            return Segment(content)
+            segment = Segment(content)
+            self._check_runs(segment, place.file_offset)
+            return segment
         except FormatError as error:
             raise ArchiveError(f"{self.name} is damaged: {error}") from None
+
+    def _check_runs(self, segment: Segment, offset: int) -> None:
+        for drive_id, _, first, count in segment.runs:
+            drive = self.header.by_id.get(drive_id)
+            if drive is None or first + count > drive.clusters:
+                raise FormatError("a segment of the index names clusters that no drive has", offset)
 
     def _segment(self, place: SegmentPlace) -> Segment:
         found = self._segments.get(place.file_offset)
@@ -155,7 +169,8 @@ class ArchiveIndex:
         return found
 
     def _read_frame(self, place: FramePlace) -> bytes:
-        if place.decompressed > MAX_FRAME_SIZE or place.file_offset + place.compressed > self.size:
+        too_large = max(place.decompressed, place.compressed // 2) > MAX_FRAME_SIZE
+        if too_large or place.file_offset + place.compressed > self.size:
             raise FormatError("the index names a place outside the file", place.file_offset)
         content = memoryview(self._pread(place.file_offset, place.compressed))
         return decompress_frame(content, place.decompressed, place.file_offset)

@@ -80,7 +80,7 @@ def pieces_of(
     if start[:4] == zs.FRAME_MAGIC or zs.is_skippable(start):
         return "zstd", _zstd(feed, pool, tolerant)
     if start[:2] == GZIP_MAGIC:
-        return "gzip", _gzip(feed)
+        return "gzip", _gzip(feed, tolerant)
     raise NotAnArchiveError(_describe_foreign(start))
 
 
@@ -97,7 +97,16 @@ def _plain(feed: zs.ByteFeed) -> Iterator[Piece]:
         yield Bytes(feed.take(len(content)))
 
 
-def _gzip(feed: zs.ByteFeed) -> Iterator[Piece]:
+def _gzip(feed: zs.ByteFeed, tolerant: bool) -> Iterator[Piece]:
+    try:
+        yield from _gunzip(feed)
+    except FormatError as error:
+        if not tolerant:
+            raise
+        yield Lost(None, error)
+
+
+def _gunzip(feed: zs.ByteFeed) -> Iterator[Bytes]:
     decompressor = zlib.decompressobj(wbits=31)
     ended = False
     while len(window := feed.peek(CHUNK)):
@@ -138,6 +147,9 @@ def decompress_frame(content: memoryview, size: int, offset: int) -> bytes:
         header = zs.parse_frame_header(content[: zs.LONGEST_FRAME_HEADER])
         if header.unused_bits:
             raise FormatError("reserved bits of a zstd frame header are set", offset)
+        if header.content_size != size or size > zs.most_content(len(content)):
+            # The decompressor makes room for what the frame claims, whatever it is told.
+            raise FormatError("a zstd frame does not hold what its header says", offset)
         data: bytes = _decompressors.one.decompress(content, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"a zstd frame is damaged ({_clause(error)})", offset) from None
@@ -180,7 +192,7 @@ def _find_next_frame(feed: zs.ByteFeed) -> None:
     """After damage: go on to the next bytes that look like the beginning of a frame."""
     if len(feed.peek(1)):
         feed.take(1)
-    feed.skip_to((zs.FRAME_MAGIC, zs.INDEX_MAGIC.to_bytes(4, "little"), zs.SEEK_TABLE_MAGIC.to_bytes(4, "little")))
+    feed.skip_to_magic()
 
 
 def _drain(ahead: deque[tuple[zs.Frame, Future[bytes] | None]], keep: int, tolerant: bool) -> Iterator[Piece]:

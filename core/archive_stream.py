@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
-from bitarray import bitarray
 from pybackup.formats import cluster_index as index
 from pybackup.formats import vma, vma_layout
 from pybackup.formats import zstd_seekable as zs
@@ -21,6 +20,7 @@ from pybackup.formats.vma_stream import DecodedExtent, VmaStream
 
 from .archive_input import FrameSeen, Lost, Piece, SkippableSeen, pieces_of
 from .errors import ArchiveError
+from .seen_clusters import SeenClusters
 
 EXTENTS_AHEAD = 4
 
@@ -90,7 +90,8 @@ class ArchiveStream:
         self._ordered: deque[_Ordered] = deque()
         self._extents_ahead = 0
         self._seek_table = zs.SeekTable()
-        self._intact = True
+        self._intact = self._indexable = True
+        self._has_segments = self._has_directory = False
         self._vmstate_next: dict[int, int] = {}
         try:
             self._open(read)
@@ -110,7 +111,7 @@ class ArchiveStream:
         self.index = index.IndexBuilder(self._header_end, self._header_size)
         self._stream = VmaStream(self.header, self._header_size, tolerant=self._tolerant)
         self._leftover = start[self._header_size :]
-        self._seen = {drive.drive_id: bitarray(drive.clusters) for drive in self.header.drives}
+        self._seen = {drive.drive_id: SeenClusters(drive.clusters) for drive in self.header.drives}
 
     def _header_bytes(self) -> Iterator[bytes]:
         """The content of pieces until the header is complete."""
@@ -119,7 +120,7 @@ class ArchiveStream:
         while total < self._header_size:
             piece = next(self._pieces, None)
             if isinstance(piece, SkippableSeen):
-                self._intact = False
+                self._indexable = False
                 continue
             if piece is None or isinstance(piece, Lost):
                 what = "the archive ends within its header" if piece is None else f"the header is lost: {piece.error}"
@@ -128,14 +129,14 @@ class ArchiveStream:
                 self._add_row(piece.frame)
                 self._header_end = piece.frame.offset + piece.frame.compressed
             elif self.compression != "vma":
-                self._intact = False
+                self._indexable = False
             have = have + bytes(piece.content) if total < vma_layout.HEADER_START.size else have
             total += len(piece.content)
             yield bytes(piece.content)
             if len(have) >= vma_layout.HEADER_START.size:
                 self._header_size = vma.header_length(have)
         if total != self._header_size:
-            self._intact = False
+            self._indexable = False
 
     def _add_row(self, frame: FrameSeen) -> None:
         self._seek_table.add(frame.compressed, frame.decompressed, frame.checksum)
@@ -160,6 +161,8 @@ class ArchiveStream:
         self._stream.finish()
         self._gather_damage()
         self._check_complete()
+        if self._has_segments and not self.has_seek_table:
+            self._spoil("the archive's end is missing: its index is not complete")
 
     def _take(self, piece: Piece) -> None:
         if isinstance(piece, SkippableSeen):
@@ -176,7 +179,7 @@ class ArchiveStream:
         if piece.frame is not None:
             self._ordered.append(piece.frame)
         elif self.compression != "vma":
-            self._intact = False
+            self._indexable = False
 
     def _submit(self, extents: Iterator[DecodedExtent]) -> None:
         for extent in extents:
@@ -227,7 +230,9 @@ class ArchiveStream:
             for slot in extent.header.slots:
                 self._see(slot.drive_id, slot.cluster, 1)
             self.index.add_extent(extent.header.slots, checked.digests)
-        if self.compression != "zstd":
+        if self.index.segment_is_overdue:
+            self._indexable = False
+        if self.compression != "zstd" or not self._indexable:
             self.index.forget_segment()
         if not checked.sound:
             self._unsound(checked)
@@ -239,14 +244,8 @@ class ArchiveStream:
         drive = self.header.by_id[drive_id]
         if drive.is_vmstate and first != self._vmstate_next.setdefault(drive_id, 0):
             self._spoil_at("the memory image is out of order", drive, first, count)
-        if count == 1:
-            if seen[first]:
-                self._spoil_at("found twice", drive, first, count)
-            seen[first] = True
-        else:
-            if seen.find(True, first, first + count) >= 0:
-                self._spoil_at("found twice", drive, first, count)
-            seen[first : first + count] = True
+        if not seen.add(first, count):
+            self._spoil_at("found twice", drive, first, count)
         self._vmstate_next[drive_id] = first + count
 
     def _spoil_at(self, what: str, drive: DriveInfo, first: int, count: int) -> None:
@@ -266,13 +265,13 @@ class ArchiveStream:
         """Clusters whose bytes are lost count as missing."""
         for slot, stored in zip(extent.header.slots, extent.stored, strict=True):
             if stored is None:
-                self._seen[slot.drive_id][slot.cluster] = False
+                self._seen[slot.drive_id].remove(slot.cluster)
 
     def _check_complete(self) -> None:
         for drive in self.header.drives:
             if drive.is_vmstate or self.header.is_delta:
                 continue
-            for first, count in missing_runs(self._seen[drive.drive_id]):
+            for first, count in self._seen[drive.drive_id].missing():
                 self._spoil_at("missing", drive, first, count)
 
     # -- what the archive says about itself --
@@ -280,6 +279,8 @@ class ArchiveStream:
     def _take_skippable(self, seen: SkippableSeen) -> None:
         magic = int.from_bytes(seen.content[:4], "little")
         try:
+            if self.has_seek_table:
+                raise FormatError("something follows the seek table", seen.offset)
             if magic == zs.INDEX_MAGIC:
                 self._check_index_frame(seen)
             elif magic == zs.SEEK_TABLE_MAGIC:
@@ -291,19 +292,54 @@ class ArchiveStream:
     def _check_index_frame(self, seen: SkippableSeen) -> None:
         kind, content = index.unwrap(seen.content, seen.offset)
         if kind == index.SEGMENT:
-            expected = self.index.take_segment() if self._intact else content
+            self._has_segments = True
+            expected = self.index.take_segment()
             self.index.segment_written(len(seen.content))
         else:
+            self._has_directory = True
             self.about = index.Directory.decode(content).about
-            expected = self.index.directory(self.about) if self._intact else content
-        if expected != content:
+            expected = self.index.directory(self.about)
+            self._check_about(seen.offset)
+        if self._compares and not (self._indexable and expected == content):
             what = "a segment" if kind == index.SEGMENT else "the directory"
             raise FormatError(f"{what} of the index does not agree with the data", seen.offset)
 
+    def _check_about(self, offset: int) -> None:
+        """What the directory tells of the drives must be what was found."""
+        assert self.about is not None
+        told = self.about.get("drives")
+        found = [self._describe(drive) for drive in self.header.drives]
+        alike = isinstance(told, list) and len(told) == len(found) and all(map(_agrees, told, found))
+        if self._compares and not alike:
+            raise FormatError("the directory of the index does not agree with the data", offset)
+
+    def _describe(self, drive: DriveInfo) -> dict[str, Any]:
+        counts = self.index.counts.get(drive.drive_id, index.DriveCounts())
+        return {
+            "id": drive.drive_id,
+            "name": drive.name,
+            "size": drive.size,
+            "stored_clusters": counts.stored_clusters,
+            "zero_clusters": counts.zero_clusters,
+            "stored_bytes": counts.stored_bytes,
+        }
+
+    @property
+    def _compares(self) -> bool:
+        """Whether all was found that an index must agree with: not after damage, and not without digests."""
+        return self._intact and self._digests
+
     def _check_seek_table(self, seen: SkippableSeen) -> None:
         self.has_seek_table = True
-        if self._intact and bytes(seen.content) != self._seek_table.encode():
+        if self._intact and self._has_segments and bytes(seen.content) != self._seek_table.encode():
             raise FormatError("the seek table does not agree with the frames", seen.offset)
+        if self._has_segments and not self._has_directory:
+            raise FormatError("the index has no directory", seen.offset)
+
+
+def _agrees(told: object, found: dict[str, Any]) -> bool:
+    """Whether all that was found is told so; more may be told."""
+    return isinstance(told, dict) and all(told.get(key) == value for key, value in found.items())
 
 
 def _check(extent: DecodedExtent) -> CheckedExtent:
@@ -325,13 +361,3 @@ def _runs(extent: DecodedExtent) -> Iterator[tuple[int, int, int]]:
         run = [slot.drive_id, slot.cluster, 1]
     if run:
         yield run[0], run[1], run[2]
-
-
-def missing_runs(seen: bitarray) -> Iterator[tuple[int, int]]:
-    """(first, number) of each run of clusters that were not seen."""
-    first = seen.find(False)
-    while first >= 0:
-        end = seen.find(True, first)
-        end = len(seen) if end < 0 else end
-        yield first, end - first
-        first = seen.find(False, end)

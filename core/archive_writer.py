@@ -13,8 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pybackup.formats.archive import ArchiveEncoder, Encoded, Extent, ZeroRun
-from pybackup.formats.clusters import Cluster
+from pybackup.formats.cluster_index import DriveCounts
+from pybackup.formats.clusters import Cluster, scan
 
+from .device import Buffer
+from .intake import Prepared
 from .sinks import Sink
 from .trace import Trace
 
@@ -49,6 +52,19 @@ class ArchiveWriter:
         """Open the sink and write the header."""
         await self._sink.begin()
         await self._sink.write([self._encoder.start()])
+
+    @property
+    def counts(self) -> dict[int, DriveCounts]:
+        """What each drive was found to hold."""
+        return self._encoder.index.counts
+
+    async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+        """Look for zeros and compute digests."""
+        return await asyncio.get_running_loop().run_in_executor(pool, _scan_all, contents)
+
+    async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
+        """Take clusters in a row; waits while too much is in flight."""
+        await self.put(drive_id, first, prepared.clusters or scan(prepared.content))
 
     async def put(self, drive_id: int, first: int, clusters: Sequence[Cluster]) -> None:
         """Take clusters in a row; waits while too much is in flight."""
@@ -117,3 +133,8 @@ class ArchiveWriter:
     async def commit(self) -> None:
         """Make the archive durable under its final name."""
         await self._sink.commit()
+
+
+def _scan_all(contents: Sequence[Buffer]) -> list[Prepared]:
+    """What scan() finds in each."""
+    return [Prepared(content, scan(content)) for content in contents]

@@ -11,13 +11,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from pybackup.formats.clusters import Cluster, scan
+from pybackup.formats.cluster_index import DriveCounts
 from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT
 
-from .archive_writer import ArchiveWriter
 from .block_copy import BlockCopy
 from .block_status_map import BlockStatusMap
 from .copy_before_write import CopyBeforeWrite, freeze
@@ -25,6 +24,7 @@ from .device import CLUSTER_SIZE, BlockDevice
 from .errors import SourceError, TargetFullError
 from .guest_copies import GuestCopies, OnError
 from .inflight import Range
+from .intake import Intake, Prepared
 from .job import DriveProgress, Job
 from .old_data import OldData
 from .trace import Trace
@@ -32,6 +32,8 @@ from .unreadable import LostRange, read_around_errors
 
 PIECE = CLUSTERS_PER_EXTENT
 """Clusters read at once: an extent's worth, 3.6 MiB, so that its frames need not be copied together."""
+LIVE_PIECE = 8
+"""Clusters read at once from a disk in use: a guest that writes to one of them waits for all."""
 READ_AHEAD = 3
 """Pieces read ahead of the archive."""
 SCAN_THREADS = 2
@@ -55,7 +57,7 @@ class _Pending(NamedTuple):
     """A piece that is being read: its first cluster and the task that reads it."""
 
     first: int
-    clusters: asyncio.Task[list[Cluster]]
+    prepared: asyncio.Task[Prepared]
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ class BackupJob(Job):
     def __init__(
         self,
         drives: Sequence[Drive],
-        writer: ArchiveWriter,
+        writer: Intake,
         pool: ThreadPoolExecutor,
         *,
         about: dict[str, Any] | None = None,
@@ -113,6 +115,7 @@ class BackupJob(Job):
         self._copying = [self._prepare(drive) for drive in drives]
         self.progress.drives = [copying.progress for copying in self._copying]
         self.frozen = asyncio.Event()
+        self._armed: list[tuple[CopyBeforeWrite, GuestCopies]] = []
 
     def _prepare(self, drive: Drive) -> _Copying:
         device = drive.device
@@ -126,29 +129,34 @@ class BackupJob(Job):
         try:
             await self._writer.start()
             await self._freeze()
-            await self._copy_all()
-            self._disarm()
+            try:
+                await self._copy_all()
+            except BaseExceptionGroup as failures:
+                # The first failure is the one that counts; the rest was cancelled because of it.
+                raise failures.exceptions[0] from None
+            self._let_guests_go()
+            if self.error is not None:
+                raise self.error
             await self._conclude()
             committed = True
         except TargetFullError as error:
             raise self._with_estimate(error) from error
         finally:
-            self._disarm()
-            await self._old_data.close()
+            self._let_guests_go()
             if not committed:
                 await self._writer.abort()
 
     async def _freeze(self) -> None:
-        filters = [
-            (copying.drive.device, self._guard(copying))
+        self._armed = [
+            (copying.drive.device, self._make_guard(copying))
             for copying in self._copying
             if isinstance(copying.drive.device, CopyBeforeWrite)
         ]
-        await freeze(filters)
+        await freeze(self._armed)
         self.trace("job.freeze", drives=len(self._copying))
         self.frozen.set()
 
-    def _guard(self, copying: _Copying) -> GuestCopies:
+    def _make_guard(self, copying: _Copying) -> GuestCopies:
         return GuestCopies(
             drive_id=copying.drive.drive_id,
             name=copying.drive.name,
@@ -160,44 +168,46 @@ class BackupJob(Job):
             copy_on_read=self._policy.copy_on_read,
             charge=self.limit.charge,
             break_backup=self.fail,
-            saved=lambda clusters, first: self._count(copying, first, clusters),
             trace=self.trace,
         )
 
-    def _disarm(self) -> None:
-        for copying in self._copying:
-            if isinstance(copying.drive.device, CopyBeforeWrite):
-                copying.drive.device.disarm()
+    def _let_guests_go(self) -> None:
+        """From now on no guest waits for this backup."""
+        for device, guard in self._armed:
+            device.disarm(guard)
+        self._old_data.close()
+
+    def fail(self, error: BaseException) -> None:
+        """As for every job; guests go on at once, however long the cleaning up takes."""
+        super().fail(error)
+        if self.error is not None:
+            self._let_guests_go()
+
+    async def _abandon(self) -> None:
+        await self._writer.abort()
 
     async def _copy_all(self) -> None:
-        feeder = asyncio.create_task(self._feed_old_data())
-        try:
+        async with asyncio.TaskGroup() as group:
+            helpers = [
+                group.create_task(self._feed_old_data()),
+                group.create_task(self._old_data.move_to_file()),
+            ]
             for copying in self._copying:
-                await self._unless_failed(feeder, self._copy_drive(copying))
-            await self._unless_failed(feeder, self._settle_all())
-        finally:
-            feeder.cancel()
-            await asyncio.wait([feeder])
-
-    async def _unless_failed(self, feeder: asyncio.Task[None], work: Awaitable[None]) -> None:
-        """Do the work; if feeding the archive with old data fails meanwhile, that is the failure."""
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait([task, feeder], return_when=asyncio.FIRST_COMPLETED)
-            if feeder.done():
-                feeder.result()
-            await task
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+                await self._copy_drive(copying)
+            await self._settle_all()
+            for helper in helpers:
+                helper.cancel()
 
     async def _feed_old_data(self) -> None:
-        while True:
-            await self._old_data.wait()
-            saved = await self._old_data.take()
-            await self._writer.put(saved.drive_id, saved.first, saved.clusters)
-            await self._old_data.release(saved)
+        by_id = {copying.drive.drive_id: copying for copying in self._copying}
+        while not self._old_data.closed:
+            batch = await self._old_data.take()
+            ready = await self._writer.prepare([saved.content for saved in batch], self._pool)
+            for saved, prepared in zip(batch, ready, strict=True):
+                self._count(by_id[saved.drive_id], prepared)
+                await self._writer.take(saved.drive_id, saved.first, prepared)
+            self.progress.written = self._writer.written
+            self._old_data.release(batch)
 
     async def _settle_all(self) -> None:
         """Return when every cluster of every drive has reached the writer."""
@@ -214,6 +224,7 @@ class BackupJob(Job):
         for copying in self._copying:
             if copying.drive.check is not None:
                 copying.drive.check()
+        await self._writer.drain()  # what it tells about the archive counts all of it
         await self._writer.finish(self._describe())
         self.progress.written = self._writer.written
         if self._before_commit is not None:
@@ -238,7 +249,7 @@ class BackupJob(Job):
 
     async def _copy_zeros(self, copying: _Copying, cluster: int, end: int) -> None:
         await self._emit(copying, 0)
-        await self._resumed.wait()
+        await self._unpaused()
         claimed = copying.copy.claim(cluster, end)
         if claimed is None:
             return
@@ -252,33 +263,36 @@ class BackupJob(Job):
         self.progress.written = self._writer.written
 
     async def _copy_piece(self, copying: _Copying, cluster: int, end: int) -> None:
-        most = min(end, cluster + self._piece())
-        await self._pace(self._bytes_of(copying, cluster, most))
         await self._emit(copying, READ_AHEAD - 1)
-        claimed = copying.copy.claim(cluster, most)
-        if claimed is not None:
-            task = asyncio.create_task(self._read(copying, claimed))
-            copying.pending.append(_Pending(claimed.start, task))
+        await self._turn()
+        claimed = copying.copy.claim(cluster, min(end, cluster + self._piece(copying)))
+        if claimed is None:
+            return
+        self.limit.charge(self._bytes_of(copying, claimed.start, claimed.end))
+        task = asyncio.create_task(self._read(copying, claimed))
+        task.add_done_callback(lambda _: copying.copy.abandon(claimed))
+        copying.pending.append(_Pending(claimed.start, task))
 
-    def _piece(self) -> int:
+    def _piece(self, copying: _Copying) -> int:
+        most = LIVE_PIECE if copying.source is not copying.drive.device else PIECE
         if not self.limit.speed:
-            return PIECE
-        return max(1, min(PIECE, self.limit.speed // (PIECES_A_SECOND * CLUSTER_SIZE)))
+            return most
+        return max(1, min(most, self.limit.speed // (PIECES_A_SECOND * CLUSTER_SIZE)))
 
-    async def _read(self, copying: _Copying, claimed: Range) -> list[Cluster]:
-        """Read, look for zeros, compute digests; the claim is settled when the clusters are safe in memory."""
+    async def _read(self, copying: _Copying, claimed: Range) -> Prepared:
+        """Read, look for zeros, compute digests; the claim is settled as soon as the content is safe in memory."""
         copied = False
         try:
             offset = claimed.start * CLUSTER_SIZE
             size = self._bytes_of(copying, claimed.start, claimed.end)
             content = await self._read_content(copying, offset, size)
-            clusters = await asyncio.get_running_loop().run_in_executor(self._pool, scan, content)
             copied = True
         finally:
             copying.copy.settle(claimed, copied=copied)
+        (prepared,) = await self._writer.prepare([content], self._pool)
         copying.progress.read += size
-        self.trace("copy.read", drive=copying.drive.name, first=claimed.start, clusters=len(clusters))
-        return clusters
+        self.trace("copy.read", drive=copying.drive.name, first=claimed.start, clusters=-(-size // CLUSTER_SIZE))
+        return prepared
 
     async def _read_content(self, copying: _Copying, offset: int, size: int) -> Any:
         try:
@@ -299,26 +313,25 @@ class BackupJob(Job):
         """Pass on pieces, oldest first, until at most ``keep`` are pending."""
         while len(copying.pending) > keep:
             first, task = copying.pending[0]
-            clusters = await task
+            prepared = await task
             copying.pending.popleft()
-            self._count(copying, first, clusters)
-            await self._writer.put(copying.drive.drive_id, first, clusters)
+            await self._old_data.wait_until_low()
+            self._count(copying, prepared)
+            await self._writer.take(copying.drive.drive_id, first, prepared)
             self.progress.written = self._writer.written
 
     async def _drop_pending(self, copying: _Copying) -> None:
-        tasks = [pending.clusters for pending in copying.pending]
+        tasks = [pending.prepared for pending in copying.pending]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        # Not wait(): what failed here as well is nobody's to report, and asyncio would.
+        await asyncio.gather(*tasks, return_exceptions=True)
         copying.pending.clear()
 
-    def _count(self, copying: _Copying, first: int, clusters: Sequence[Cluster]) -> None:
-        for number, cluster in enumerate(clusters, first):
-            size = self._bytes_of(copying, number, number + 1)
-            copying.progress.done += size
-            if not cluster.mask:
-                copying.progress.zero += size
+    @staticmethod
+    def _count(copying: _Copying, prepared: Prepared) -> None:
+        copying.progress.done += len(prepared.content)
+        copying.progress.zero += prepared.zero
 
     @staticmethod
     def _bytes_of(copying: _Copying, first: int, end: int) -> int:
@@ -328,18 +341,12 @@ class BackupJob(Job):
     # -- what is told about it --
 
     def _describe(self) -> dict[str, Any]:
-        counts = self._writer.encoder.index.counts
-        drives = [
-            {
-                "id": copying.drive.drive_id,
-                "name": copying.drive.name,
-                "size": copying.copy.size,
-                "stored_clusters": counts[copying.drive.drive_id].stored_clusters,
-                "zero_clusters": counts[copying.drive.drive_id].zero_clusters,
-                "stored_bytes": counts[copying.drive.drive_id].stored_bytes,
-            }
-            for copying in self._copying
-        ]
+        counts = self._writer.counts
+        drives = []
+        for copying in self._copying:
+            drive = copying.drive
+            found = counts.get(drive.drive_id, DriveCounts())
+            drives.append({"id": drive.drive_id, "name": drive.name, "size": copying.copy.size, **asdict(found)})
         lost = [{"drive": one.drive, "offset": one.offset, "length": one.length} for one in self.lost]
         return {**self._about, "drives": drives, "unreadable": lost}
 

@@ -28,11 +28,16 @@ class BlockCopy:
 
     # -- the bitmap and the list --
 
-    def claim(self, first: int, end: int) -> Range | None:
-        """Take the first run of dirty clusters within [first, end) to copy it, or None if all of it is clean."""
+    def claim(self, first: int, end: int, most: int | None = None) -> Range | None:
+        """Take the first run of dirty clusters within [first, end) to copy it, at most ``most`` of them.
+
+        None if all of it is clean.
+        """
         start = self._dirty.find(True, first, end)
         if start < 0:
             return None
+        if most is not None:
+            end = min(end, start + most)
         clean = self._dirty.find(False, start, end)
         claimed = self._inflight.begin(start, end if clean < 0 else clean)
         self._dirty[claimed.start : claimed.end] = False
@@ -43,6 +48,11 @@ class BlockCopy:
         if not copied:
             self._dirty[claimed.start : claimed.end] = True
         self._inflight.finish(claimed)
+
+    def abandon(self, claimed: Range) -> None:
+        """End a claim that was left unsettled, if it was: a task that is cancelled before it starts runs no finally."""
+        if claimed in self._inflight:
+            self.settle(claimed, copied=False)
 
     # -- questions --
 
@@ -58,6 +68,10 @@ class BlockCopy:
     def is_untouchable(self, first: int, end: int) -> bool:
         """Whether a change to clusters [first, end) must wait: some are dirty, or in flight."""
         return self._dirty.find(True, first, end) >= 0 or self._inflight.first_overlap(first, end) is not None
+
+    def is_in_flight(self, first: int, end: int) -> bool:
+        """Whether somebody is copying any cluster in [first, end) just now."""
+        return self._inflight.first_overlap(first, end) is not None
 
     @property
     def is_finished(self) -> bool:

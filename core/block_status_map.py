@@ -6,7 +6,9 @@ copy-before-write, which takes the cluster first. So it may be asked for ahead o
 
 from __future__ import annotations
 
-from .device import CLUSTER_SIZE, BlockDevice
+from collections.abc import Sequence
+
+from .device import CLUSTER_SIZE, BlockDevice, BlockStatus
 
 STEP = 64 << 30
 """Bytes asked for at once: a sparse terabyte takes 16 questions, and a fragmented file answers less."""
@@ -39,19 +41,26 @@ class BlockStatusMap:
         length = min(STEP, self._device.size - offset)
         self._runs, self._at = [], 0
         at = cluster
-        for status in await self._device.extents(offset, length):
+        for status in await self._extents(offset, length):
             end_of_device = status.end >= self._device.size
             if status.zero:
                 # Only clusters that are zero as a whole; a partial one at the end belongs to the data behind it.
                 end = self._clusters if end_of_device else status.end // CLUSTER_SIZE
             else:
-                end = -(-status.end // CLUSTER_SIZE)
+                end = min(self._clusters, -(-status.end // CLUSTER_SIZE))
             if end > at:
                 self._append(at, end, status.zero)
                 at = end
         if not self._runs:
             # The answer ended within one cluster: read it, that is always right.
             self._runs = [(cluster, cluster + 1, False)]
+
+    async def _extents(self, offset: int, length: int) -> Sequence[BlockStatus]:
+        try:
+            return await self._device.extents(offset, length)
+        except OSError:
+            # Whoever cannot tell may still be able to read: that decides.
+            return [BlockStatus(offset, length, zero=False, hole=False)]
 
     def _append(self, start: int, end: int, zero: bool) -> None:
         if self._runs and self._runs[-1][2] == zero:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from pybackup.formats.vma import DriveInfo
 
 from .archive_stream import ArchiveStream, CheckedExtent
 from .archive_walk import ArchiveWalk, Run, runs_of
-from .device import BlockDevice, Buffer
+from .device import BlockDevice, BlockStatus, Buffer
 from .errors import SourceError
 
 STEP = 1 << 20
@@ -59,7 +60,7 @@ class CompareJob(ArchiveWalk):
     async def _compare_zeros(self, disk: BlockDevice, run: Run, end: int) -> None:
         at = run.offset
         while at < end:
-            for status in await disk.extents(at, end - at):
+            for status in await self._extents(disk, at, end - at):
                 if not status.zero:
                     await self._compare_with_zeros(disk, run.drive_id, status.offset, min(status.end, end))
                 at = status.end
@@ -69,6 +70,13 @@ class CompareJob(ArchiveWalk):
             length = min(STEP, end - offset)
             content = await self._read(disk, offset, length)
             await self._compare_bytes(drive_id, offset, content, memoryview(bytes(length)))
+
+    async def _extents(self, disk: BlockDevice, offset: int, length: int) -> Sequence[BlockStatus]:
+        try:
+            return await disk.extents(offset, length)
+        except OSError:
+            # Any error means: read it, and the reading tells what is wrong.
+            return [BlockStatus(offset, length, zero=False, hole=False)]
 
     async def _read(self, disk: BlockDevice, offset: int, length: int) -> Buffer:
         try:

@@ -1,38 +1,27 @@
 """The control socket of a running server: newline-delimited JSON, both ways.
 
-A request is one object with a ``command``; each answer is one object with ``ok``. A client may send an open descriptor
-with a ``backup`` request: then the archive goes there, objects with an ``event`` tell the progress, the answer comes
-when all is over, and the backup ends with the client's connection. Without a descriptor the server itself writes the
-file ``archive``; the answer comes when the disks are frozen, and the backup goes on without the client.
+A request is one object with a ``command``; each answer is one object with ``ok``. With a ``backup`` request the client
+sends one end of a socket pair; the clusters go there (see formats/cluster_wire.py), and the client writes the archive.
+The answer comes when all is over; a client that goes, or says anything before that, ends the backup.
 """
 
 from __future__ import annotations
 
 import array
 import asyncio
-import base64
-import binascii
-import contextlib
 import json
 import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
-
-from .backup import BackupJob
+from .cluster_sender import ClusterSender
 from .errors import PybackupError, RequestError
 from .exports.listeners import UnixListener
 from .live_server import BackupRequest, LiveServer, exit_code_of
-from .sinks import Sink
-from .sinks.descriptor import DescriptorSink
-from .sinks.file import FileSink
 
-MAX_LINE = 32 << 20
-"""Bytes of a request: 256 configurations of 64 KiB, in base64."""
-PROGRESS_PERIOD = 0.25
-"""Seconds between two progress events."""
+MAX_LINE = 64 << 10
+"""Bytes of a request."""
 
 
 class ControlSocket:
@@ -42,7 +31,6 @@ class ControlSocket:
         self._listener = UnixListener(path, 0o600)
         self._server, self._extra_status = server, extra_status
         self._clients: set[asyncio.Task[None]] = set()
-        self._detached: set[asyncio.Task[None]] = set()
         self.quit_asked = asyncio.Event()
         self._accepting = asyncio.create_task(self._accept())
 
@@ -63,7 +51,7 @@ class ControlSocket:
         await _end({self._accepting})
         self._listener.close()
         await self._server.cancel()
-        await _end(self._clients | self._detached)
+        await _end(self._clients)
 
     # -- the commands --
 
@@ -108,79 +96,38 @@ class ControlSocket:
         return {}
 
     async def _backup(self, request: dict[str, Any], client: _Client) -> dict[str, Any]:
-        client.forget_job()
         asked = _backup_request(request)
         fd = client.take_descriptor()
-        if fd is not None:
-            return await self._attached_backup(asked, DescriptorSink(fd, "the client's archive"), client)
-        archive = request.get("archive")
-        if not isinstance(archive, str) or not os.path.isabs(archive):
-            raise RequestError("a backup needs an absolute path as its archive, or a descriptor")
-        return await self._detached_backup(asked, FileSink(archive, replace=request.get("force") is True))
+        if fd is None:
+            raise RequestError(
+                "a backup request comes with a socket for the clusters: use `pybackup run serve:CONTROL`"
+            )
+        try:
+            sender = ClusterSender(socket.socket(fileno=fd))
+        except OSError:
+            os.close(fd)
+            raise RequestError("the descriptor of a backup request is a socket") from None
+        try:
+            return await self._run_backup(asked, sender, client)
+        finally:
+            await sender.abort()
 
-    async def _attached_backup(self, asked: BackupRequest, sink: Sink, client: _Client) -> dict[str, Any]:
-        work = asyncio.create_task(self._server.backup(asked, sink, lambda job: client.begin_progress(job)))
+    async def _run_backup(self, asked: BackupRequest, sender: ClusterSender, client: _Client) -> dict[str, Any]:
+        work = asyncio.create_task(self._server.backup(asked, sender))
         gone = asyncio.create_task(client.wait_for_more())
         try:
-            while not work.done():
-                await asyncio.wait({work, gone}, timeout=PROGRESS_PERIOD, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done() and not work.done():
-                    # Either the client has gone, or it asks for the end: what else could it send now.
-                    await self._server.cancel()
-                    await asyncio.wait({work})
-                await client.send_progress()
-            job = await work
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                # Either the client has gone, or it wants to end: what else could it say now.
+                await self._server.cancel(await sender.reason())
+            return LiveServer.describe(await work)
         finally:
             await _end({gone, work})
-            if not client.has_job:
-                # The job never began, so nobody else closes the descriptor.
-                await sink.abort()
-        return LiveServer.describe(job)
-
-    async def _detached_backup(self, asked: BackupRequest, sink: Sink) -> dict[str, Any]:
-        began: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        work = asyncio.create_task(self._run_detached(asked, sink, began))
-        self._detached.add(work)
-        work.add_done_callback(self._detached.discard)
-        await began
-        return {"started": True}
-
-    async def _run_detached(self, asked: BackupRequest, sink: Sink, began: asyncio.Future[None]) -> None:
-        def started(job: BackupJob) -> None:
-            frozen = asyncio.create_task(job.frozen.wait())
-            frozen.add_done_callback(lambda _: None if began.done() else began.set_result(None))
-            watching.append(frozen)
-
-        watching: list[asyncio.Task[Any]] = []
-        try:
-            await self._server.backup(asked, sink, started)
-        except PybackupError as error:
-            if not began.done():
-                began.set_exception(error)
-        finally:
-            for task in watching:
-                task.cancel()
 
 
 def _backup_request(request: dict[str, Any]) -> BackupRequest:
     """The options of a backup, checked (RequestError)."""
-    compress = request.get("compress", "zstd")
-    if compress not in ("zstd", "none"):
-        raise RequestError(f"compress is zstd or none, not {compress!r}")
-    level = _number(request, "level", DEFAULT_LEVEL)
-    frame_size = _number(request, "frame_size", DEFAULT_FRAME_SIZE)
-    if not 1 <= level <= 22 or not MIN_FRAME_SIZE <= frame_size <= MAX_FRAME_SIZE:
-        raise RequestError("level is 1 to 22, frame_size 64K to 8M")
-    created = request.get("created")
-    return BackupRequest(
-        level=level if compress == "zstd" else None,
-        frame_size=frame_size,
-        speed=_number(request, "speed", 0),
-        uuid=_uuid(request.get("uuid")),
-        created=None if created is None else _number(request, "created", 0),
-        configs=_configs(request.get("configs", {})),
-        skip_unreadable=request.get("skip_unreadable") is True,
-    )
+    return BackupRequest(speed=_number(request, "speed", 0), skip_unreadable=request.get("skip_unreadable") is True)
 
 
 def _number(request: dict[str, Any], name: str, default: int) -> int:
@@ -190,33 +137,13 @@ def _number(request: dict[str, Any], name: str, default: int) -> int:
     return value
 
 
-def _uuid(value: object) -> bytes | None:
-    if value is None:
-        return None
-    with contextlib.suppress(ValueError, TypeError):
-        found = bytes.fromhex(value)  # type: ignore[arg-type]
-        if len(found) == 16:
-            return found
-    raise RequestError("uuid is 32 hexadecimal digits")
-
-
-def _configs(value: object) -> tuple[tuple[str, bytes], ...]:
-    if not isinstance(value, dict):
-        raise RequestError("configs is an object: names, and contents in base64")
-    try:
-        return tuple((str(name), base64.b64decode(content, validate=True)) for name, content in value.items())
-    except (binascii.Error, TypeError, ValueError):
-        raise RequestError("the contents of configs are base64") from None
-
-
 class _Client:
-    """One connection. Changing: what was received and not used yet; the job whose progress is sent."""
+    """One connection. Changing: what was received and not used yet."""
 
     def __init__(self, sock: socket.socket, control: ControlSocket) -> None:
         self._sock, self._control = sock, control
         self._received = bytearray()
         self._descriptors: list[int] = []
-        self._job: BackupJob | None = None
         sock.setblocking(False)
 
     async def serve(self) -> None:
@@ -291,25 +218,6 @@ class _Client:
         fd = self._descriptors.pop(0)
         os.set_inheritable(fd, False)
         return fd
-
-    def begin_progress(self, job: BackupJob) -> None:
-        """From now on send_progress() tells about this job."""
-        self._job = job
-
-    def forget_job(self) -> None:
-        """A new backup request begins."""
-        self._job = None
-
-    @property
-    def has_job(self) -> bool:
-        """Whether a backup for this client has begun."""
-        return self._job is not None
-
-    async def send_progress(self) -> None:
-        """Send a progress event. A client that has gone is noticed elsewhere."""
-        if self._job is not None:
-            with contextlib.suppress(OSError):
-                await self._send({"event": "progress", **LiveServer.describe(self._job)})
 
     async def _send(self, message: dict[str, Any]) -> None:
         await asyncio.get_running_loop().sock_sendall(self._sock, json.dumps(message).encode() + b"\n")

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from .device import BlockDevice, BlockStatus, Buffer
+from .errors import BusyError
 from .guest_copies import GuestCopies
 from .inflight import InflightRanges
 
@@ -50,8 +51,10 @@ class CopyBeforeWrite:
     # -- a backup begins and ends --
 
     def hold(self) -> None:
-        """From now on no new change begins."""
-        self._thawed = self._thawed or asyncio.Event()
+        """From now on no new change begins. BusyError where another backup of this drive begins or runs."""
+        if self._thawed is not None or self._guard is not None:
+            raise BusyError(f"a backup of {self.name} is running already")
+        self._thawed = asyncio.Event()
 
     async def quiet(self) -> None:
         """Return at a moment when no change is in flight."""
@@ -68,17 +71,21 @@ class CopyBeforeWrite:
         if thawed is not None:
             thawed.set()
 
-    def disarm(self) -> None:
-        """Back to passing everything through."""
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.end()
+    def disarm(self, guard: GuestCopies) -> None:
+        """Back to passing everything through, if it is ``guard`` that everything goes through."""
+        guard.end()
+        if self._guard is guard:
+            self._guard = None
 
     # -- changes --
 
     async def pwrite(self, offset: int, data: Buffer) -> None:
         """Write, once the old data is safe."""
-        await self._change(offset, len(data), lambda: self.child.pwrite(offset, data))
+        await self._change(offset, len(data), lambda: self._write_child(offset, data))
+
+    async def _write_child(self, offset: int, data: Buffer) -> None:
+        if not self.child.write_now(offset, data):
+            await self.child.pwrite(offset, data)
 
     async def write_zeroes(self, offset: int, length: int, *, may_punch: bool = True, fast_only: bool = False) -> None:
         """Write zeros, once the old data is safe."""
@@ -109,7 +116,7 @@ class CopyBeforeWrite:
         """Write at once if nothing has to be saved first."""
         if self._thawed is not None:
             return False
-        if self._guard is not None and self._guard.must_wait(offset, len(data)):
+        if self._guard is not None and not self._guard.save_now(offset, len(data)):
             return False
         return self.child.write_now(offset, data)
 
@@ -117,7 +124,7 @@ class CopyBeforeWrite:
 
     async def pread(self, offset: int, length: int) -> Buffer:
         """Read; with copy-on-read the backup makes use of it."""
-        if self._guard is not None and self._guard.copy_on_read:
+        if self._guard is not None and self._guard.wants(offset, length):
             saved = await self._guard.read_and_save(offset, length)
             if saved is not None:
                 return saved
@@ -125,7 +132,7 @@ class CopyBeforeWrite:
 
     def read_now(self, offset: int, length: int) -> Buffer | None:
         """Read at once if the child can and the backup has no use for it."""
-        if self._guard is not None and self._guard.copy_on_read:
+        if self._guard is not None and self._guard.wants(offset, length):
             return None
         return self.child.read_now(offset, length)
 
@@ -143,16 +150,21 @@ class CopyBeforeWrite:
 
 
 async def freeze(filters: Iterable[tuple[CopyBeforeWrite, GuestCopies]]) -> None:
-    """Arm all filters at one instant, at which no change is in flight on any drive."""
+    """Arm all filters at one instant, at which no change is in flight on any drive.
+
+    BusyError, with nothing changed, where another backup of one of them begins or runs.
+    """
     pairs = list(filters)
-    for device, _ in pairs:
-        device.hold()
+    held: list[CopyBeforeWrite] = []
     try:
         for device, _ in pairs:
+            device.hold()
+            held.append(device)
+        for device in held:
             await device.quiet()
         # Nothing is awaited from here to release(): this is the instant.
         for device, guard in pairs:
             device.arm(guard)
     finally:
-        for device, _ in pairs:
+        for device in held:
             device.release()

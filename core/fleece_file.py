@@ -9,7 +9,7 @@ import errno
 import os
 import tempfile
 
-from bitarray import bitarray
+from bitarray.util import zeros
 
 from .device import CLUSTER_SIZE, Buffer
 from .devices.blocking_calls import BlockingCalls
@@ -34,7 +34,7 @@ class FleeceFile:
         except OSError as error:
             raise TargetError(f"cannot create the fleecing file in {folder}: {error.strerror}") from error
         self._folder = folder
-        self._taken = bitarray(max(1, limit // CLUSTER_SIZE))
+        self._taken = zeros(max(1, limit // CLUSTER_SIZE))
         self._calls = BlockingCalls()
 
     async def store(self, content: Buffer) -> int | None:
@@ -43,7 +43,7 @@ class FleeceFile:
         TargetError where the file cannot be written for another reason.
         """
         count = -(-len(content) // CLUSTER_SIZE)
-        place = self._taken.find(bitarray(count))
+        place = self._taken.find(zeros(count))
         if place < 0:
             return None
         self._taken[place : place + count] = True

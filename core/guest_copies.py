@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
-
-from pybackup.formats.clusters import Cluster, scan
 
 from .block_copy import BlockCopy
 from .device import CLUSTER_SIZE, BlockDevice, Buffer
@@ -52,13 +50,12 @@ class GuestCopies:
         copy_on_read: bool,
         charge: Callable[[int], None],
         break_backup: Callable[[BaseException], None],
-        saved: Callable[[Sequence[Cluster], int], None],
         trace: Trace,
     ) -> None:
         self._drive_id, self._name = drive_id, name
         self._source, self._copy, self._old_data = source, copy, old_data
         self._on_error, self._timeout = on_error, timeout
-        self._charge, self._break_backup, self._saved, self._trace = charge, break_backup, saved, trace
+        self._charge, self._break_backup, self._trace = charge, break_backup, trace
         self.copy_on_read = copy_on_read
         self._over = False
 
@@ -70,19 +67,42 @@ class GuestCopies:
         """Return when these bytes may change; OSError (EIO) if they must not."""
         first, end = offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)
         while not self._over:
-            await self._copy.wait_until_free(first, end)
-            claimed = self._copy.claim(first, end)
-            if claimed is None:
+            # First what nobody is at, then what others are at: else a large request waits for the background loop.
+            claimed = self._copy.claim(first, end, PIECE)
+            if claimed is not None:
+                await self._save(claimed)
+            elif self._copy.is_in_flight(first, end):
+                await self._copy.wait_until_free(first, end)
+            else:
                 return
-            if claimed.end - claimed.start > PIECE:
-                claimed = self._smaller(claimed)
-            await self._save(claimed)
 
-    def _smaller(self, claimed: Range) -> Range:
-        self._copy.settle(claimed, copied=False)
-        smaller = self._copy.claim(claimed.start, claimed.start + PIECE)
-        assert smaller is not None
-        return smaller
+    def save_now(self, offset: int, length: int) -> bool:
+        """Like before_change(), if that needs no waiting: True when these bytes may change now."""
+        first, end = offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)
+        while not self._over and self._copy.is_untouchable(first, end):
+            if self._copy.is_in_flight(first, end):
+                return False
+            claimed = self._copy.claim(first, end, PIECE)
+            if claimed is None or not self._save_now(claimed):
+                return False
+        return True
+
+    def _save_now(self, claimed: Range) -> bool:
+        offset = claimed.start * CLUSTER_SIZE
+        size = min(claimed.end * CLUSTER_SIZE, self._copy.size) - offset
+        copied = False
+        try:
+            if self._old_data.has_room(size) and (content := self._source.read_now(offset, size)) is not None:
+                copied = self._old_data.put_now(self._drive_id, claimed.start, content)
+        except OSError:
+            # before_change() meets the same error, and applies the policy to it.
+            copied = False
+        finally:
+            self._copy.settle(claimed, copied=copied)
+        if copied:
+            self._charge(size)
+            self._trace("copy.guest", drive=self._name, first=claimed.start, clusters=claimed.end - claimed.start)
+        return copied
 
     async def _save(self, claimed: Range) -> None:
         copied = False
@@ -90,7 +110,7 @@ class GuestCopies:
             content = await self._read_old(claimed)
             await self._hand_over(claimed, content)
             copied = True
-        except (OSError, PybackupError, TimeoutError) as error:
+        except (OSError, PybackupError) as error:
             self._failed(claimed, error)
         finally:
             self._copy.settle(claimed, copied=copied)
@@ -102,17 +122,20 @@ class GuestCopies:
         return await self._source.pread(offset, size) if content is None else content
 
     async def _hand_over(self, claimed: Range, content: Buffer) -> None:
-        clusters = scan(content)
         self._charge(len(content))
-        put = self._old_data.put(self._drive_id, claimed.start, clusters, content)
-        if self._timeout is None:
-            await put
-        else:
-            await asyncio.wait_for(put, self._timeout)
-        self._saved(clusters, claimed.start)
-        self._trace("copy.guest", drive=self._name, first=claimed.start, clusters=len(clusters))
+        try:
+            # Not wait_for(): Python 3.11's loses a cancellation, and takes a task for what seldom waits.
+            async with asyncio.timeout(self._timeout):
+                await self._old_data.put(self._drive_id, claimed.start, content)
+        except TimeoutError:
+            raise TargetError(
+                f"the archive is too slow: a guest's request to drive {self._name} at byte"
+                f" {claimed.start * CLUSTER_SIZE} waited {self._timeout:g} s for room;"
+                " a larger --cow-buffer or --fleece would help"
+            ) from None
+        self._trace("copy.guest", drive=self._name, first=claimed.start, clusters=claimed.end - claimed.start)
 
-    def _failed(self, claimed: Range, error: Exception) -> None:
+    def _failed(self, claimed: Range, error: OSError | PybackupError) -> None:
         """Apply the policy to old data that could not be saved."""
         if self._over or self._old_data.closed:
             return
@@ -121,42 +144,45 @@ class GuestCopies:
         self._over = True
         self._break_backup(self._reason(claimed, error))
 
-    def _reason(self, claimed: Range, error: Exception) -> PybackupError:
+    def _reason(self, claimed: Range, error: OSError | PybackupError) -> PybackupError:
         if isinstance(error, PybackupError):
             return error
         offset = claimed.start * CLUSTER_SIZE
-        if isinstance(error, TimeoutError):
-            return TargetError(
-                f"the archive is too slow: a guest's write to drive {self._name} at byte {offset} waited"
-                f" {self._timeout:g} s for room; a larger --cow-buffer or --fleece would help"
-            )
-        return SourceError(f"cannot read drive {self._name} at byte {offset}: {error.strerror or error}")  # type: ignore[attr-defined]
+        return SourceError(f"cannot read drive {self._name} at byte {offset}: {error.strerror or error}")
+
+    def wants(self, offset: int, length: int) -> bool:
+        """Whether read_and_save() could make use of a read of these bytes."""
+        first, end = offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)
+        return (
+            self.copy_on_read
+            and not self._over
+            and end - first <= PIECE
+            and self._old_data.has_room((end - first) * CLUSTER_SIZE)
+            and self._copy.is_dirty(first, end)
+        )
 
     async def read_and_save(self, offset: int, length: int) -> Buffer | None:
         """Use a guest's read to save what it touches: the bytes read, or None if there is nothing to save."""
         first, end = offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)
-        if self._over or end - first > PIECE or not self._copy.is_dirty(first, end):
-            return None
-        claimed = self._copy.claim(first, end)
-        if claimed is None or (claimed.start, claimed.end) != (first, end):
-            if claimed is not None:
-                self._copy.settle(claimed, copied=False)
+        claimed = self._copy.claim(first, end) if self.wants(offset, length) else None
+        if claimed is None:
             return None
         copied = False
         try:
+            if (claimed.start, claimed.end) != (first, end):
+                return None
             content = await self._read_old(claimed)
-            if not self._old_data.has_room(len(content)):
-                return self._part(content, claimed, offset, length)
-            await self._hand_over(claimed, content)
-            copied = True
-            return self._part(content, claimed, offset, length)
+            copied = self._old_data.put_now(self._drive_id, first, content)
+            if copied:
+                self._charge(len(content))
+                self._trace("copy.guest", drive=self._name, first=first, clusters=end - first)
+            # A copy, for the buffer of a read belongs to the caller, and this one waits to be archived.
+            return bytes(memoryview(content)[offset - first * CLUSTER_SIZE :][:length])
+        except OSError:
+            # Perhaps only the rest of the clusters cannot be read.
+            return None
         finally:
             self._copy.settle(claimed, copied=copied)
-
-    @staticmethod
-    def _part(content: Buffer, claimed: Range, offset: int, length: int) -> Buffer:
-        start = offset - claimed.start * CLUSTER_SIZE
-        return memoryview(content)[start : start + length]
 
     def end(self) -> None:
         """The backup has ended: nobody waits for it any longer."""

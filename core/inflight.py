@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class Range:
-    """A half-open range [start, end) in flight. ``end`` may shrink; whoever waits looks again."""
+    """A half-open range [start, end) in flight. Fixed: all but who waits for its end."""
 
     __slots__ = ("_waiters", "end", "start")
 
@@ -23,14 +23,14 @@ class Range:
         return self.start < end and start < self.end
 
     def wake(self) -> None:
-        """Let everyone who waits look again."""
+        """The range has ended: let everyone who waits look again."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def changed(self) -> None:
-        """Return when the range has ended or shrunk."""
+    async def ended(self) -> None:
+        """Return when the range is no longer in flight."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
@@ -54,11 +54,6 @@ class InflightRanges:
         self._ranges.append(new)
         return new
 
-    def shrink(self, a_range: Range, end: int) -> None:
-        """Give back what lies behind ``end``."""
-        a_range.end = end
-        a_range.wake()
-
     def finish(self, a_range: Range) -> None:
         """The range is no longer in flight."""
         self._ranges.remove(a_range)
@@ -67,16 +62,16 @@ class InflightRanges:
     def first_overlap(self, start: int, end: int) -> Range | None:
         """Some range in flight that overlaps [start, end), or None."""
         for a_range in self._ranges:
-            if a_range.start < end and start < a_range.end:
+            if a_range.overlaps(start, end):
                 return a_range
         return None
 
     async def wait_until_free(self, start: int, end: int) -> None:
         """Return at a moment when nothing in flight overlaps [start, end)."""
         while (found := self.first_overlap(start, end)) is not None:
-            await found.changed()
+            await found.ended()
 
     async def wait_until_empty(self) -> None:
         """Return at a moment when nothing is in flight."""
         while self._ranges:
-            await self._ranges[0].changed()
+            await self._ranges[0].ended()

@@ -7,6 +7,7 @@ whatever fails later, also because of the first failure, is not reported.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -84,6 +85,7 @@ class Job(ABC):
         self._clock = clock
         self._state = State.CREATED
         self._task: asyncio.Task[None] | None = None
+        self._has_begun = False
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._speed_changed = asyncio.Event()
@@ -100,12 +102,18 @@ class Job(ABC):
         if self.error is None:
             self._enter(State.RUNNING)
             self.progress.started = self._clock()
-            self._task = asyncio.create_task(self._work())
+            self._task = asyncio.create_task(self._begin())
             await self._outcome(self._task)
+        if not self._has_begun:
+            await self._abandon()
         self.progress.finished = self._clock()
         self._enter(State.CONCLUDED)
         if self.error is not None:
             raise self.error
+
+    async def _begin(self) -> None:
+        self._has_begun = True
+        await self._work()
 
     async def _outcome(self, task: asyncio.Task[None]) -> None:
         while not task.done():
@@ -113,10 +121,10 @@ class Job(ABC):
                 await asyncio.wait([task])
             except asyncio.CancelledError:
                 self.fail(CancelledError())
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.error = self.error or error
-        elif task.cancelled():
-            self.error = self.error or CancelledError()
+        if task.cancelled():
+            self._note(CancelledError())
+        elif (error := task.exception()) is not None:
+            self._note(error)
 
     @property
     def elapsed(self) -> float:
@@ -129,6 +137,9 @@ class Job(ABC):
     @abstractmethod
     async def _work(self) -> None:
         """The work itself; cleans up after itself however it ends."""
+
+    async def _abandon(self) -> None:  # noqa: B027 - most jobs were handed nothing
+        """Give back what the job was handed, where it was cancelled before _work() began."""
 
     def _enter(self, state: State) -> None:
         self._state = state
@@ -154,13 +165,18 @@ class Job(ABC):
 
     def fail(self, error: BaseException) -> None:
         """End the job because of ``error``, unless an earlier error ended it already."""
-        if self._state is State.CONCLUDED:
+        if self._state is State.CONCLUDED or (self._task is not None and self._task.done()):
             return
-        if self.error is None:
-            self.error = error
-            self.trace("job.error", error=str(error))
-            if self._task is not None:
-                self._task.cancel()
+        if self._note(error) and self._task is not None:
+            self._task.cancel()
+
+    def _note(self, error: BaseException) -> bool:
+        """Whether this is the first error, which is then the one to report."""
+        if self.error is not None:
+            return False
+        self.error = error
+        self.trace("job.error", error=str(error))
+        return True
 
     def set_speed(self, speed: int) -> None:
         """Change the limit, in bytes a second; 0 means none. Takes effect at once."""
@@ -170,16 +186,25 @@ class Job(ABC):
 
     async def _pace(self, size: int) -> None:
         """Wait while paused, or while the limit says so; then charge ``size`` bytes."""
-        await self._resumed.wait()
+        await self._turn()
+        self.limit.charge(size)
+
+    async def _turn(self) -> None:
+        """Return at a moment when the job is not paused, and the limit allows to go on."""
+        await self._unpaused()
         while (delay := self.limit.delay()) > 0:
             await self._sleep(delay)
+            await self._unpaused()
+
+    async def _unpaused(self) -> None:
+        """Return at a moment when the job is not paused: it may be paused again before a waiter wakes."""
+        while not self._resumed.is_set():
             await self._resumed.wait()
-        self.limit.charge(size)
 
     async def _sleep(self, delay: float) -> None:
         """Sleep for ``delay`` seconds, or until the speed changes."""
         self._speed_changed.clear()
-        try:
-            await asyncio.wait_for(self._speed_changed.wait(), delay)
-        except TimeoutError:
-            return
+        # Not wait_for(): Python 3.11's loses a cancellation that comes together with the event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._speed_changed.wait()

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL
-
-from .archive_create import ArchiveOptions, make_writer
-from .backup import SCAN_THREADS, BackupJob, Drive, GuestPolicy
+from .backup import BackupJob, Drive, GuestPolicy
 from .copy_before_write import CopyBeforeWrite
-from .errors import BusyError, PybackupError, RequestError
+from .errors import BusyError, CancelledError, PybackupError, RequestError
 from .fleece_file import FleeceFile
+from .intake import Intake
 from .job import State
 from .old_data import OldData
-from .sinks import Sink
 
 
 @dataclass(frozen=True, slots=True)
 class BackupRequest:
-    """What a client may ask of a backup. ``speed`` in bytes a second; ``level`` None: not compressed."""
+    """What a client may ask of a backup. ``speed`` in bytes a second, 0 for no limit."""
 
-    level: int | None = DEFAULT_LEVEL
-    frame_size: int = DEFAULT_FRAME_SIZE
     speed: int = 0
-    uuid: bytes | None = None
-    created: int | None = None
-    configs: tuple[tuple[str, bytes], ...] = ()
     skip_unreadable: bool = False
 
 
@@ -48,14 +38,13 @@ class LiveServer:
         drives: Mapping[str, CopyBeforeWrite],
         *,
         policy: GuestPolicy,
-        threads: int,
         tool: str,
         fleece_folder: str | None = None,
         fleece_size: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.drives = dict(drives)
-        self._policy, self._threads, self._tool, self._clock = policy, threads, tool, clock
+        self._policy, self._tool, self._clock = policy, tool, clock
         self._fleece_folder, self._fleece_size = fleece_folder, fleece_size
         self.job: BackupJob | None = None
         self.last: dict[str, Any] | None = None
@@ -67,42 +56,33 @@ class LiveServer:
         """Whether a backup runs."""
         return not self._finished.is_set()
 
-    async def backup(self, request: BackupRequest, sink: Sink, started: Callable[[BackupJob], None]) -> BackupJob:
+    async def backup(self, request: BackupRequest, intake: Intake) -> BackupJob:
         """Run a backup of all drives to its end; the job, or the first error.
 
-        ``started`` is called with the job before it runs. BusyError if one is running already; then the sink is left
-        alone.
+        BusyError if one is running already; then the intake is left alone.
         """
         if self.is_busy:
             raise BusyError("a backup of these disks is running already")
         self._finished.clear()
+        fleece = None
         try:
-            return await self._backup(request, sink, started)
+            fleece = self._open_fleece()
+            return await self._run(request, intake, fleece)
         finally:
             self.job = None
             self._finished.set()
+            if fleece is not None:
+                await fleece.close()
 
-    async def _backup(self, request: BackupRequest, sink: Sink, started: Callable[[BackupJob], None]) -> BackupJob:
-        options = ArchiveOptions(
-            uuid=request.uuid or uuid.uuid4().bytes,
-            created=int(self._clock()) if request.created is None else request.created,
-            level=request.level,
-            frame_size=request.frame_size,
-            threads=self._threads,
-        )
-        with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(_pool(self._threads, "compress"))
-            scanners = stack.enter_context(_pool(SCAN_THREADS, "scan"))
-            sizes = [(name, device.size) for name, device in self.drives.items()]
-            writer = make_writer(sizes, request.configs, options, sink, pool)
-            fleece = self._open_fleece()
+    async def _run(self, request: BackupRequest, intake: Intake, fleece: FleeceFile | None) -> BackupJob:
+        with ThreadPoolExecutor(1, thread_name_prefix="pybackup-scan") as pool:
             self.job = job = BackupJob(
                 [Drive(number, name, device) for number, (name, device) in enumerate(self.drives.items(), 1)],
-                writer,
-                scanners,
+                intake,
+                pool,
                 about={
                     "tool": self._tool,
-                    "created": options.created,
+                    "created": int(self._clock()),
                     "sources": [{"name": os.path.basename(one.name), "kind": "live"} for one in self.drives.values()],
                 },
                 policy=self._policy,
@@ -110,13 +90,10 @@ class LiveServer:
                 skip_unreadable=request.skip_unreadable,
                 speed=request.speed,
             )
-            started(job)
             try:
                 await job.run()
             finally:
                 self.last = self.describe(job)
-                if fleece is not None:
-                    await fleece.close()
             return job
 
     def _open_fleece(self) -> FleeceFile | None:
@@ -134,10 +111,10 @@ class LiveServer:
             raise RequestError("no backup is running")
         return self.job
 
-    async def cancel(self) -> None:
-        """Cancel what runs, and return when it has ended."""
+    async def cancel(self, reason: PybackupError | None = None) -> None:
+        """End what runs, because of ``reason`` or because somebody wants it, and return when it has ended."""
         if self.job is not None:
-            self.job.cancel()
+            self.job.fail(reason or CancelledError())
         await self._finished.wait()
 
     # -- telling --
@@ -182,7 +159,3 @@ def exit_code_of(error: BaseException | None) -> int:
     if error is None:
         return 0
     return int(error.exit_code) if isinstance(error, PybackupError) else 1
-
-
-def _pool(threads: int, what: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix=f"pybackup-{what}")

@@ -9,6 +9,9 @@ from .errors import RequestError
 SLICE = 0.1
 """Seconds in a slice, as in QEMU's block jobs: each slice has its quota, what exceeds it is taken from the next."""
 
+_ROUNDING = 1e-6
+"""Slices: who slept until the next slice has arrived there, whatever the sum of floating point numbers says."""
+
 
 class RateLimit:
     """A limit in bytes a second; 0 means none.
@@ -58,7 +61,7 @@ class RateLimit:
 
     def _enter_slice(self) -> None:
         """Go on to the slice that the clock says; the excess of those that passed goes with it."""
-        passed = int((self._clock() - self._slice_start) / SLICE)
+        passed = int((self._clock() - self._slice_start) / SLICE + _ROUNDING)
         if passed > 0:
             self._slice_start += passed * SLICE
             self._charged = max(0.0, self._charged - passed * self._quota)

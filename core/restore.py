@@ -32,8 +32,8 @@ class RestoreJob(ArchiveWalk):
             await self._walk()
             await self._finish_writes(0)
             for target in begun:
-                committed.append(target)
                 await target.commit()
+                committed.append(target)
         finally:
             await self._drop_writes()
             for target in begun:

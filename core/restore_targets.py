@@ -24,7 +24,11 @@ MAX_VECTORS = 1000
 
 
 class RestoreTarget(Protocol):
-    """One drive's destination. After begin() exactly one of commit() and abort() is called. Failures: TargetError."""
+    """One drive's destination.
+
+    After begin(), also one that failed, either commit() or abort() is called; and abort() after a commit() that
+    failed. Failures: TargetError.
+    """
 
     @property
     def name(self) -> str:
@@ -58,13 +62,17 @@ class RestoreTarget(Protocol):
 
 
 class NewFile:
-    """A sparse file that gets its name when it is whole; a failed one is left as ``NAME.partial``."""
+    """A sparse file that gets its name when it is whole; a failed one is left as ``NAME.partial``.
+
+    Changing: whether anything was written to it.
+    """
 
     wants_zeros = False
 
     def __init__(self, path: str, *, replace: bool, executor: ThreadPoolExecutor | None = None) -> None:
         self._file = PartialFile(path, replace=replace, keep_partial_as=f"{path}.partial")
         self._calls = BlockingCalls(executor)
+        self._written = False
 
     @property
     def name(self) -> str:
@@ -84,12 +92,13 @@ class NewFile:
 
     async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write in a thread."""
+        self._written = True
         await self._calls.run(self._write, offset, buffers)
 
     def _write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         try:
             for at in range(0, len(buffers), MAX_VECTORS):
-                offset += _pwritev_all(self._file.fd, buffers[at : at + MAX_VECTORS], offset)
+                offset += write_all_at(self._file.fd, buffers[at : at + MAX_VECTORS], offset)
         except OSError as error:
             raise target_failure(self.name, error, "write") from error
 
@@ -104,12 +113,13 @@ class NewFile:
             await self._calls.close()
 
     async def abort(self) -> None:
-        """Leave what there is as ``NAME.partial``."""
+        """Leave what there is as ``NAME.partial``; nothing where nothing was written."""
         await self._calls.close()
-        self._file.abort()
+        self._file.abort(worth_keeping=self._written)
 
 
-def _pwritev_all(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+def write_all_at(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """pwritev(2) until all is written; the number of bytes."""
     total = sum(map(len, buffers))
     written = os.pwritev(fd, buffers, offset)
     while written < total:
@@ -213,11 +223,11 @@ class Stream:
             await self._pass_on_early()
 
     def _keep(self, offset: int, content: bytes) -> None:
-        if self._spool is None:
-            with tempfile.TemporaryFile(prefix="pybackup-") as file:
-                self._spool = os.dup(file.fileno())
         try:
-            os.pwrite(self._spool, content, offset)
+            if self._spool is None:
+                with tempfile.TemporaryFile(prefix="pybackup-") as file:
+                    self._spool = os.dup(file.fileno())
+            write_all_at(self._spool, [memoryview(content)], offset)
         except OSError as error:
             raise target_failure("the temporary file", error, "write") from error
         self._early[offset] = len(content)

@@ -76,7 +76,8 @@ def unwrap(frame: Buffer, offset: int) -> tuple[int, bytes]:
     compressed = payload[ENVELOPE.size :]
     try:
         header = zs.parse_frame_header(compressed)
-        if header.content_size != size or not header.has_checksum or header.unused_bits:
+        sound = header.content_size == size and header.has_checksum and not header.unused_bits
+        if not sound or size > zs.most_content(len(compressed)):
             raise FormatError("an index frame is damaged", offset)
         content = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(
             compressed, max_output_size=size, allow_extra_data=False
@@ -163,6 +164,12 @@ class IndexBuilder:
         return len(self._frames) >= 2 * MAX_FRAMES or len(self._masks) >= MAX_STORED or len(self._runs) >= MAX_RUNS
 
     @property
+    def segment_is_overdue(self) -> bool:
+        """Whether no archive of ours goes on so long without a segment."""
+        frames, stored, runs = len(self._frames) // 2, len(self._masks), len(self._runs)
+        return frames > 2 * MAX_FRAMES or stored > 2 * MAX_STORED or runs > 2 * MAX_RUNS
+
+    @property
     def segment_is_empty(self) -> bool:
         """Whether nothing was added since the last segment."""
         return not self._runs and not self._frames
@@ -184,7 +191,7 @@ class IndexBuilder:
         return content
 
     def forget_segment(self) -> None:
-        """Drop what would be the next segment: a plain archive has counts, but no index."""
+        """Drop what would be the next segment: an archive without an index has counts all the same."""
         self._next_segment()
 
     def segment_written(self, length: int) -> None:
@@ -296,6 +303,10 @@ class Segment:
         first, count, number = runs[at]
         left = first + count - cluster
         return (left, RUN_ZERO, -1) if number < 0 else (left, RUN_STORED, number + cluster - first)
+
+    def blocks_in(self, number: int, count: int) -> int:
+        """How many blocks ``count`` stored clusters have, from that number on."""
+        return int.from_bytes(self._masks[number : number + count].tobytes(), "little").bit_count()
 
     def stored(self, number: int) -> StoredCluster:
         """The stored cluster of that number, as run_at() gives it."""

@@ -68,11 +68,19 @@ class Header:
 
 
 def check_name(name: str, kind: str) -> None:
-    """Refuse a name that could leave a folder or that other readers cannot store (FormatError)."""
-    if not name or name in (".", "..") or "/" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
+    """Refuse a name that could leave a folder, steer a terminal, or not be stored (FormatError)."""
+    if not name or name in (".", "..") or "/" in name or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
         raise FormatError(f"{name!r} cannot be the name of a {kind}")
-    if len(name.encode("utf-8", "surrogateescape")) > 255:
+    try:
+        length = len(_encode_name(name))
+    except UnicodeEncodeError:
+        raise FormatError(f"{name!r} cannot be the name of a {kind}") from None
+    if length > 255:
         raise FormatError(f"the name of a {kind} is longer than 255 bytes")
+
+
+def _encode_name(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def check_names(names: Iterable[str], kind: str) -> None:
@@ -103,7 +111,7 @@ class _BlobBuffer:
         return offset
 
     def add_name(self, name: str) -> int:
-        return self.add(name.encode("utf-8", "surrogateescape") + b"\0")
+        return self.add(_encode_name(name) + b"\0")
 
 
 def encode_header(header: Header) -> bytes:
@@ -150,6 +158,8 @@ def _check_writable(header: Header) -> None:
         raise FormatError(f"VMA holds at most {layout.LAST_DEVICE} drives")
     if len(header.configs) > layout.CONFIG_COUNT:
         raise FormatError(f"VMA holds at most {layout.CONFIG_COUNT} configurations")
+    if not 0 <= header.created < 1 << 63:
+        raise FormatError(f"{header.created} seconds since 1970 is no time that VMA can hold")
     check_names((drive.name for drive in header.drives), "drive")
     check_names((name for name, _ in header.configs), "configuration")
     for drive in header.drives:
@@ -242,7 +252,7 @@ def _get_name(blobs: memoryview, offset: int, kind: str) -> str:
 
 def _get_drives(content: Buffer, blobs: memoryview, ours: bool) -> tuple[DriveInfo, ...]:
     drives = []
-    for drive_id in range(layout.FIRST_DEVICE, layout.DEVICE_INFO_COUNT):
+    for drive_id in range(layout.FIRST_DEVICE, layout.LAST_DEVICE + 1):
         at = layout.DEVICE_INFO_OFFSET + drive_id * layout.DEVICE_INFO.size
         name_offset, recorded, exact = layout.DEVICE_INFO.unpack_from(content, at)
         if not name_offset or not recorded:

@@ -108,15 +108,21 @@ class _Window:
             first = self._chunks[0]
             step = first.size - self._used
             if first.content is not None:
-                found = bytes(first.content[self._used :]).find(vma_layout.EXTENT_MAGIC)
-                while found >= 0 and (self.at + found - alignment_from) % vma_layout.EXTENT_HEADER_SIZE:
-                    found = bytes(first.content[self._used :]).find(vma_layout.EXTENT_MAGIC, found + 1)
-                if found >= 0:
-                    if found:
-                        self._advance(found)
+                found = self._find_magic(first.content, -(self.at - alignment_from) % vma_layout.SECTOR_SIZE)
+                if found is not None:
+                    self._advance(found)
                     return True
             self._advance(step)
         return False
+
+    def _find_magic(self, content: memoryview, first: int) -> int | None:
+        """How far on from what is used up the magic stands, trying ``first`` and each 512 bytes behind it."""
+        for step in range(first, len(content) - self._used, vma_layout.SECTOR_SIZE):
+            start = self._used + step
+            # A chunk that ends within the magic may hold it: the rest is looked at when it is there.
+            if vma_layout.EXTENT_MAGIC.startswith(content[start : start + len(vma_layout.EXTENT_MAGIC)].tobytes()):
+                return step
+        return None
 
 
 class VmaStream:

@@ -6,6 +6,7 @@ the zstd repository. Nothing here compresses or decompresses: this module finds 
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ INDEX_MAGIC = 0x184D2A5B
 """The skippable frames that hold our cluster index."""
 SEEK_TABLE_MAGIC = 0x184D2A5E
 SKIPPABLE_MASK, SKIPPABLE_BASE = 0xFFFFFFF0, 0x184D2A50
+_OUR_MAGICS = FRAME_MAGIC, struct.pack("<I", INDEX_MAGIC), struct.pack("<I", SEEK_TABLE_MAGIC)
+_ANY_MAGIC = re.compile(b"|".join(map(re.escape, _OUR_MAGICS)))
 
 SEEK_ROW = struct.Struct("<III")
 """compressed size, decompressed size, checksum"""
@@ -29,8 +32,12 @@ SEEK_DESCRIPTOR = 0x80
 SEEKABLE_NUMBER = 0x8F92EAB1
 MAX_SEEK_ROWS = 0x8000000
 """The limit of zstd's own reader."""
+MAX_SKIPPABLE = {INDEX_MAGIC: 65 << 20, SEEK_TABLE_MAGIC: MAX_SEEK_ROWS * SEEK_ROW.size + SEEK_FOOTER.size}
+"""Payloads larger than this are refused; those of other kinds have the limit of a frame."""
 
 BLOCK_MAX = 128 * 1024
+BLOCK_MIN = 4
+"""No block that has content takes fewer bytes in the file."""
 CHECKSUM_SIZE = 4
 LONGEST_FRAME_HEADER = 18
 _FCS_SIZES = (0, 2, 4, 8)
@@ -111,18 +118,18 @@ class ByteFeed:
         self.offset += size
         return taken
 
-    def skip_to(self, needles: tuple[bytes, ...], alignment: int = 1) -> bool:
-        """Go on to the nearest place where one of the needles begins; False at the end of the source."""
+    def skip_to_magic(self) -> bool:
+        """Go on to the nearest place that looks like the beginning of a frame; False at the end of the source."""
         while True:
-            window = bytes(self.peek(self._chunk))
-            found = [at for needle in needles if (at := window.find(needle)) >= 0 and at % alignment == 0]
-            if found:
-                self.take(min(found))
+            window = self.peek(self._chunk)
+            found = _ANY_MAGIC.search(window)
+            if found is not None:
+                self.take(found.start())
                 return True
             if len(window) < self._chunk:
                 self.take(len(window))
                 return False
-            self.take(len(window) - 8)
+            self.take(len(window) - len(FRAME_MAGIC) + 1)
 
 
 class Frame(NamedTuple):
@@ -171,14 +178,14 @@ def _take_skippable(feed: ByteFeed, offset: int, limit: int) -> Frame:
     if len(start) < SKIPPABLE_HEADER.size:
         raise FormatError("the archive ends here, in the middle of something", offset + len(start))
     magic, size = SKIPPABLE_HEADER.unpack(start)
-    if size > limit and magic not in (INDEX_MAGIC, SEEK_TABLE_MAGIC):
+    if size > MAX_SKIPPABLE.get(magic, limit):
         raise FormatError(f"a skippable frame claims {size} bytes", offset)
     return Frame(offset, feed.take(SKIPPABLE_HEADER.size + size), magic, 0)
 
 
 def _frame_length(feed: ByteFeed, header: FrameHeader, limit: int) -> int:
     """The length of the frame that lies next in the feed, by walking over its blocks."""
-    length, last = header.length, False
+    length, blocks, last = header.length, 0, False
     while not last:
         start = feed.peek(length + 3)[length:]
         if len(start) < 3:
@@ -188,13 +195,23 @@ def _frame_length(feed: ByteFeed, header: FrameHeader, limit: int) -> int:
         except FormatError as error:
             raise FormatError(error.what, feed.offset + length) from None
         length += 3 + size
+        blocks += 1
         if length > 2 * limit + BLOCK_MAX:
             raise FormatError("a zstd frame is larger than what it holds", feed.offset)
+    if header.content_size is not None and header.content_size > blocks * BLOCK_MAX:
+        raise FormatError("a zstd frame claims more than its blocks can hold", feed.offset)
     return length + CHECKSUM_SIZE * header.has_checksum
+
+
+def most_content(compressed: int) -> int:
+    """How many bytes a frame of ``compressed`` bytes can hold at most: what claims more need not be believed."""
+    return compressed // BLOCK_MIN * BLOCK_MAX
 
 
 def blocks_of(feed: ByteFeed, header: FrameHeader) -> Iterator[memoryview]:
     """Take a large frame piece by piece: its header, each block (at most 128 KiB of content), its checksum."""
+    if header.unused_bits:
+        raise FormatError("reserved bits of a zstd frame header are set", feed.offset)
     yield feed.take(header.length)
     last = False
     while not last:

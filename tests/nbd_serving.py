@@ -79,7 +79,7 @@ async def serving(
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let everything else run until this is true."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - no event tells what is waited for
         await asyncio.sleep(0)
 
 

@@ -11,7 +11,8 @@ from pybackup.core.device import Buffer
 class Sink(Protocol):
     """A place for a stream of bytes that becomes visible only when it is whole.
 
-    After begin() exactly one of commit() and abort() is called, once. Failures are TargetError.
+    After begin() either commit() or abort() is called, once; and abort() after a commit() that failed. Failures are
+    TargetError.
     """
 
     @property

@@ -61,11 +61,15 @@ class PartialFile:
         try:
             found = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
+            if os.path.islink(self.path):
+                raise TargetError(f"cannot create {self.path}: it is a link to a file that does not exist") from None
             return
         except OSError as error:
             raise target_failure(self.path, error, "create") from error
         if stat.S_ISDIR(found.st_mode):
             raise TargetError(f"cannot create {self.path}: it is a folder")
+        if not stat.S_ISREG(found.st_mode):
+            raise TargetError(f"cannot create {self.path}: it is no regular file, and no file replaces it")
         if not self._replace:
             raise TargetError(f"{self.path} exists already; --force replaces it")
 
@@ -121,12 +125,12 @@ class PartialFile:
         finally:
             os.close(folder)
 
-    def abort(self) -> None:
+    def abort(self, *, worth_keeping: bool = True) -> None:
         """Remove the temporary file, or leave it under the name that says it is partial. Never raises."""
         if self.fd < 0:
             return
         with contextlib.suppress(OSError):
-            if self._keep is None:
+            if self._keep is None or not worth_keeping:
                 os.unlink(self.partial)
             else:
                 os.rename(self.partial, self._keep)

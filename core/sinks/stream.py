@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -12,45 +13,76 @@ from pybackup.core.device import Buffer
 from pybackup.core.errors import TargetError
 from pybackup.core.sinks.partial_file import target_failure
 
+STDOUT = "-"
+NO_READER_PERIOD = 0.05
+"""Seconds between two looks whether somebody reads a FIFO."""
+
+_STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+
+
+def own_descriptor(path: str) -> int | None:
+    """The descriptor of ours that ``path`` names: 1 for - and /dev/stdout, 3 for /dev/fd/3; None for other paths."""
+    if path == STDOUT:
+        return 1
+    folder, name = os.path.split(os.path.abspath(path))
+    folder = os.path.realpath(folder)
+    if folder == f"/proc/{os.getpid()}/fd" and name.isdecimal():
+        return int(name)
+    return _STANDARD.get(os.path.join(folder, name))
+
+
+def is_stream(path: str) -> bool:
+    """Whether what is written to ``path`` goes to a stream; else it is a file, or will be one."""
+    if own_descriptor(path) is not None:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
 
 class StreamSink:
-    """Writes to a descriptor that belongs to the sink from now on. Fixed: everything.
+    """Fixed: the name. Changing: the descriptor, which begin() opens and the end closes.
 
     The descriptor is made non-blocking where it can be, so that a slow reader never blocks a thread that cancelling
     would have to wait for.
     """
 
-    def __init__(self, fd: int, name: str) -> None:
-        self._fd, self.name = fd, name
+    def __init__(self, path: str) -> None:
+        """``path``: something for which is_stream() is true."""
+        self.name = "the standard output" if own_descriptor(path) == 1 else path
+        self._path = path
+        self._fd = -1
         self._was_blocking = True
 
-    @classmethod
-    def open(cls, path: str) -> StreamSink:
-        """Open a FIFO or a character device for writing (TargetError)."""
-        try:
-            return cls(os.open(path, os.O_WRONLY | os.O_CLOEXEC), path)
-        except OSError as error:
-            raise target_failure(path, error, "open") from error
-
-    @classmethod
-    def stdout(cls) -> StreamSink:
-        """The standard output of this process."""
-        try:
-            return cls(os.dup(1), "the standard output")
-        except OSError as error:
-            raise TargetError(f"the standard output cannot be written: {error.strerror}") from error
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        return self._fd
-
     async def begin(self) -> None:
-        """Refuse a terminal: an archive is not for reading."""
-        if os.isatty(self._fd):
-            raise TargetError("an archive is not written to a terminal; redirect the standard output")
-        self._was_blocking = os.get_blocking(self._fd)
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            os.set_blocking(self._fd, False)
+        """Open it; a FIFO once somebody reads it. A terminal is refused: an archive is not for reading."""
+        try:
+            self._fd = await self._open()
+            if os.isatty(self._fd):
+                raise TargetError("an archive is not written to a terminal; redirect the standard output")
+            self._was_blocking = os.get_blocking(self._fd)
+            if not self._is_regular:
+                os.set_blocking(self._fd, False)
+        except OSError as error:
+            raise target_failure(self.name, error, "open") from error
+
+    async def _open(self) -> int:
+        own = own_descriptor(self._path)
+        if own is not None:
+            return os.dup(own)
+        while True:
+            try:
+                return os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError as error:
+                if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(self._path).st_mode):
+                    raise
+            await asyncio.sleep(NO_READER_PERIOD)
+
+    @property
+    def _is_regular(self) -> bool:
+        return stat.S_ISREG(os.fstat(self._fd).st_mode)
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """Pass on all bytes; waits while the reader is slow."""
@@ -81,19 +113,22 @@ class StreamSink:
     async def commit(self) -> None:
         """Close the stream; a failure now is a failure."""
         try:
-            if stat.S_ISREG(os.fstat(self._fd).st_mode):
+            if self._is_regular:
                 os.fsync(self._fd)
-            self._restore()
-            os.close(self._fd)
+            self._close()
         except OSError as error:
             raise target_failure(self.name, error, "finish") from error
 
     async def abort(self) -> None:
         """Close the stream; what was written is written."""
-        with contextlib.suppress(OSError):
-            self._restore()
-            os.close(self._fd)
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self._close()
 
-    def _restore(self) -> None:
-        # The flag belongs to the open file, which others (a shell's tee, the terminal) may share with us.
-        os.set_blocking(self._fd, self._was_blocking)
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        try:
+            # The flag belongs to the open file, which others (a shell's tee, the terminal) may share with us.
+            os.set_blocking(fd, self._was_blocking)
+        finally:
+            os.close(fd)

@@ -28,9 +28,8 @@ def gather(root: str, into: Path, limit: int) -> int:
     return total
 
 
-def main() -> None:
-    """make_image.py IMAGE"""
-    image = Path(sys.argv[1])
+def make(image: Path) -> None:
+    """Make the image, under its name only when it is complete."""
     with tempfile.TemporaryDirectory(dir=image.parent) as folder:
         total = gather("/usr", Path(folder), CONTENT)
         partial = image.with_suffix(".partial")
@@ -42,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    make(Path(sys.argv[1]))

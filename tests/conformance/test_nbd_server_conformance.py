@@ -86,7 +86,10 @@ def read_back(path: str, folder: Path) -> bytes:
 def test_nbdinfo_sees_what_there_is(need: Need, tmp_path: Path) -> None:
     need("nbdinfo")
     sparse_image(tmp_path / "a.img")
-    exports = {"a": RawDevice.open(tmp_path / "a.img", writable=True), "b": MemoryDevice(777, read_only=True)}
+    exports: dict[str, BlockDevice] = {
+        "a": RawDevice.open(tmp_path / "a.img", writable=True),
+        "b": MemoryDevice(777, read_only=True),
+    }
     with served(tmp_path, exports) as path:
         told = json.loads(call("nbdinfo", "--json", "--list", f"nbd+unix:///?socket={path}"))
         first, second = sorted(told["exports"], key=lambda export: str(export["export-name"]))

@@ -1,0 +1,77 @@
+"""What takes the clusters that a backup job copies: an archive's writer here, or one in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+from pybackup.formats.cluster_index import DriveCounts
+from pybackup.formats.clusters import Cluster
+
+from .device import CLUSTER_SIZE, Buffer
+
+
+class Prepared(NamedTuple):
+    """Clusters in a row, ready to be taken.
+
+    ``content`` may end within the last cluster. ``clusters``: what was found in it, where that is known here.
+    """
+
+    content: Buffer
+    clusters: Sequence[Cluster] | None
+
+    @property
+    def zero(self) -> int:
+        """Bytes in clusters that are known to be zero."""
+        if self.clusters is None:
+            return 0
+        last = len(self.content) - (len(self.clusters) - 1) * CLUSTER_SIZE
+        zeros = sum(CLUSTER_SIZE for cluster in self.clusters if not cluster.mask)
+        return zeros - (CLUSTER_SIZE - last if not self.clusters[-1].mask else 0)
+
+
+class Intake(Protocol):
+    """Takes every cluster of every drive once. After start() exactly one of commit() and abort() is called."""
+
+    @property
+    def written(self) -> int:
+        """Bytes of output so far."""
+        ...
+
+    @property
+    def counts(self) -> dict[int, DriveCounts]:
+        """What each drive was found to hold, where that is known here."""
+        ...
+
+    async def start(self) -> None:
+        """Get ready."""
+        ...
+
+    async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+        """Do what can be done before the turn of these clusters comes, in the pool's threads."""
+        ...
+
+    async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
+        """Take clusters in a row; waits while too much is under way."""
+        ...
+
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> None:
+        """Take zero clusters in a row."""
+        ...
+
+    async def drain(self) -> None:
+        """Return when nothing that was taken is under way any more."""
+        ...
+
+    async def finish(self, about: dict[str, Any]) -> None:
+        """That was all; ``about`` tells of the source."""
+        ...
+
+    async def commit(self) -> None:
+        """Return when the output is durable and visible."""
+        ...
+
+    async def abort(self) -> None:
+        """Drop everything. Never raises."""
+        ...

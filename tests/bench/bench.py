@@ -1,0 +1,194 @@
+"""`make bench`: how fast pybackup is, always against another program in the same run.
+
+Needs zstd, qemu-img, mke2fs; --live needs fio (with its nbd engine), qemu-nbd and qemu-storage-daemon. The folder
+should have 20 GB free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import make_image
+from measure import Cost, Table, median, pairs, ratio, run
+
+PYBACKUP = [str(Path(sys.executable).with_name("pybackup"))]
+
+
+def main() -> None:
+    """bench.py [--folder DIR] [--rounds N] [--live | --at-rest]"""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", default="/tmp/pybackup-bench", help="where the files go")
+    parser.add_argument("--rounds", type=int, default=3, help="counted runs of each pair")
+    parser.add_argument("--live", action="store_true", help="only disks in use")
+    parser.add_argument("--at-rest", action="store_true", help="only disks at rest")
+    options = parser.parse_args()
+    folder = Path(options.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    describe_machine()
+    if not options.live:
+        at_rest(folder, options.rounds)
+    if not options.at_rest:
+        import bench_live
+
+        bench_live.measure(folder)
+
+
+def describe_machine() -> None:
+    """One line about what the figures were measured on."""
+    with open("/proc/cpuinfo") as file:
+        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    print(
+        f"{len(os.sched_getaffinity(0))} processors ({model}), {memory} GiB, Linux {platform.release()},"
+        f" Python {platform.python_version()}"
+    )
+
+
+def at_rest(folder: Path, rounds: int) -> None:
+    """The table of disks at rest."""
+    need("zstd", "qemu-img", "mke2fs")
+    image = folder / "disk.img"
+    if not image.exists():
+        make_image.make(image)
+    table = Table("Disks at rest (median of the ratios of pairs):")
+    peaks: list[float] = []
+    packing(table, folder, image, rounds, peaks)
+    unpacking(table, folder, rounds, peaks)
+    empty_terabyte(table, folder, peaks)
+    table.row("peak memory of any of these", "MiB", 150, max(peaks), f"{max(peaks):.0f} MiB")
+    start_up(table)
+
+
+def need(*programs: str) -> None:
+    """End with a sentence if a program is missing."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        raise SystemExit(f"the benchmark needs {', '.join(missing)}")
+
+
+def packing(table: Table, folder: Path, image: Path, rounds: int, peaks: list[float]) -> None:
+    """Backups against zstd and qemu-img."""
+    for level, limit in ((1, 0.75), (3, 0.8)):
+        archive, theirs = folder / f"level{level}.vma", folder / f"level{level}.zst"
+        ours_costs, zstd_costs = pairs(
+            lambda level=level, archive=archive: backup(image, archive, level),  # type: ignore[misc]
+            lambda level=level, theirs=theirs: zstd(image, theirs, level),  # type: ignore[misc]
+            rounds,
+        )
+        peaks += [cost.peak for cost in ours_costs]
+        name, against = f"`run --level {level}` to a file", f"`zstd -q -{level} -T0`"
+        table.row(f"{name}, wall", against, limit, ratio(ours_costs, zstd_costs, wall), seconds(ours_costs, zstd_costs))
+        if level == 1:
+            figures = f"{median(ours_costs, cpu):.2f} s, {median(zstd_costs, cpu):.2f} s"
+            table.row(f"{name}, processor", against, 0.85, ratio(ours_costs, zstd_costs, cpu), figures)
+        sizes = archive.stat().st_size, theirs.stat().st_size
+        bound = 1.02 if level == 1 else 1.07
+        table.row(
+            f"archive size, level {level}",
+            "zstd's file",
+            bound,
+            sizes[0] / sizes[1],
+            f"{sizes[0]:,}, {sizes[1]:,} bytes",
+        )
+    qcow2 = folder / "disk.qcow2"
+    ours_costs, qemu_costs = pairs(
+        lambda: backup(image, folder / "level1.vma", 1), lambda: to_qcow2(image, qcow2), max(1, rounds - 1)
+    )
+    table.row(
+        "`run --level 1`",
+        "`qemu-img convert -c -m 8 -W` (zstd)",
+        0.5,
+        ratio(ours_costs, qemu_costs, wall),
+        seconds(ours_costs, qemu_costs),
+    )
+
+
+def unpacking(table: Table, folder: Path, rounds: int, peaks: list[float]) -> None:
+    """Restore and verify."""
+    archive, qcow2 = folder / "level1.vma", folder / "disk.qcow2"
+    ours, theirs = pairs(
+        lambda: to_new_file([*PYBACKUP, "restore", "-q", str(archive)], folder / "ours.raw"),
+        lambda: to_new_file(["qemu-img", "convert", "-O", "raw", str(qcow2)], folder / "theirs.raw"),
+        rounds,
+    )
+    peaks += [cost.peak for cost in ours]
+    table.row(
+        "`restore` to a new file", "`qemu-img convert -O raw`", 0.4, ratio(ours, theirs, wall), seconds(ours, theirs)
+    )
+    ours, theirs = pairs(
+        lambda: run([*PYBACKUP, "verify", "-q", str(archive)]), lambda: run(["zstd", "-q", "-t", str(archive)]), rounds
+    )
+    peaks += [cost.peak for cost in ours]
+    table.row("`verify`", "`zstd -t` of the archive", 1.0, ratio(ours, theirs, wall), seconds(ours, theirs))
+    for name in ("ours.raw", "theirs.raw"):
+        (folder / name).unlink()
+
+
+def empty_terabyte(table: Table, folder: Path, peaks: list[float]) -> None:
+    """A sparse file of 1 TiB."""
+    sparse, archive = folder / "empty.img", folder / "empty.vma"
+    with sparse.open("wb") as file:
+        file.truncate(1 << 40)
+    cost = backup(sparse, archive, 3)
+    peaks.append(cost.peak)
+    table.row("`run` of an empty 1 TiB sparse file", "seconds", 5, cost.wall, f"{cost.wall:.2f} s")
+    size = archive.stat().st_size
+    table.row("its archive", "MiB", 1, size / (1 << 20), f"{size:,} bytes")
+    sparse.unlink()
+
+
+def start_up(table: Table) -> None:
+    """How long it takes to say hello."""
+    python = os.path.realpath(sys.executable)
+    for option, limit in (("--version", 3), ("--help", 5)):
+        ours, theirs = pairs(lambda option=option: run([*PYBACKUP, option]), lambda: run([python, "-c", "pass"]), 15)  # type: ignore[misc]
+        figures = f"{median(ours, wall) * 1000:.0f} ms, {median(theirs, wall) * 1000:.0f} ms"
+        table.row(f"`pybackup {option}`", "`python3 -c pass`", limit, ratio(ours, theirs, wall), figures)
+
+
+def backup(image: Path, archive: Path, level: int) -> Cost:
+    """A backup with us."""
+    return run([*PYBACKUP, "run", "-q", "--force", "--level", str(level), str(image), str(archive)])
+
+
+def zstd(image: Path, output: Path, level: int) -> Cost:
+    """The whole image through zstd."""
+    return run(["zstd", "-q", f"-{level}", "-T0", "-c", str(image)], stdout=str(output))
+
+
+def to_qcow2(image: Path, output: Path) -> Cost:
+    """The image as a compressed qcow2."""
+    options = ["-c", "-O", "qcow2", "-o", "compression_type=zstd", "-m", "8", "-W"]
+    return run(["qemu-img", "convert", *options, str(image), str(output)])
+
+
+def to_new_file(command: list[str], output: Path) -> Cost:
+    """A command that writes a file that does not exist."""
+    output.unlink(missing_ok=True)
+    return run([*command, str(output)])
+
+
+def wall(cost: Cost) -> float:
+    """Seconds on the clock."""
+    return cost.wall
+
+
+def cpu(cost: Cost) -> float:
+    """Seconds of processor time."""
+    return cost.cpu
+
+
+def seconds(ours: list[Cost], theirs: list[Cost]) -> str:
+    """Both medians."""
+    return f"{median(ours, wall):.2f} s, {median(theirs, wall):.2f} s"
+
+
+if __name__ == "__main__":
+    subprocess.run(["sync"], check=False)
+    main()
