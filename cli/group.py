@@ -70,9 +70,9 @@ def _prepare_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, mode)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -103,7 +103,8 @@ def _invoke(arguments: Sequence[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _tell("cancelled", 130)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # Click answers a broken pipe with SystemExit.
         return SIGPIPE_CODE
     except Exception as error:
         return _failed(error)

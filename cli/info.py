@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pybackup.cli.numbers import percent, short
@@ -14,6 +14,9 @@ from pybackup.cli.options import json_option, threads_option
 from pybackup.cli.running import threads_or_default
 from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
 from pybackup.formats.vma import DriveInfo
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MAP_WIDTH = 64
 _SHADES = " ░▒▓█"
@@ -88,7 +91,7 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
         click.echo(f"config   {_clean(name)} ({len(content)} bytes)")
     rows = [_row(facts, drive) for drive in header.drives]
     if sys.stdout.isatty():
-        _print_table(rows)
+        _print_table(facts)
     else:
         _print_plain(rows)
     unreadable = facts.about.get("unreadable")
@@ -124,16 +127,22 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
+def make_table(facts: ArchiveFacts) -> Table:
+    """The drives as a rich table."""
     from rich.table import Table
 
     table = Table()
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "drive" else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    Console().print(table)
+    for drive in facts.header.drives:
+        table.add_row(*_cells(_row(facts, drive)))
+    return table
+
+
+def _print_table(facts: ArchiveFacts) -> None:
+    from rich.console import Console
+
+    Console().print(make_table(facts))
 
 
 def _print_plain(rows: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pybackup.cli.numbers import percent, short
 from pybackup.core.job import DriveProgress, Job, State
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -82,6 +82,11 @@ class Picture:
             return "paused"
         zeros = f"zeros {percent(drive.zero, drive.done)}" if drive.done else ""
         return zeros if self._total is not None else ", ".join(filter(None, (zeros, _archive_note(job))))
+
+    @property
+    def lines(self) -> RenderableType:
+        """What is shown now."""
+        return self._progress.get_renderable()
 
     def stop(self, job: Job) -> None:
         """Leave the last picture."""

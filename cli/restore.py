@@ -17,7 +17,7 @@ from pybackup.cli.params import Named, NamedPath, same_file
 from pybackup.cli.progress import choose, elapsed
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.core.archive_open import open_archive
-from pybackup.core.archive_stream import ArchiveStream
+from pybackup.core.archive_stream import ArchiveStream, Digests
 from pybackup.core.device_in_use import device_in_use
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.errors import ArchiveError, ExitCode, RequestError, TargetError
@@ -68,7 +68,10 @@ def command(
     tracer = make_trace(trace)
     with (
         open_archive(
-            archive, threads=threads_or_default(options["threads"]), tolerant=options["skip_damaged"]
+            archive,
+            threads=threads_or_default(options["threads"]),
+            tolerant=options["skip_damaged"],
+            digests=Digests.UNPROVEN,
         ) as stream,
         ExitStack() as stack,
     ):

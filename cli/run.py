@@ -157,7 +157,9 @@ def command(
     _check(asked)
     tracer = make_trace(trace)
     if sources[0].what.startswith(SERVE):
-        return run_in_loop(_run_live(asked, options, tracer))
+        # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
+        drives = served_drives(sources[0].what.removeprefix(SERVE))
+        return run_in_loop(_run_live(asked, drives, options, tracer))
     return run_in_loop(_run(asked, options, tracer))
 
 
@@ -176,10 +178,9 @@ def _check(request: _Request) -> None:
         raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
 
 
-async def _run_live(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
+async def _run_live(request: _Request, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace) -> int:
     """Back up the disks of a running server: it sends the clusters, the archive is made here."""
     path = request.sources[0].what.removeprefix(SERVE)
-    drives = served_drives(path)
     asked = {"speed": request.speed, "skip_unreadable": request.skip_unreadable}
     with (
         ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress") as pool,
@@ -256,8 +257,8 @@ def read_config(config: Named) -> tuple[str, bytes]:
 
 async def verify_file(path: str, name: str, pool: ThreadPoolExecutor) -> None:
     """Read an archive file back; ArchiveError if anything is wrong with it."""
-    with archive_reader(path) as read:
-        await VerifyJob(ArchiveStream(read, name, pool)).run()
+    with archive_reader(path) as reader:
+        await VerifyJob(ArchiveStream(reader.read, name, pool)).run()
 
 
 def report(request: _Request, job: BackupJob | RemoteBackup) -> int:

@@ -131,9 +131,12 @@ def command(**options: Any) -> int:
 
 
 async def _serve(request: _Request) -> int:
+    told_to_end = _told_to_end()
     async with AsyncExitStack() as stack:
         disks = await _open_disks(request, stack)
-        folder = _private_folder(stack) if request.control is None or _needs_socket(request) else ""
+        given = listen_sockets()
+        needs_socket = request.socket is None and request.tcp is None and not given
+        folder = _private_folder(stack) if request.control is None or needs_socket else ""
         live = LiveServer(
             {name: disk for name, disk in disks.items() if isinstance(disk, CopyBeforeWrite)},
             policy=_policy(request),
@@ -143,12 +146,13 @@ async def _serve(request: _Request) -> int:
         )
         nbd = NbdServer(disks)
         stack.push_async_callback(nbd.close)
-        uris = await _listen(nbd, request, folder, list(disks))
+        where = os.path.join(folder, "nbd.sock") if needs_socket else request.socket
+        uris = await _listen(nbd, request.tcp, where, given, list(disks))
         path = request.control or os.path.join(folder, "control.sock")
-        control = ControlSocket(path, live, lambda: {"connections": nbd.connections, **_clients(live, nbd)})
+        control = ControlSocket(path, live, lambda: _clients(live, nbd), told_to_end)
         stack.push_async_callback(control.close)
         _announce(request, uris, path)
-        await _until_told(control)
+        await told_to_end.wait()
         notify("STOPPING=1")
     return 0
 
@@ -174,14 +178,13 @@ def _policy(request: _Request) -> GuestPolicy:
 def _clients(live: LiveServer, nbd: NbdServer) -> dict[str, Any]:
     counts = nbd.connections_by_export()
     drives = live.status()["drives"]
-    return {"drives": [{**drive, "connections": counts.get(drive["name"], 0)} for drive in drives]}
+    return {
+        "connections": nbd.connections,
+        "drives": [{**drive, "connections": counts.get(drive["name"], 0)} for drive in drives],
+    }
 
 
 # -- where to listen --
-
-
-def _needs_socket(request: _Request) -> bool:
-    return request.socket is None and request.tcp is None and "LISTEN_FDS" not in os.environ
 
 
 def _private_folder(stack: AsyncExitStack) -> str:
@@ -193,19 +196,21 @@ def _private_folder(stack: AsyncExitStack) -> str:
     return stack.enter_context(folder)
 
 
-async def _listen(nbd: NbdServer, request: _Request, folder: str, names: list[str]) -> list[str]:
-    given = listen_sockets()
+async def _listen(
+    nbd: NbdServer, tcp: str | None, path: str | None, given: Sequence[socket.socket], names: Sequence[str]
+) -> list[str]:
+    """Listen on TCP, at a path, and on the sockets given by systemd; the URIs of all exports."""
     for sock in given:
         nbd.start_socket(sock)
     uris = [uri for sock in given for uri in _uris_of(sock, names)]
-    if request.tcp is not None:
-        host, _, port = request.tcp.rpartition(":")
-        if not port.isdigit() or int(port) > 65535:
-            raise RequestError(f"--tcp {request.tcp}: write [HOST:]PORT")
+    if tcp is not None:
+        host, _, port = tcp.rpartition(":")
+        if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+            raise RequestError(f"--tcp {tcp}: write [HOST:]PORT")
         addresses = await nbd.start_tcp(host.strip("[]") or "localhost", int(port))
         uris += [f"nbd://{_bracketed(one)}:{number}/{quote(name)}" for one, number in addresses for name in names]
-    if request.socket is not None or _needs_socket(request):
-        path = os.path.abspath(request.socket) if request.socket else os.path.join(folder, "nbd.sock")
+    if path is not None:
+        path = os.path.abspath(path)
         await nbd.start_unix(path)
         uris += [f"nbd+unix:///{quote(name)}?socket={quote(path)}" for name in names]
     return uris
@@ -215,7 +220,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _uris_of(sock: socket.socket, names: list[str]) -> list[str]:
+def _uris_of(sock: socket.socket, names: Sequence[str]) -> list[str]:
     if sock.family == socket.AF_UNIX:
         return [f"nbd+unix:///{quote(name)}?socket={quote(str(sock.getsockname()))}" for name in names]
     host, port = sock.getsockname()[:2]
@@ -231,8 +236,12 @@ def _announce(request: _Request, uris: list[str], control: str) -> None:
         sys.stdout.flush()
 
 
-async def _until_told(control: ControlSocket) -> None:
+def _told_to_end() -> asyncio.Event:
+    """Set when a signal tells so; from now on none ends us before everything is given back."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, control.quit_asked.set)
-    await control.quit_asked.wait()
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # SIGHUP that was ignored from the start (nohup) stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, told.set)
+    return told

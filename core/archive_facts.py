@@ -13,7 +13,7 @@ from pybackup.formats.vma_layout import BLOCK_SIZE
 
 from .archive_index import ArchiveIndex, NoIndexError
 from .archive_open import STDIN, open_archive
-from .archive_stream import ArchiveStream
+from .archive_stream import ArchiveStream, Digests
 from .errors import ArchiveError
 
 MAP_CELLS = 512
@@ -112,7 +112,7 @@ def _from_index(archive: ArchiveIndex) -> ArchiveFacts:
 
 
 def _from_reading(archive: str, size: int | None, threads: int) -> ArchiveFacts:
-    with open_archive(archive, threads=threads, digests=False) as stream:
+    with open_archive(archive, threads=threads, digests=Digests.NONE) as stream:
         maps = _new_maps(stream.header)
         for checked in stream:
             for slot in checked.extent.header.slots:

@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from typing import NamedTuple
 
-from .archive_stream import ArchiveStream
+from .archive_stream import ArchiveStream, Digests
 from .errors import ArchiveError, RequestError
 
 STDIN = "-"
 
 
+class PipeReader:
+    """Reads a pipe, whose next byte may never come, until told to stop. Fixed: the descriptors."""
+
+    def __init__(self, fd: int) -> None:
+        """``fd`` stays open when the reader is closed."""
+        self._fd = fd
+        self._stopped, self._stop = os.pipe()
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._poll.register(self._stopped, select.POLLIN)
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes, none at the end; OSError (ECANCELED) after stop()."""
+        ready = [fd for fd, _ in self._poll.poll()]
+        if self._stopped in ready:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        return os.read(self._fd, size)
+
+    def stop(self) -> None:
+        """Make read() fail, from any thread, also one that waits already."""
+        os.write(self._stop, b"!")
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        os.close(self._stopped)
+        os.close(self._stop)
+
+
+class ArchiveReader(NamedTuple):
+    """How to read on in an archive: read(at_most) gives bytes, or none at the end; stop() ends a read that waits."""
+
+    read: Callable[[int], bytes]
+    stop: Callable[[], None]
+
+
+def _nothing() -> None:
+    """A read of a regular file never waits long."""
+
+
 @contextmanager
-def archive_reader(archive: str) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads on in the archive's file (ArchiveError where it cannot be opened)."""
+def archive_reader(archive: str) -> Iterator[ArchiveReader]:
+    """What reads on in the archive's file (ArchiveError where it cannot be opened)."""
     if archive == STDIN:
         if os.isatty(0):
             raise RequestError("the standard input is a terminal, not an archive")
-        yield lambda size: os.read(0, size)
+        with closing(PipeReader(0)) as pipe:
+            yield ArchiveReader(pipe.read, pipe.stop)
         return
     try:
         file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed below, where failures of the body are no OSError of ours
@@ -29,17 +72,20 @@ def archive_reader(archive: str) -> Iterator[Callable[[int], bytes]]:
     with file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        yield file.read
+            yield ArchiveReader(file.read, _nothing)
+            return
+        with closing(PipeReader(file.fileno())) as pipe:
+            yield ArchiveReader(pipe.read, pipe.stop)
 
 
 @contextmanager
 def open_archive(
-    archive: str, *, threads: int, tolerant: bool = False, digests: bool = True
+    archive: str, *, threads: int, tolerant: bool = False, digests: Digests = Digests.ALL
 ) -> Iterator[ArchiveStream]:
     """An archive, open to be read once from beginning to end, with threads of its own (ArchiveError)."""
     name = "the standard input" if archive == STDIN else archive
     with (
-        archive_reader(archive) as read,
+        archive_reader(archive) as reader,
         ThreadPoolExecutor(threads, thread_name_prefix="pybackup-decompress") as pool,
     ):
-        yield ArchiveStream(read, name, pool, tolerant=tolerant, digests=digests)
+        yield ArchiveStream(reader.read, name, pool, stop=reader.stop, tolerant=tolerant, digests=digests)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 from pybackup.formats import cluster_index as index
@@ -18,7 +19,7 @@ from pybackup.formats.errors import FormatError, NotAnArchiveError
 from pybackup.formats.vma import DriveInfo, Header
 from pybackup.formats.vma_stream import DecodedExtent, VmaStream
 
-from .archive_input import FrameSeen, Lost, Piece, SkippableSeen, pieces_of
+from .archive_input import Bytes, FrameSeen, Lost, Piece, SkippableSeen, pieces_of
 from .errors import ArchiveError
 from .seen_clusters import SeenClusters
 
@@ -55,6 +56,15 @@ class Damage(NamedTuple):
         return f"{self.what}: drive {self.drive}, clusters {self.first} to {last} (bytes {start} to {end - 1})"
 
 
+class Digests(Enum):
+    """Which extents' digests are computed and compared."""
+
+    ALL = "all"
+    UNPROVEN = "unproven"
+    """Those whose bytes no zstd checksum has proved: enough to trust the data, but not to check the index."""
+    NONE = "none"
+
+
 class CheckedExtent(NamedTuple):
     """An extent and the digests of its non-zero clusters; ``sound`` says whether they agree with the archive's."""
 
@@ -79,16 +89,19 @@ class ArchiveStream:
         name: str,
         pool: ThreadPoolExecutor,
         *,
+        stop: Callable[[], None] = lambda: None,
         tolerant: bool = False,
-        digests: bool = True,
+        digests: Digests = Digests.ALL,
     ) -> None:
-        self.name = name
+        """``stop``: makes a ``read`` that waits fail, from any thread."""
+        self.name, self.stop = name, stop
         self.damage: list[Damage] = []
         self.about: dict[str, Any] | None = None
         self.has_seek_table = False
         self._pool, self._tolerant, self._digests = pool, tolerant, digests
         self._ordered: deque[_Ordered] = deque()
         self._extents_ahead = 0
+        self._proven = True
         self._seek_table = zs.SeekTable()
         self._intact = self._indexable = True
         self._has_segments = self._has_directory = False
@@ -125,6 +138,7 @@ class ArchiveStream:
             if piece is None or isinstance(piece, Lost):
                 what = "the archive ends within its header" if piece is None else f"the header is lost: {piece.error}"
                 raise FormatError(what, total)
+            self._note_proof(piece)
             if piece.frame is not None:
                 self._add_row(piece.frame)
                 self._header_end = piece.frame.offset + piece.frame.compressed
@@ -175,17 +189,24 @@ class ArchiveStream:
             else:
                 self._submit(self._stream.feed_lost(piece.size))
             return
+        self._note_proof(piece)
         self._submit(self._stream.feed(piece.content))
         if piece.frame is not None:
             self._ordered.append(piece.frame)
         elif self.compression != "vma":
             self._indexable = False
 
+    def _note_proof(self, piece: Bytes) -> None:
+        """A whole frame with a checksum proves its bytes; after one piece without, extents may have unproven parts."""
+        self._proven = self._proven and piece.frame is not None and piece.frame.checksum != 0
+
     def _submit(self, extents: Iterator[DecodedExtent]) -> None:
         for extent in extents:
             self._extents_ahead += 1
-            if not self._digests or extent.header.zero_run is not None or not extent.header.data_size:
-                self._ordered.append(CheckedExtent(extent, [], extent.matches([]) or not self._digests))
+            if not extent.header.data_size:
+                self._ordered.append(CheckedExtent(extent, [], extent.matches([])))
+            elif self._digests is Digests.NONE or (self._digests is Digests.UNPROVEN and self._proven):
+                self._ordered.append(CheckedExtent(extent, [], sound=True))
             else:
                 self._ordered.append(self._pool.submit(_check, extent))
         self._gather_damage()
@@ -327,7 +348,7 @@ class ArchiveStream:
     @property
     def _compares(self) -> bool:
         """Whether all was found that an index must agree with: not after damage, and not without digests."""
-        return self._intact and self._digests
+        return self._intact and self._digests is Digests.ALL
 
     def _check_seek_table(self, seen: SkippableSeen) -> None:
         self.has_seek_table = True

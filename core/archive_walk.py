@@ -63,8 +63,11 @@ class ArchiveWalk(Job):
                     await self._take(checked)
                     self._count(checked.extent)
             finally:
-                if not upcoming.done():
-                    await asyncio.wait([upcoming])
+                # The thread may wait for a pipe that says no more; it must end before its pool can be closed.
+                self.stream.stop()
+                await asyncio.wait([upcoming])
+                if not upcoming.cancelled():
+                    upcoming.exception()
 
     @abstractmethod
     async def _take(self, checked: CheckedExtent) -> None:

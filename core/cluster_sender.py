@@ -100,7 +100,7 @@ class ClusterSender:
 
     async def _rest(self) -> bytes:
         try:
-            return self._sock.recv(4096)
+            return self._sock.recv(wire.MAX_REASON)
         except OSError:
             return b""
 

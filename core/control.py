@@ -9,29 +9,43 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import json
+import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from .cluster_sender import ClusterSender
-from .errors import PybackupError, RequestError
+from .errors import CancelledError, PybackupError, RequestError, SourceError
 from .exports.listeners import UnixListener
 from .live_server import BackupRequest, LiveServer, exit_code_of
 
 MAX_LINE = 64 << 10
 """Bytes of a request."""
+MAX_CLIENTS = 64
+"""Clients at once."""
+MAX_NUMBER = 1 << 62
+"""More than any speed; what comes from outside must not overflow."""
+MAX_DESCRIPTORS = 4
+"""What the kernel may hand over at once; a client sends one, and more are closed."""
+GRACE = 5.0
+"""Seconds that close() gives clients to take their last answer."""
+
+_log = logging.getLogger(__name__)
 
 
 class ControlSocket:
-    """Listens at a path of mode 0600 and answers. Fixed: server, listener. Changing: the clients."""
+    """Listens at a path of mode 0600 and answers. Fixed: server, listener. Changing: the clients, and the end."""
 
-    def __init__(self, path: str, server: LiveServer, extra_status: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, path: str, server: LiveServer, extra_status: Callable[[], dict[str, Any]], quit_asked: asyncio.Event
+    ) -> None:
+        """``quit_asked``: is set when a client wants the server to end."""
         self._listener = UnixListener(path, 0o600)
-        self._server, self._extra_status = server, extra_status
-        self._clients: set[asyncio.Task[None]] = set()
-        self.quit_asked = asyncio.Event()
+        self._server, self._extra_status, self._quit_asked = server, extra_status, quit_asked
+        self._clients: dict[asyncio.Task[None], _Client] = {}
         self._accepting = asyncio.create_task(self._accept())
 
     async def _accept(self) -> None:
@@ -42,16 +56,24 @@ class ControlSocket:
             except OSError:
                 await asyncio.sleep(1.0)
                 continue
-            task = asyncio.create_task(_Client(sock, self).serve())
-            self._clients.add(task)
-            task.add_done_callback(self._clients.discard)
+            if len(self._clients) >= MAX_CLIENTS:
+                sock.close()
+                continue
+            client = _Client(sock, self)
+            task = asyncio.create_task(client.serve())
+            self._clients[task] = client
+            task.add_done_callback(self._clients.pop)
 
     async def close(self) -> None:
-        """Cancel a backup that runs, and let go of all clients."""
+        """Cancel a backup that runs, tell who asked for it, and let go of all clients."""
         await _end({self._accepting})
         self._listener.close()
-        await self._server.cancel()
-        await _end(self._clients)
+        await self._server.cancel(SourceError("the server was stopped"))
+        for client in self._clients.values():
+            client.stop()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=GRACE)
+        await _end(set(self._clients))
 
     # -- the commands --
 
@@ -75,7 +97,7 @@ class ControlSocket:
         return {**self._server.status(), **self._extra_status()}
 
     async def _speed(self, request: dict[str, Any], client: _Client) -> dict[str, Any]:
-        self._server.running().set_speed(_number(request, "speed", 0))
+        self._server.running().set_speed(_number(request, "speed", None))
         return {}
 
     async def _pause(self, request: dict[str, Any], client: _Client) -> dict[str, Any]:
@@ -88,11 +110,11 @@ class ControlSocket:
 
     async def _cancel(self, request: dict[str, Any], client: _Client) -> dict[str, Any]:
         self._server.running()
-        await self._server.cancel()
+        await self._server.cancel(CancelledError("the backup was cancelled by `pybackup ctl`", signal_number=0))
         return {}
 
     async def _quit(self, request: dict[str, Any], client: _Client) -> dict[str, Any]:
-        self.quit_asked.set()
+        self._quit_asked.set()
         return {}
 
     async def _backup(self, request: dict[str, Any], client: _Client) -> dict[str, Any]:
@@ -102,11 +124,7 @@ class ControlSocket:
             raise RequestError(
                 "a backup request comes with a socket for the clusters: use `pybackup run serve:CONTROL`"
             )
-        try:
-            sender = ClusterSender(socket.socket(fileno=fd))
-        except OSError:
-            os.close(fd)
-            raise RequestError("the descriptor of a backup request is a socket") from None
+        sender = ClusterSender(_stream_socket(fd))
         try:
             return await self._run_backup(asked, sender, client)
         finally:
@@ -130,33 +148,53 @@ def _backup_request(request: dict[str, Any]) -> BackupRequest:
     return BackupRequest(speed=_number(request, "speed", 0), skip_unreadable=request.get("skip_unreadable") is True)
 
 
-def _number(request: dict[str, Any], name: str, default: int) -> int:
+def _number(request: dict[str, Any], name: str, default: int | None) -> int:
     value = request.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise RequestError(f"{name} is a whole number of at least 0, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_NUMBER:
+        raise RequestError(f"{name} is a whole number of at least 0 and at most 2^62, not {str(value)[:64]}")
     return value
 
 
+def _stream_socket(fd: int) -> socket.socket:
+    """The stream socket that ``fd`` is; any other descriptor is closed (RequestError)."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+    else:
+        if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
+            return sock
+        sock.close()
+    raise RequestError("the descriptor that comes with a backup request is one end of a Unix stream socket pair")
+
+
 class _Client:
-    """One connection. Changing: what was received and not used yet."""
+    """One connection. Changing: what was received and not used yet, one descriptor included, and the end."""
 
     def __init__(self, sock: socket.socket, control: ControlSocket) -> None:
         self._sock, self._control = sock, control
         self._received = bytearray()
-        self._descriptors: list[int] = []
+        self._descriptor: int | None = None
+        self._stopped = False
         sock.setblocking(False)
 
     async def serve(self) -> None:
         """Answer requests until the client goes."""
         try:
-            while (line := await self._read_line()) is not None:
+            while not self._stopped and (line := await self._read_line()) is not None:
                 await self._send(await self._answer(line))
-        except (OSError, asyncio.IncompleteReadError):
+        except OSError:
             return
         finally:
-            for fd in self._descriptors:
+            if (fd := self.take_descriptor()) is not None:
                 os.close(fd)
             self._sock.close()
+
+    def stop(self) -> None:
+        """Take no more requests: serve() returns when the last one is answered."""
+        self._stopped = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -168,6 +206,9 @@ class _Client:
         try:
             return {"ok": True, **await self._control.answer(request, self)}
         except PybackupError as error:
+            return _failure(error)
+        except Exception as error:
+            _log.error("the request %s failed by a bug", line[:80], exc_info=error)
             return _failure(error)
 
     async def _read_line(self) -> bytes | None:
@@ -188,7 +229,8 @@ class _Client:
         while True:
             try:
                 size = array.array("i").itemsize
-                content, ancillary, _, _ = self._sock.recvmsg(65536, socket.CMSG_LEN(4 * size))
+                space = socket.CMSG_LEN(MAX_DESCRIPTORS * size)
+                content, ancillary, _, _ = self._sock.recvmsg(65536, space, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 await self._readable()
                 continue
@@ -198,7 +240,7 @@ class _Client:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     numbers = array.array("i")
                     numbers.frombytes(data[: len(data) - len(data) % size])
-                    self._descriptors += numbers
+                    self._keep_first(numbers)
             self._received += content
             return bool(content)
 
@@ -211,19 +253,23 @@ class _Client:
         finally:
             loop.remove_reader(self._sock)
 
+    def _keep_first(self, numbers: Iterable[int]) -> None:
+        for fd in numbers:
+            if self._descriptor is None:
+                self._descriptor = fd
+            else:
+                os.close(fd)
+
     def take_descriptor(self) -> int | None:
-        """The first descriptor that the client sent; it belongs to the caller now."""
-        if not self._descriptors:
-            return None
-        fd = self._descriptors.pop(0)
-        os.set_inheritable(fd, False)
+        """The descriptor that the client sent; it belongs to the caller now."""
+        fd, self._descriptor = self._descriptor, None
         return fd
 
     async def _send(self, message: dict[str, Any]) -> None:
         await asyncio.get_running_loop().sock_sendall(self._sock, json.dumps(message).encode() + b"\n")
 
 
-def _failure(error: PybackupError) -> dict[str, Any]:
+def _failure(error: Exception) -> dict[str, Any]:
     return {"ok": False, "error": str(error), "exit_code": exit_code_of(error)}
 
 

@@ -26,7 +26,8 @@ def connect(path: str) -> socket.socket:
         sock.connect(path)
     except OSError as error:
         sock.close()
-        raise SourceError(f"cannot reach a server at {path}: {error.strerror}") from error
+        # Python's own check of the path's length has no errno.
+        raise SourceError(f"cannot reach a server at {path}: {error.strerror or error}") from error
     return sock
 
 
@@ -48,7 +49,7 @@ def parse(line: bytes, path: str) -> dict[str, Any]:
         raise SourceError(f"the server at {path} ended the connection")
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
         raise SourceError(f"what answers at {path} is not a pybackup server")

@@ -10,22 +10,22 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 from pybackup.formats import cluster_wire as wire
-from pybackup.formats.errors import FormatError
 
 from .archive_writer import ArchiveWriter
-from .control_client import ask, checked, connect, parse
+from .cluster_receiver import ClusterReceiver
+from .control_client import ask
 from .device import CLUSTER_SIZE
-from .errors import PybackupError, SourceError
+from .errors import SourceError
 from .intake import Prepared
 from .job import DriveProgress, Job
+from .seen_clusters import SeenClusters
 from .trace import Trace
 from .unreadable import LostRange
 
@@ -55,7 +55,7 @@ class RemoteBackup(Job):
         self,
         path: str,
         request: dict[str, Any],
-        drives: list[tuple[str, int]],
+        drives: Sequence[tuple[str, int]],
         writer: ArchiveWriter,
         pool: ThreadPoolExecutor,
         *,
@@ -67,71 +67,50 @@ class RemoteBackup(Job):
         self._path, self._request, self._writer, self._pool = path, request, writer, pool
         self._before_commit = before_commit
         self._by_id = {number: DriveProgress(name, size) for number, (name, size) in enumerate(drives, 1)}
+        self._seen = {number: SeenClusters(-(-drive.size // CLUSTER_SIZE)) for number, drive in self._by_id.items()}
         self.progress.drives = list(self._by_id.values())
-        self._ahead: deque[tuple[wire.Message, asyncio.Future[Any]]] = deque()
+        self._ahead: deque[tuple[wire.Message, asyncio.Task[Prepared]]] = deque()
 
     async def _work(self) -> None:
         committed = False
-        control = connect(self._path)
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         try:
             await self._writer.start()
             _lower_priority()
-            line = json.dumps({"command": "backup", **self._request}).encode() + b"\n"
-            socket.send_fds(control, [line], [theirs.fileno()])
-            theirs.close()
-            about = await self._receive_all(control, ours)
-            await self._conclude(about)
-            committed = True
-            await asyncio.get_running_loop().sock_sendall(ours, wire.ACKNOWLEDGEMENT)
-        except Exception as error:
-            with contextlib.suppress(OSError):
-                ours.send(str(error).encode()[:4096])
-            raise
+            server = await ClusterReceiver.begin(self._path, self._request)
+            try:
+                await self._make_archive(server)
+                committed = True
+                await server.acknowledge()
+            except BaseException as error:
+                server.give_up(str(self.error or error))
+                raise
+            finally:
+                await server.close()
         finally:
-            theirs.close()
-            ours.close()
-            control.close()
             if not committed:
                 await self._drop_ahead()
                 await self._writer.abort()
 
-    async def _receive_all(self, control: socket.socket, sock: socket.socket) -> dict[str, Any]:
-        """Take messages until the end; what the server tells about the source."""
-        reader, writer = await asyncio.open_connection(sock=sock.dup(), limit=wire.MAX_PAYLOAD)
+    async def _make_archive(self, server: ClusterReceiver) -> None:
+        while (received := await server.message())[0].kind != wire.END:
+            await self._take(*received)
+        await self._write_ahead(0)
+        about = self._parse_about(received[1])
+        watch = asyncio.create_task(self._watch(server))
         try:
-            while True:
-                message, content = await self._next_message(reader, control)
-                if message.kind == wire.END:
-                    await self._write_ahead(0)
-                    return self._parse_about(content)
-                await self._take(message, content)
+            await self._finish(about)
         finally:
-            writer.close()
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        await self._writer.commit()
 
-    async def _next_message(self, reader: asyncio.StreamReader, control: socket.socket) -> tuple[wire.Message, bytes]:
-        try:
-            message = wire.decode(await reader.readexactly(wire.MESSAGE.size))
-            return message, await reader.readexactly(message.length) if message.length else b""
-        except (asyncio.IncompleteReadError, OSError):
-            # The stream ended too early: the answer on the control socket says why.
-            raise await asyncio.to_thread(self._reason, control) from None
-        except FormatError as error:
-            raise SourceError(error.what) from None
-
-    def _reason(self, control: socket.socket) -> PybackupError:
-        control.setblocking(True)
-        try:
-            with control.makefile("rb") as lines:
-                checked(parse(lines.readline(1 << 20), self._path))
-        except OSError:
-            return SourceError(f"the server at {self._path} ended the connection")
-        except PybackupError as error:
-            return error
-        return SourceError(f"the server at {self._path} ended the backup too early")
+    async def _watch(self, server: ClusterReceiver) -> None:
+        """A backup that is cancelled on the server's side ends here too, however long reading back may take."""
+        self.fail(await server.gone())
 
     def _parse_about(self, content: bytes) -> dict[str, Any]:
+        if any(next(seen.missing(), None) for seen in self._seen.values()):
+            raise SourceError("the server's stream of clusters is damaged")
         try:
             about = json.loads(content)
             self.lost = [LostRange(one["drive"], one["offset"], one["length"]) for one in about["unreadable"]]
@@ -140,33 +119,36 @@ class RemoteBackup(Job):
         return dict(about)
 
     async def _take(self, message: wire.Message, content: bytes) -> None:
-        drive = self._by_id.get(message.drive_id)
-        end = (message.first + message.clusters) * CLUSTER_SIZE
-        if (
-            drive is None
-            or end - CLUSTER_SIZE >= drive.size
-            or -(-len(content) // CLUSTER_SIZE)
-            not in (
-                0,
-                message.clusters,
-            )
-        ):
-            raise SourceError("the server's stream of clusters is damaged")
+        size = self._check(message)
         if message.kind == wire.ZEROS:
             await self._write_ahead(0)
-            size = min(end, drive.size) - message.first * CLUSTER_SIZE
+            drive = self._by_id[message.drive_id]
             drive.done += size
             drive.zero += size
             await self._writer.put_zeros(message.drive_id, message.first, message.clusters)
         else:
-            self._ahead.append((message, asyncio.ensure_future(self._writer.prepare([content], self._pool))))
+            self._ahead.append((message, asyncio.create_task(self._prepare(content))))
             await self._write_ahead(AHEAD)
         self.progress.written = self._writer.written
 
+    def _check(self, message: wire.Message) -> int:
+        """The bytes of disk that a message is about (SourceError for what cannot be)."""
+        drive = self._by_id.get(message.drive_id)
+        if drive is not None and message.clusters:
+            start, end = message.first * CLUSTER_SIZE, (message.first + message.clusters) * CLUSTER_SIZE
+            size = min(end, drive.size) - start
+            fits = end < drive.size + CLUSTER_SIZE and message.length == (size if message.kind == wire.DATA else 0)
+            if fits and self._seen[message.drive_id].add(message.first, message.clusters):
+                return size
+        raise SourceError("the server's stream of clusters is damaged")
+
+    async def _prepare(self, content: bytes) -> Prepared:
+        return (await self._writer.prepare([content], self._pool))[0]
+
     async def _write_ahead(self, keep: int) -> None:
         while len(self._ahead) > keep:
-            message, future = self._ahead[0]
-            prepared: Prepared = (await future)[0]
+            message, task = self._ahead[0]
+            prepared = await task
             self._ahead.popleft()
             drive = self._by_id[message.drive_id]
             drive.done += len(prepared.content)
@@ -174,14 +156,13 @@ class RemoteBackup(Job):
             await self._writer.take(message.drive_id, message.first, prepared)
 
     async def _drop_ahead(self) -> None:
-        futures = [future for _, future in self._ahead]
+        tasks = [task for _, task in self._ahead]
         self._ahead.clear()
-        for future in futures:
-            future.cancel()
-        if futures:
-            await asyncio.wait(futures)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _conclude(self, about: dict[str, Any]) -> None:
+    async def _finish(self, about: dict[str, Any]) -> None:
         await self._writer.drain()
         counts = self._writer.counts
         about["drives"] = [
@@ -197,7 +178,6 @@ class RemoteBackup(Job):
         self.progress.written = self._writer.written
         if self._before_commit is not None:
             await self._before_commit()
-        await self._writer.commit()
 
 
 def _lower_priority() -> None:

@@ -15,12 +15,14 @@ from typing import Protocol
 
 from .device import BlockDevice, Buffer
 from .devices.blocking_calls import BlockingCalls
+from .devices.file_io import write_fully
 from .errors import TargetError
 from .sinks import Sink
+from .sinks.direct_write import DirectWriter
 from .sinks.partial_file import PartialFile, target_failure
 
-MAX_VECTORS = 1000
-"""Buffers in one pwritev(2); the kernel's limit is 1024."""
+WRITERS = 2
+"""Threads that write one file: more wait for the same lock in the kernel."""
 
 
 class RestoreTarget(Protocol):
@@ -71,7 +73,8 @@ class NewFile:
 
     def __init__(self, path: str, *, replace: bool, executor: ThreadPoolExecutor | None = None) -> None:
         self._file = PartialFile(path, replace=replace, keep_partial_as=f"{path}.partial")
-        self._calls = BlockingCalls(executor)
+        self._calls = BlockingCalls(executor or ThreadPoolExecutor(WRITERS, thread_name_prefix="pybackup-restore"))
+        self._writer: DirectWriter | None = None
         self._written = False
 
     @property
@@ -87,6 +90,7 @@ class NewFile:
         self._file.open()
         try:
             os.ftruncate(self._file.fd, size)
+            self._writer = DirectWriter(self._file.fd)
         except OSError as error:
             raise target_failure(self.name, error, "create") from error
 
@@ -96,9 +100,9 @@ class NewFile:
         await self._calls.run(self._write, offset, buffers)
 
     def _write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        assert self._writer is not None
         try:
-            for at in range(0, len(buffers), MAX_VECTORS):
-                offset += write_all_at(self._file.fd, buffers[at : at + MAX_VECTORS], offset)
+            self._writer.write_at(offset, buffers)
         except OSError as error:
             raise target_failure(self.name, error, "write") from error
 
@@ -110,22 +114,17 @@ class NewFile:
         try:
             await self._calls.run(self._file.commit)
         finally:
-            await self._calls.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        await self._calls.close()
+        if self._writer is not None:
+            self._writer.close()
 
     async def abort(self) -> None:
         """Leave what there is as ``NAME.partial``; nothing where nothing was written."""
-        await self._calls.close()
+        await self._close()
         self._file.abort(worth_keeping=self._written)
-
-
-def write_all_at(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-    """pwritev(2) until all is written; the number of bytes."""
-    total = sum(map(len, buffers))
-    written = os.pwritev(fd, buffers, offset)
-    while written < total:
-        rest = memoryview(b"".join(buffers))[written:]
-        written += os.pwrite(fd, rest, offset + written)
-    return total
 
 
 class ExistingDisk:
@@ -227,7 +226,7 @@ class Stream:
             if self._spool is None:
                 with tempfile.TemporaryFile(prefix="pybackup-") as file:
                     self._spool = os.dup(file.fileno())
-            write_all_at(self._spool, [memoryview(content)], offset)
+            write_fully(self._spool, offset, content)
         except OSError as error:
             raise target_failure("the temporary file", error, "write") from error
         self._early[offset] = len(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -89,19 +90,22 @@ def _open_archive(path: str) -> dict[str, ServedDisk]:
     except BaseException:
         os.close(fd)
         raise
-    drives = [ArchiveDrive(archive, drive) for drive in archive.header.drives]
+    thread = ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive")
+    drives = [ArchiveDrive(archive, drive, thread) for drive in archive.header.drives]
     names = [drive.name for drive in archive.header.drives]
     disks = {}
     for number, (name, drive) in enumerate(zip(names, drives, strict=True)):
-        last = number == len(drives) - 1
-        disks[name] = ServedDisk(drive, _closer(drive, fd if last else None))
+        # The last to be closed is the first.
+        disks[name] = ServedDisk(drive, _closer(drive, None if number else (thread, fd)))
     return disks
 
 
-def _closer(drive: ArchiveDrive, fd: int | None) -> Callable[[], Awaitable[None]]:
+def _closer(drive: ArchiveDrive, shared: tuple[ThreadPoolExecutor, int] | None) -> Callable[[], Awaitable[None]]:
     async def close() -> None:
         await drive.close()
-        if fd is not None:
+        if shared is not None:
+            thread, fd = shared
+            thread.shutdown()
             os.close(fd)
 
     return close

@@ -16,6 +16,8 @@ MESSAGE = struct.Struct("<4sBBxxIIQ")
 MAGIC = b"PBCS"
 DATA, ZEROS, END = 1, 2, 3
 MAX_PAYLOAD = 64 << 20
+MAX_REASON = 4096
+"""Bytes that tell why the receiver gave up."""
 ACKNOWLEDGEMENT = b"\x06"
 """What the receiver sends back when the archive is complete, durable and visible."""
 

@@ -29,7 +29,9 @@ class DecodedExtent(NamedTuple):
     def digests(self) -> list[bytes]:
         """The digests of the non-zero clusters, computed from the bytes; a lost cluster has an empty one."""
         return [
-            b"" if stored is None else cluster_digest(expand(slot.mask, stored))
+            b""
+            if stored is None
+            else cluster_digest(stored if slot.mask == vma_layout.FULL_MASK else expand(slot.mask, stored))
             for slot, stored in zip(self.header.slots, self.stored, strict=True)
             if slot.mask
         ]

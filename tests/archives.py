@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pybackup.core.archive_index import ArchiveIndex
-from pybackup.core.archive_stream import ArchiveStream, Damage
+from pybackup.core.archive_stream import ArchiveStream, Damage, Digests
 from pybackup.core.archive_walk import runs_of
 from pybackup.formats import cluster_index as index
 from pybackup.formats import zstd_seekable as zs
@@ -91,38 +91,38 @@ def about_of(encoder: ArchiveEncoder) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was read of an archive."""
+    """What was read of an archive. ``written``: (drive id, offset, bytes) in the order of the archive."""
 
     stream: ArchiveStream
-    drives: dict[str, bytes]
+    written: list[tuple[int, int, bytes]]
 
     @property
     def damage(self) -> list[Damage]:
         return self.stream.damage
 
+    @property
+    def drives(self) -> dict[str, bytes]:
+        """The disks, put together; what the archive does not have is zeros."""
+        disks = {drive.drive_id: bytearray(drive.size) for drive in self.stream.header.drives}
+        for drive_id, offset, content in self.written:
+            disk = disks[drive_id]
+            disk[offset : offset + len(content)] = content[: len(disk) - offset]
+        return {drive.name: bytes(disks[drive.drive_id]) for drive in self.stream.header.drives}
 
-def decode(archive: bytes, *, tolerant: bool = False, digests: bool = True, piece: int = 1 << 20) -> Decoded:
+
+def decode(archive: bytes, *, tolerant: bool = False, digests: Digests = Digests.ALL, piece: int = 1 << 20) -> Decoded:
     """Read an archive from its beginning to its end, as restore does; raises what ArchiveStream raises."""
     source = io.BytesIO(archive)
     stream = ArchiveStream(
         lambda size: source.read(min(size, piece)), "test.vma", pool, tolerant=tolerant, digests=digests
     )
-    disks = {drive.drive_id: bytearray() for drive in stream.header.drives}
-    for checked in stream:
-        for run in runs_of(checked.extent):
-            if run.buffers is not None:
-                _write(disks[run.drive_id], run.offset, b"".join(run.buffers))
-    for drive in stream.header.drives:
-        disk = disks[drive.drive_id]
-        if drive.size <= 1 << 30:
-            disk.extend(bytes(max(0, drive.size - len(disk))))
-            del disk[drive.size :]
-    return Decoded(stream, {drive.name: bytes(disks[drive.drive_id]) for drive in stream.header.drives})
-
-
-def _write(disk: bytearray, offset: int, content: bytes) -> None:
-    disk.extend(bytes(max(0, offset - len(disk))))
-    disk[offset : offset + len(content)] = content
+    written = [
+        (run.drive_id, run.offset, b"".join(run.buffers))
+        for checked in stream
+        for run in runs_of(checked.extent)
+        if run.buffers is not None
+    ]
+    return Decoded(stream, written)
 
 
 def read_of(archive: bytes) -> Callable[[int, int], bytes]:

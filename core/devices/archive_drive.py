@@ -18,13 +18,14 @@ STATUS_STEP = 4096
 
 
 class ArchiveDrive:
-    """One drive. Fixed: the archive and the drive. The archive's caches are used by one thread at a time."""
+    """One drive. Fixed: all. The archive's caches are used by one thread at a time, so its drives share that thread."""
 
     read_only = True
 
-    def __init__(self, archive: ArchiveIndex, drive: DriveInfo) -> None:
+    def __init__(self, archive: ArchiveIndex, drive: DriveInfo, thread: ThreadPoolExecutor | None = None) -> None:
+        """``thread``: an executor with one thread, which stays open; None for an archive of which this is all."""
         self._archive, self._drive = archive, drive
-        self._calls = BlockingCalls(ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive"))
+        self._calls = BlockingCalls(thread, threads=1)
         self.size, self.name = drive.size, f"{archive.name}:{drive.name}"
 
     async def pread(self, offset: int, length: int) -> Buffer:

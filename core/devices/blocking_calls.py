@@ -25,10 +25,10 @@ class BlockingCalls:
     Fixed: the pool. Changing: the calls that are under way, by the event loop's thread and by each call's end.
     """
 
-    def __init__(self, executor: ThreadPoolExecutor | None = None) -> None:
-        """``executor``: a pool shared with others, which stays open; None for a pool of our own."""
+    def __init__(self, executor: ThreadPoolExecutor | None = None, threads: int = THREADS) -> None:
+        """``executor``: a pool shared with others, which stays open; None for a pool of our own, of ``threads``."""
         self._own = executor is None
-        self._pool = executor or ThreadPoolExecutor(THREADS, thread_name_prefix="pybackup-io")
+        self._pool = executor or ThreadPoolExecutor(threads, thread_name_prefix="pybackup-io")
         self._running: set[Future[Any]] = set()
 
     @property

@@ -76,7 +76,7 @@ def test_every_truncation_is_found(number: int) -> None:
     whole = FRAMES[number]
     for size in range(1, min(len(whole), 600)):
         with pytest.raises(FormatError):
-            split(zs.ByteFeed(reader(whole[: len(whole) - size], [1 << 20]))) or pytest.skip("nothing is left")
+            split(zs.ByteFeed(reader(whole[: len(whole) - size], [1 << 20])))
 
 
 @given(content=st.binary(max_size=100))
@@ -100,7 +100,8 @@ def test_frame_headers_of_every_size_field(content_size: int) -> None:
         header = zs.FRAME_MAGIC + b"\xe4" + content_size.to_bytes(8, "little")
     parsed = zs.parse_frame_header(header)
     assert parsed == zs.FrameHeader(len(header), content_size, True, 0)
-    assert zstandard.get_frame_parameters(header).content_size == content_size if content_size >> 63 == 0 else True
+    if content_size < 1 << 63:
+        assert zstandard.get_frame_parameters(header).content_size == content_size
 
 
 def test_a_frame_that_claims_more_than_its_blocks_hold_is_refused_before_it_is_believed() -> None:

@@ -1,0 +1,40 @@
+"""The README's example of using pybackup as a library does what the README says."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from live.processes import restored
+
+README = Path(__file__).parents[2] / "README.md"
+SIZE = 3 << 20
+
+
+def example() -> str:
+    """The block of Python in the section "Use it from Python"."""
+    section = README.read_text().split("\n## Use it from Python\n", 1)[1].split("\n## ", 1)[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return str(code)
+
+
+def test_the_example_of_the_readme(tmp_path: Path) -> None:
+    before = random.Random(1).randbytes(SIZE)
+    (tmp_path / "disk.img").write_bytes(before)
+    subprocess.run([sys.executable, "-W", "error", "-c", example()], cwd=tmp_path, check=True)
+    after = (tmp_path / "disk.img").read_bytes()
+    archived = restored(tmp_path / "disk.vma.zst", tmp_path / "out")["disk"]
+    for content in (after, archived):
+        assert content[:4096] + content[4104:] == before[:4096] + before[4104:]
+    assert after[4096:4104] != before[4096:4104]
+
+
+def test_the_example_says_what_went_wrong(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(SIZE))
+    (tmp_path / "disk.vma.zst").write_text("not to be replaced")
+    done = subprocess.run([sys.executable, "-c", example()], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "exists already" in done.stderr
+    assert (tmp_path / "disk.vma.zst").read_text() == "not to be replaced"
