@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("doubles", "device_contract")
+pytest.register_assert_rewrite("doubles", "device_contract", "live_model", "plain_vma", "wild")
 
 
 def need(*programs: str) -> None:

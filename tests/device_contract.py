@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -43,18 +44,18 @@ async def described(device: BlockDevice) -> bytes:
     return bytes(disk)
 
 
-class DeviceContract:
+class DeviceContract(ABC):
     """The contract; ``size_unit`` is for devices whose size must be a multiple of so many bytes."""
 
     size_unit = 1
 
+    @abstractmethod
     async def make(self, contents: bytes) -> BlockDevice:
         """Make a writable device with these contents."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def make_read_only(self, contents: bytes) -> BlockDevice:
         """Make a device that refuses every mutation."""
-        raise NotImplementedError
 
     @asynccontextmanager
     async def device(self, contents: bytes, read_only: bool = False) -> AsyncIterator[CheckedDevice]:

@@ -7,6 +7,7 @@ somebody: that is a deadlock, and is told as one at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,5 +63,6 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.get_loop().set_exception_handler(lambda _, context: complaints.append(context))
         result = runner.run(main)
+        gc.collect()  # else it complains later, to somebody else
     assert not complaints, complaints
     return result

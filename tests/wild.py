@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pybackup.core.device import CLUSTER_SIZE, BlockStatus, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import TargetError, TargetFullError
+from pybackup.core.intake import Intake, Prepared
+from pybackup.formats.cluster_index import DriveCounts
 
 T = TypeVar("T")
 
@@ -118,7 +122,7 @@ class WildDevice:
             cuts = sorted(
                 {0, extent.length, *(draw.randrange(extent.length) for _ in range(draw.choice([0, 0, 1, 3])))}
             )
-            for start, end in zip(cuts, cuts[1:], strict=False):
+            for start, end in itertools.pairwise(cuts):
                 zero = extent.zero and draw.random() < 0.8
                 out.append(BlockStatus(extent.offset + start, end - start, zero=zero, hole=zero))
         return out
@@ -180,6 +184,48 @@ class WildSink:
     async def abort(self) -> None:
         assert not self.outcome, f"aborted after it was {self.outcome}"
         self.outcome = "aborted"
+
+
+class WildIntake:
+    """An intake that takes its time: an archive of many megabytes in small."""
+
+    def __init__(self, inner: Intake, weather: Weather) -> None:
+        self._inner, self._weather = inner, weather
+
+    @property
+    def written(self) -> int:
+        return self._inner.written
+
+    @property
+    def counts(self) -> dict[int, DriveCounts]:
+        return self._inner.counts
+
+    async def start(self) -> None:
+        await self._inner.start()
+
+    async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+        await self._weather.wait()
+        return await self._inner.prepare(contents, pool)
+
+    async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
+        await self._weather.wait()
+        await self._inner.take(drive_id, first, prepared)
+
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> None:
+        await self._weather.wait()
+        await self._inner.put_zeros(drive_id, first, count)
+
+    async def drain(self) -> None:
+        await self._inner.drain()
+
+    async def finish(self, about: dict[str, Any]) -> None:
+        await self._inner.finish(about)
+
+    async def commit(self) -> None:
+        await self._inner.commit()
+
+    async def abort(self) -> None:
+        await self._inner.abort()
 
 
 class WildFleece:

@@ -145,7 +145,7 @@ def empty_terabyte(table: Table, folder: Path, peaks: list[float]) -> None:
 
 def start_up(table: Table) -> None:
     """How long it takes to say hello."""
-    python = os.path.realpath(sys.executable)
+    python = sys.executable
     for option, limit in (("--version", 3), ("--help", 5)):
         ours, theirs = pairs(lambda option=option: run([*PYBACKUP, option]), lambda: run([python, "-c", "pass"]), 15)  # type: ignore[misc]
         figures = f"{median(ours, wall) * 1000:.0f} ms, {median(theirs, wall) * 1000:.0f} ms"

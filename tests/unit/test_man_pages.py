@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -37,4 +38,5 @@ def test_roff_has_nothing_to_warn_of(path: Path, need) -> None:  # type: ignore[
         check=True,
     )
     assert outcome.stderr == ""
-    assert "NAME" in outcome.stdout
+    # Bold is a letter struck over itself, where man does not do it with escape sequences.
+    assert "NAME" in re.sub(".\b", "", outcome.stdout)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from archives import encode
-from command_line import Outcome, listing, pybackup
+from command_line import PROGRAM, Outcome, listing, pybackup
 from pybackup.formats import vma
 
 DISK = random.Random(1).randbytes(100_000) + bytes(400_000)
@@ -152,8 +154,6 @@ HEADER = vma.encode_header(vma.Header(bytes(16), 0, (vma.DriveInfo(1, "NAME5", 5
 
 @pytest.mark.parametrize("old", [b"NAME5", b"CONF5"])
 def test_names_that_leave_the_folder(folder: Path, old: bytes) -> None:
-    import hashlib
-
     bad = bytearray(HEADER.replace(old, b"../ab"))
     bad[32:48] = bytes(16)
     bad[32:48] = hashlib.md5(bad).digest()
@@ -178,7 +178,7 @@ def test_a_restore_of_many_of_which_one_exists_leaves_nothing(folder: Path) -> N
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Path:
+def small(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 256 KiB."""
     place = tmp_path / "small"
     place.mkdir()
@@ -223,23 +223,17 @@ def test_a_standard_output_that_takes_nothing(
     folder: Path, arguments: tuple[str, ...], code: int, closing: str
 ) -> None:
     done = subprocess.run(
-        ["sh", "-c", f'"$@" {closing}', "sh", *command(), *arguments], cwd=folder, capture_output=True, check=False
+        ["sh", "-c", f'"$@" {closing}', "sh", *PROGRAM, *arguments], cwd=folder, capture_output=True, check=False
     )
     assert done.returncode == code, done.stderr
     assert done.stderr.decode().count("\n") == 1
     assert b"standard output" in done.stderr
 
 
-def command() -> tuple[str, ...]:
-    from command_line import PROGRAM
-
-    return PROGRAM
-
-
 def test_closed_descriptors_do_not_end_up_in_the_archive(folder: Path) -> None:
     for closing in ("2>&-", "2>&- >&-", "<&-", "<&- >&- 2>&-"):
         done = subprocess.run(
-            ["sh", "-c", f'"$@" {closing}', "sh", *command(), "run", "-v", "--force", "disk.img", "out.vma"],
+            ["sh", "-c", f'"$@" {closing}', "sh", *PROGRAM, "run", "-v", "--force", "disk.img", "out.vma"],
             cwd=folder,
             check=False,
         )
@@ -250,7 +244,7 @@ def test_closed_descriptors_do_not_end_up_in_the_archive(folder: Path) -> None:
 def test_whoever_reads_a_report_may_go(folder: Path) -> None:
     script = '"$@" | true; echo ${PIPESTATUS[0]}'
     done = subprocess.run(
-        ["bash", "-c", script, "bash", *command(), "info", "good.vma"], cwd=folder, capture_output=True, check=False
+        ["bash", "-c", script, "bash", *PROGRAM, "info", "good.vma"], cwd=folder, capture_output=True, check=False
     )
     assert (done.stdout, done.stderr) in ((b"141\n", b""), (b"0\n", b""))
 
@@ -259,7 +253,7 @@ def test_whoever_reads_an_archive_may_not(folder: Path) -> None:
     (folder / "noise.img").write_bytes(random.Random(2).randbytes(1 << 20))
     script = '"$@" | head -c 100 >/dev/null; echo ${PIPESTATUS[0]}'
     done = subprocess.run(
-        ["bash", "-c", script, "bash", *command(), "run", "noise.img", "-"],
+        ["bash", "-c", script, "bash", *PROGRAM, "run", "noise.img", "-"],
         cwd=folder,
         capture_output=True,
         check=False,

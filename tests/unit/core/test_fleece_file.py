@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pybackup.core import fleece_file
+from pybackup.core.device import CLUSTER_SIZE
+from pybackup.core.errors import TargetError
+from pybackup.core.fleece_file import FleeceFile
+
+
+def test_what_is_stored_comes_back_and_its_room_is_used_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        fleece = FleeceFile(str(tmp_path), 4 * CLUSTER_SIZE)
+        first, second = await fleece.store(b"a" * (CLUSTER_SIZE + 1)), await fleece.store(b"b" * 100)
+        assert first is not None and second is not None
+        assert await fleece.store(b"c" * (2 * CLUSTER_SIZE)) is None, "one cluster is left"
+        assert await fleece.load(first, CLUSTER_SIZE + 1) == b"a" * (CLUSTER_SIZE + 1)
+        again = await fleece.store(b"d" * (2 * CLUSTER_SIZE))
+        assert again is not None
+        assert await fleece.load(second, 100) == b"b" * 100
+        assert await fleece.load(again, 2 * CLUSTER_SIZE) == b"d" * (2 * CLUSTER_SIZE)
+        await fleece.close()
+        await fleece.close()
+
+    asyncio.run(main())
+
+
+def test_nothing_is_ever_to_be_seen(tmp_path: Path) -> None:
+    async def main() -> None:
+        fleece = FleeceFile(str(tmp_path))
+        await fleece.store(b"x" * 100)
+        assert os.listdir(tmp_path) == []
+        await fleece.close()
+
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(main())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_folder_that_is_missing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"cannot create the fleecing file in .*/nowhere: No such file"):
+        FleeceFile(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    async def main() -> None:
+        fleece = FleeceFile(str(tmp_path), CLUSTER_SIZE)
+        with monkeypatch.context() as patched:
+            patched.setattr(fleece_file, "write_fully", failing(code))
+            assert await fleece.store(b"x") is None
+        assert await fleece.store(b"y") == 0, "its room was given back"
+        await fleece.close()
+
+    asyncio.run(main())
+
+
+def test_a_broken_disk_is_the_target_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        fleece = FleeceFile(str(tmp_path))
+        place = await fleece.store(b"x")
+        monkeypatch.setattr(fleece_file, "write_fully", failing(errno.EIO))
+        monkeypatch.setattr(fleece_file, "read_fully", failing(errno.EIO))
+        with pytest.raises(TargetError, match="cannot write the fleecing file"):
+            await fleece.store(b"y")
+        with pytest.raises(TargetError, match="cannot read the fleecing file"):
+            await fleece.load(place or 0, 1)
+        await fleece.close()
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_cancelled_gives_its_room_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        fleece = FleeceFile(str(tmp_path), CLUSTER_SIZE)
+        storing = asyncio.create_task(fleece.store(b"x"))
+        await asyncio.sleep(0)
+        storing.cancel()
+        await asyncio.wait([storing])
+        assert await fleece.store(b"y") == 0
+        await fleece.close()
+
+    asyncio.run(main())
+
+
+def failing(code: int) -> Any:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
