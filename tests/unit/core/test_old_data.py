@@ -8,8 +8,9 @@ from virtual_time import run
 from wild import Weather, WildFleece
 
 
-def in_turn() -> Weather:
-    return Weather(Random(1))
+def slow() -> Weather:
+    """Everything takes a while, so that everybody else has their turn meanwhile."""
+    return Weather(Random(1), slow=1.0)
 
 
 async def take_all(old_data: OldData) -> list[Saved]:
@@ -87,7 +88,7 @@ def test_a_put_that_is_cancelled_took_nothing() -> None:
 
 def test_closing_lets_everybody_go() -> None:
     async def main() -> None:
-        old_data = OldData(10, WildFleece(0, in_turn()))
+        old_data = OldData(10, WildFleece(0, slow()))
         await old_data.put(1, 0, bytes(10))
         waiting = [
             asyncio.create_task(one)
@@ -111,11 +112,11 @@ def test_closing_lets_everybody_go() -> None:
 
 def test_the_file_takes_what_the_memory_cannot() -> None:
     async def main() -> None:
-        old_data = OldData(100, WildFleece(1000, in_turn()))
+        old_data = OldData(100, WildFleece(1000, slow()))
         mover = asyncio.create_task(old_data.move_to_file())
         for number in range(20):
             await old_data.put(1, number, bytes([number]) * 40)
-        await asyncio.sleep(1)
+        await asyncio.sleep(1000)
         assert old_data.in_memory <= 50
         taken = await take_all(old_data)
         assert sorted((one.first, bytes(one.content)) for one in taken) == [(n, bytes([n]) * 40) for n in range(20)]
@@ -129,7 +130,7 @@ def test_an_archive_that_waits_learns_of_what_was_moved() -> None:
     """The mover takes all there is before the archive looks; whether the file has room or not, it must look again."""
 
     async def main(room: int) -> None:
-        old_data = OldData(10, WildFleece(room, in_turn()))
+        old_data = OldData(10, WildFleece(room, slow()))
         mover = asyncio.create_task(old_data.move_to_file())
         await asyncio.sleep(0)
         taking = asyncio.create_task(take_one(old_data))
