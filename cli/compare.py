@@ -25,15 +25,15 @@ SHOWN = 20
 
 
 @click.command("compare", short_help="Tell whether a disk is what an archive holds.")
-@click.argument("archive")
+@click.argument("archive", type=click.Path())
 @click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
-@click.option("--drive", default=None, metavar="NAME", help="The drive that SOURCE is compared with.")
+@click.option("--drive", default=None, metavar="NAME", help="The same as NAME=, where there is one SOURCE.")
 @click.option(
     "--format",
     "image_format",
     type=click.Choice(["raw"]),
     default=None,
-    help="Take the source as this, whatever its first bytes look like.",
+    help="Take every source as raw, whatever its first bytes look like.",
 )
 @click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
 @threads_option
@@ -49,9 +49,10 @@ def command(
     trace: str,
     **options: Any,
 ) -> int:
-    """Tell whether disks are what an archive holds: exit code 0 if so, 1 if they differ.
+    """Tell whether disks are what an archive holds. The exit code is 0 if so, and 1 if they differ.
 
-    NAME is the drive; without it, the archive must have just one, or one of the file's name.
+    NAME is the drive that SOURCE is compared with. Without it, the archive must have just one drive, or one with the
+    file's name up to its first dot. ARCHIVE may be - for the standard input.
     """
     tracer = make_trace(trace)
     source_options = SourceOptions(image_format, force_share=force_share)
@@ -98,7 +99,7 @@ def _report(job: CompareJob, as_json: bool, options: dict[str, Any]) -> int:
         print(json.dumps({"equal": equal, "different_bytes": job.different, "differences": ranges}))
     elif not options["quiet"]:
         for name, offset, length in job.differences[:SHOWN]:
-            click.echo(f"drive {name}: {length} bytes at {offset} differ")
+            click.echo(f"drive {name}: {length} bytes at byte {offset} differ")
         if len(job.differences) > SHOWN:
             click.echo(f"and {len(job.differences) - SHOWN} more ranges")
         if equal:

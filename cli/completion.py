@@ -10,7 +10,13 @@ from pybackup.core.errors import RequestError
 @click.command("completion", short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> int:
-    """Print the completion script for a shell; the README tells where it belongs."""
+    """Print the completion script for a shell. Write it to where the shell looks for it:
+
+    \b
+    bash  ~/.local/share/bash-completion/completions/pybackup, or /etc/bash_completion.d/pybackup for all users
+    zsh   _pybackup in a folder of $fpath, such as /usr/local/share/zsh/site-functions
+    fish  ~/.config/fish/completions/pybackup.fish
+    """
     from pybackup.cli.group import group
 
     kind = get_completion_class(shell)

@@ -12,7 +12,7 @@ from pybackup.core.errors import RequestError
 
 
 @click.command("config", short_help="Print a configuration that an archive holds.")
-@click.argument("archive")
+@click.argument("archive", type=click.Path())
 @click.argument("name", required=False)
 @json_option
 def command(archive: str, name: str | None, as_json: bool) -> int:

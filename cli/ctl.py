@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import click
-from pybackup.cli.numbers import duration, percent, short
+from pybackup.cli.numbers import counted, duration, percent, short
 from pybackup.cli.options import json_option
 from pybackup.cli.params import parse_size
 from pybackup.core.control_client import ask
@@ -16,7 +16,7 @@ _COMMANDS = ("backup", "status", "speed", "pause", "resume", "cancel", "quit")
 
 
 @click.command("ctl", short_help="Steer a running server.", context_settings={"ignore_unknown_options": True})
-@click.argument("control", metavar="CONTROL")
+@click.argument("control", type=click.Path(), metavar="CONTROL")
 @click.argument("what", type=click.Choice(_COMMANDS), metavar="COMMAND")
 @click.argument("values", nargs=-1, type=click.UNPROCESSED, metavar="[VALUE]...")
 @json_option
@@ -64,7 +64,9 @@ def _arguments(what: str, values: tuple[str, ...]) -> dict[str, Any]:
 def _print_status(status: dict[str, Any]) -> None:
     for drive in status["drives"]:
         mode = "read-only" if drive["read_only"] else "read-write"
-        click.echo(f"drive    {drive['name']}: {short(drive['size'])}, {mode}, {drive['connections']} clients")
+        click.echo(
+            f"drive    {drive['name']}: {short(drive['size'])}, {mode}, {counted(drive['connections'], 'client')}"
+        )
     for kind in ("job", "last"):
         job = status[kind]
         if job is None:

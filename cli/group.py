@@ -13,16 +13,22 @@ import click
 from pybackup.cli.main import COMMANDS
 from pybackup.cli.version import VERSION
 
-EXIT_CODES = """\b
-Exit codes, the same for every command:
-  0  done
-  1  failed
-  2  wrong usage
-  3  the source changed, or cannot be read in places
-  4  the archive is damaged, or no archive
-  5  the target cannot be used: it exists, is full, too small, in use
-  6  busy: somebody else holds the lock
-  130, 143  cancelled by SIGINT (or SIGHUP: 129), SIGTERM"""
+EXIT_CODES = {
+    "0": "done",
+    "1": "failed; for compare: the disks differ",
+    "2": "wrong usage; nothing was changed",
+    "3": "the source changed, or cannot be read in places",
+    "4": "the archive is damaged, or is no archive",
+    "5": "the target cannot be used: it exists, is full, too small, in use",
+    "6": "busy: another program holds the lock",
+    "129, 130, 143": "cancelled by SIGHUP, SIGINT, SIGTERM",
+    "141": "whoever read the report has gone (SIGPIPE)",
+}
+"""The exit codes of every command."""
+
+EPILOG = "\b\nExit codes, the same for every command:\n" + "\n".join(
+    f"  {code:13}  {what}" for code, what in EXIT_CODES.items()
+)
 
 SIGPIPE_CODE = 141
 """Whoever read our output has gone: we end like a program that SIGPIPE ended, without a word."""
@@ -49,7 +55,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="pybackup", message="%(prog)s %(version)s")
 def group() -> None:
     """Back up disk images, also while they are in use.

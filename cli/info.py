@@ -13,6 +13,7 @@ from pybackup.cli.numbers import percent, short
 from pybackup.cli.options import json_option, threads_option
 from pybackup.cli.running import threads_or_default
 from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
+from pybackup.core.archive_open import STDIN
 from pybackup.formats.vma import DriveInfo
 
 if TYPE_CHECKING:
@@ -23,13 +24,12 @@ _SHADES = " ░▒▓█"
 
 
 @click.command("info", short_help="Tell what an archive holds.")
-@click.argument("archive")
+@click.argument("archive", type=click.Path())
 @click.option("--map", "with_map", is_flag=True, help="Draw where data and zeros lie.")
 @threads_option
 @json_option
 def command(archive: str, with_map: bool, threads: int | None, as_json: bool) -> int:
-    """Tell what an archive holds: its drives with size, stored and zero bytes, compressed size and ratio, its
-    configurations, and where it comes from.
+    """Tell what an archive holds: its drives with their sizes, its configurations, and where it comes from.
 
     Only the index is read where there is one; other archives are read through. ARCHIVE may be - for the standard
     input.
@@ -79,8 +79,9 @@ def _as_dict(archive: str, facts: ArchiveFacts, with_map: bool) -> dict[str, Any
 def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
     header = facts.header
     created = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(header.created, 253402300799)))
+    called = "the standard input" if archive == STDIN else archive
     click.echo(
-        f"{archive}: {'VMA' if facts.compression == 'vma' else 'VMA in ' + facts.compression},"
+        f"{called}: {'VMA' if facts.compression == 'vma' else 'VMA in ' + facts.compression},"
         f" {short(facts.size) if facts.size is not None else 'size unknown'},"
         f" {'with' if facts.has_index else 'without'} index"
     )
@@ -129,9 +130,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def make_table(facts: ArchiveFacts) -> Table:
     """The drives as a rich table."""
+    from rich import box
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "drive" else "right")
     for drive in facts.header.drives:

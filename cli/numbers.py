@@ -15,6 +15,11 @@ def short(size: float) -> str:
     return f"{size:.{digits}f} {_UNITS[unit]}"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: 1 drive, 2 drives."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def percent(part: float, whole: float) -> str:
     """A share in percent."""
     return f"{100 * part / whole:.1f} %" if whole else "-"

@@ -6,9 +6,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from pybackup.cli.params import Size
+from pybackup.cli.params import Size, Whole
+from pybackup.core.trace import EVENTS
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _list_events(context: click.Context, _option: click.Parameter, value: str) -> str:
+    """--trace help needs no other argument."""
+    if value == "help" and not context.resilient_parsing:
+        for name, what in EVENTS.items():
+            click.echo(f"{name:20} {what}")
+        context.exit()
+    return value
 
 
 def _all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -34,15 +44,17 @@ job_options = _all_of(
         type=click.Choice(["auto", "rich", "plain", "json", "none"]),
         default="auto",
         show_default=True,
-        help="How to show progress on stderr: a picture on a terminal, lines for logs,"
-        " one JSON object a line, or nothing. auto: rich on a terminal, else none.",
+        help="How to show progress on stderr: rich draws bars on a terminal, plain prints lines for logs,"
+        " json one JSON object a line. auto is rich on a terminal, else none.",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="Neither progress nor summary; only failures."),
-    click.option("-v", "--verbose", is_flag=True, help="Tell more about what is done."),
+    click.option("-q", "--quiet", is_flag=True, help="Neither progress nor summary, only failures."),
+    click.option("-v", "--verbose", is_flag=True, help="Print the summary also where stderr is no terminal."),
     click.option(
         "--trace",
         metavar="EVENTS",
         default="",
+        is_eager=True,
+        callback=_list_events,
         help="Print trace events on stderr, one JSON object a line:"
         " names or patterns, separated by commas, such as 'copy.*,job.state'; 'help' lists them.",
     ),
@@ -51,8 +63,9 @@ job_options = _all_of(
 json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout.")
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(1, 256),
+    type=Whole(1, 256),
     default=None,
+    show_default="one for each processor",
     metavar="N",
-    help="Threads that compress or decompress [default: one a processor].",
+    help="Threads that compress or decompress.",
 )

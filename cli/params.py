@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+
+if TYPE_CHECKING:
+    _SizeType = click.ParamType[int]
+else:
+    _SizeType = click.ParamType  # older versions of Click know no types of values
 
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
@@ -26,7 +31,7 @@ def parse_size(text: str) -> int:
     return size
 
 
-class Size(click.ParamType[int]):
+class Size(_SizeType):
     """A size or rate: bytes, with K, M, G or T for powers of 1024."""
 
     name = "size"
@@ -49,6 +54,13 @@ class Size(click.ParamType[int]):
         return size
 
 
+class Whole(click.IntRange):
+    """A whole number within limits, which are told in words."""
+
+    def _describe_range(self) -> str:
+        return f"{self.min} or more" if self.max is None else f"{self.min} to {self.max}"
+
+
 class Named(NamedTuple):
     """Something that may have been given a name: NAME=WHAT."""
 
@@ -58,8 +70,13 @@ class Named(NamedTuple):
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
+if TYPE_CHECKING:
+    _NamedType = click.ParamType[Named]
+else:
+    _NamedType = click.ParamType
 
-class NamedPath(click.ParamType[Named]):
+
+class NamedPath(_NamedType):
     """[NAME=]PATH. A path with a slash before the first = has no name."""
 
     name = "[name=]path"
@@ -74,10 +91,15 @@ class NamedPath(click.ParamType[Named]):
         return Named(None, str(value))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        """Paths are completed by the shell."""
+        """Paths are completed by the shell, but by us where a name stands before one."""
+        from glob import escape, glob
+
         from click.shell_completion import CompletionItem
 
-        return [CompletionItem(incomplete, type="file")]
+        named = self.convert(incomplete, param, ctx)
+        if named.name is None:
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(f"{named.name}={path}") for path in sorted(glob(escape(named.what) + "*"))]
 
 
 def same_file(one: str, other: str) -> bool:

@@ -14,7 +14,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
+
+WIDE = 100
+"""Columns of a terminal on which one line has room for all notes."""
 
 
 class _Bytes(ProgressColumn):
@@ -33,15 +37,19 @@ class _Rate(ProgressColumn):
 
 
 def make_progress(console: Console) -> Progress:
-    """The columns: name, bar, percent, bytes, rate, remaining time, zeros and ratio."""
+    """The columns: name, bar, percent, bytes, rate, remaining time, zeros and ratio. None may break a line."""
+
+    def one_line() -> Column:
+        return Column(no_wrap=True)
+
     return Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn("[bold]{task.description}", table_column=one_line()),
         BarColumn(bar_width=None),
-        TextColumn("{task.percentage:>5.1f}%"),
-        _Bytes(),
-        _Rate(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.percentage:>5.1f}%", table_column=one_line()),
+        _Bytes(table_column=one_line()),
+        _Rate(table_column=one_line()),
+        TimeRemainingColumn(compact=True, table_column=one_line()),
+        TextColumn("[dim]{task.fields[note]}", table_column=one_line()),
         console=console,
         expand=True,
         transient=False,
@@ -81,7 +89,9 @@ class Picture:
         if job.state is State.PAUSED:
             return "paused"
         zeros = f"zeros {percent(drive.zero, drive.done)}" if drive.done else ""
-        return zeros if self._total is not None else ", ".join(filter(None, (zeros, _archive_note(job))))
+        if self._total is not None or self._progress.console.width < WIDE:
+            return zeros
+        return ", ".join(filter(None, (zeros, _archive_note(job))))
 
     @property
     def lines(self) -> RenderableType:
@@ -98,4 +108,4 @@ def _archive_note(job: Job) -> str:
     progress = job.progress
     if not progress.written or not progress.stored:
         return ""
-    return f"compressed to {percent(progress.written, progress.stored)}"
+    return f"ratio {percent(progress.written, progress.stored)}"

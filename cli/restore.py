@@ -30,9 +30,11 @@ from pybackup.formats.vma import DriveInfo
 
 
 @click.command("restore", short_help="Write an archive's drives to files, a folder, a disk or a stream.")
-@click.argument("archive")
-@click.argument("target", required=False)
-@click.option("--drive", "names", multiple=True, metavar="NAME", help="Only this drive; may be given several times.")
+@click.argument("archive", type=click.Path())
+@click.argument("target", type=click.Path(), required=False)
+@click.option(
+    "--drive", "names", multiple=True, metavar="NAME", help="Restore only this drive; may be given several times."
+)
 @click.option(
     "--to",
     "places",
@@ -42,7 +44,7 @@ from pybackup.formats.vma import DriveInfo
     help="Write drive NAME to TARGET; may be given several times.",
 )
 @click.option("-f", "--force", is_flag=True, help="Replace files that exist; overwrite block devices.")
-@click.option("--with-config", is_flag=True, help="Write the configurations to the folder too.")
+@click.option("--with-config", is_flag=True, help="Write the stored configurations to the folder too.")
 @click.option(
     "--skip-damaged",
     is_flag=True,
@@ -59,7 +61,7 @@ def command(
     trace: str,
     **options: Any,
 ) -> int:
-    """Write an archive's drives to where they shall be.
+    """Write an archive's drives to files, a folder, a disk or a stream.
 
     TARGET is a folder (every drive becomes a file NAME.raw in it), or, for one drive, a new file, a block device (with
     --force), or - for the standard output. Files are sparse and have the drive's exact size. A restore that fails

@@ -16,7 +16,7 @@ from typing import Any
 import click
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import job_options, json_option, threads_option
-from pybackup.cli.params import Named, NamedPath, Size, same_file
+from pybackup.cli.params import Named, NamedPath, Size, Whole, same_file
 from pybackup.cli.progress import choose, elapsed
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.cli.version import VERSION
@@ -58,7 +58,7 @@ class _Request:
 
 
 @click.command("run", short_help="Back up one or more disks into one archive.")
-@click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
+@click.argument("sources", type=NamedPath(), nargs=-1, metavar="[NAME=]SOURCE...")
 @click.argument("archive", type=click.Path(), metavar="ARCHIVE")
 @click.option(
     "-c",
@@ -74,7 +74,7 @@ class _Request:
     "image_format",
     type=click.Choice(["raw"]),
     default=None,
-    help="Take the source as this, whatever its first bytes look like.",
+    help="Take every source as raw, whatever its first bytes look like.",
 )
 @click.option("--size", type=Size(1), default=None, metavar="SIZE", help="The size of the disk on the standard input.")
 @click.option(
@@ -82,15 +82,15 @@ class _Request:
     type=click.Choice(["zstd", "none"]),
     default="zstd",
     show_default=True,
-    help="none writes the plain VMA, without our index.",
+    help="none writes a plain VMA, which has no index.",
 )
 @click.option(
     "--level",
-    type=click.IntRange(1, 22),
+    type=Whole(1, 22),
     default=DEFAULT_LEVEL,
     show_default=True,
     metavar="N",
-    help="zstd's compression level, 1 (fast) to 22 (small).",
+    help="zstd's compression level: 1 is fast, 22 is small.",
 )
 @click.option(
     "--frame-size",
@@ -98,26 +98,30 @@ class _Request:
     default=str(DEFAULT_FRAME_SIZE >> 20) + "M",
     show_default=True,
     metavar="SIZE",
-    help="At most SIZE bytes in a zstd frame, 64K to 8M: smaller reads faster at random, larger is smaller.",
+    help="At most SIZE bytes in a zstd frame, 64K to 8M: small frames are faster to read at random, large ones"
+    " make the archive smaller.",
 )
 @threads_option
 @click.option("-f", "--force", is_flag=True, help="Replace ARCHIVE if it exists.")
-@click.option("--verify", is_flag=True, help="Read the archive back before it gets its name.")
+@click.option("--verify", is_flag=True, help="Read the archive back and check it before it gets its name.")
 @click.option(
     "--skip-unreadable",
     is_flag=True,
-    help="Save what can be read of a failing disk; the rest becomes zeros and is listed. The exit code is 3.",
+    help="Save what can be read of a failing disk; the rest becomes zeros and is listed. The exit code is then 3.",
 )
 @click.option("--allow-changing", is_flag=True, help="Do not fail when the source changed while it was read.")
 @click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
-@click.option("--uuid", "archive_uuid", type=click.UUID, default=None, help="The archive's uuid [default: random].")
+@click.option(
+    "--uuid", "archive_uuid", type=click.UUID, default=None, show_default="random", help="The archive's uuid."
+)
 @click.option(
     "--time",
     "created",
-    type=click.IntRange(0),
+    type=Whole(0),
     default=None,
+    show_default="now",
     metavar="SECONDS",
-    help="The archive's creation time, in seconds since 1970 [default: now].",
+    help="The archive's creation time, in seconds since 1970.",
 )
 @json_option
 @job_options
@@ -142,8 +146,7 @@ def command(
 
     SOURCE is a raw image file, a block device, - for the standard input (with --size), or serve:CONTROL for all disks
     of a running `pybackup serve`. NAME is the drive's name in the archive; without it, the file's name up to its first
-    dot. ARCHIVE is a file that does not exist yet, a FIFO, or
-    - for the standard output.
+    dot. ARCHIVE is a file that does not exist yet, a FIFO, or - for the standard output.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,
@@ -164,7 +167,11 @@ def command(
 
 
 def _check(request: _Request) -> None:
+    if not request.sources:
+        raise click.UsageError(f"name the disks first, and then the archive: {request.archive} is the only name given")
     unique_drive_names(request.sources)
+    if request.source_options.size is not None and all(source.what != "-" for source in request.sources):
+        raise RequestError("--size tells the size of the standard input, and - is none of the sources")
     if request.as_json and own_descriptor(request.archive) == 1:
         raise RequestError("--json and the archive cannot both go to the standard output")
     if request.verify and is_stream(request.archive):

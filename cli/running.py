@@ -16,7 +16,7 @@ from pybackup.cli.progress import PERIOD, Display
 from pybackup.core.allocator import keep_freed_memory
 from pybackup.core.errors import CancelledError
 from pybackup.core.job import Job
-from pybackup.core.trace import EVENTS, Trace
+from pybackup.core.trace import Trace
 
 T = TypeVar("T")
 
@@ -67,11 +67,7 @@ def _signals_cancel(job: Job) -> Any:
 
 
 def make_trace(patterns: str) -> Trace:
-    """The trace for --trace EVENTS; 'help' lists the events and ends the program."""
-    if patterns == "help":
-        for name, what in EVENTS.items():
-            click.echo(f"{name:20} {what}")
-        raise click.exceptions.Exit(0)
+    """The trace for --trace EVENTS."""
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
     for pattern in wanted:
         if not Trace([pattern], _print_event).wants_any:

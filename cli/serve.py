@@ -60,7 +60,8 @@ class _Request:
     type=click.Path(),
     default=None,
     metavar="PATH",
-    help="Listen on this Unix socket [default: nbd.sock in a private folder].",
+    show_default="nbd.sock in a private folder",
+    help="Listen on this Unix socket.",
 )
 @click.option(
     "--tcp",
@@ -73,7 +74,8 @@ class _Request:
     type=click.Path(),
     default=None,
     metavar="PATH",
-    help="The control socket [default: control.sock in a private folder].",
+    show_default="control.sock in a private folder",
+    help="The control socket.",
 )
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @click.option(
@@ -81,7 +83,7 @@ class _Request:
     "image_format",
     type=click.Choice(["raw"]),
     default=None,
-    help="Take the source as this, whatever its first bytes look like.",
+    help="Take every source as raw, whatever its first bytes look like.",
 )
 @click.option("--force-share", is_flag=True, help="Serve an image that another program has locked.")
 @click.option(
@@ -89,7 +91,7 @@ class _Request:
     type=click.Choice([str(one) for one in OnError]),
     default=str(OnError.BREAK_BACKUP),
     show_default=True,
-    help="Who suffers when the old data of a guest's write cannot be saved.",
+    help="What fails when the old data of a guest's write cannot be saved: the backup, or that write.",
 )
 @click.option(
     "--cow-buffer",
@@ -105,7 +107,7 @@ class _Request:
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a guest's write waits for room before --on-error rules; 0: for ever.",
+    help="How long a guest's write waits for room before --on-error decides; 0 means for ever.",
 )
 @click.option("--copy-on-read", is_flag=True, help="Use guests' reads for the backup too.")
 @click.option(

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import click
-from pybackup.cli.numbers import duration, short
+from pybackup.cli.numbers import counted, duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.progress import choose, elapsed
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
@@ -18,7 +18,7 @@ from pybackup.core.verify import VerifyJob
 
 
 @click.command("verify", short_help="Read everything of an archive and prove that it is sound.")
-@click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...")
+@click.argument("archives", type=click.Path(), nargs=-1, required=True, metavar="ARCHIVE...")
 @threads_option
 @json_option
 @job_options
@@ -48,7 +48,7 @@ def _verify_one(archive: str, as_json: bool, options: dict[str, Any], trace: Tra
     if not job.damage and not as_json and not options["quiet"]:
         index = "" if stream.has_seek_table else ", without an index"
         click.echo(
-            f"{archive}: sound: {len(job.drives)} drives, {short(job.progress.size)},"
+            f"{stream.name}: sound: {counted(len(job.drives), 'drive')}, {short(job.progress.size)},"
             f" {short(job.progress.stored)} of data read in {duration(elapsed(job))}{index}"
         )
     return int(ExitCode.ARCHIVE) if job.damage else 0

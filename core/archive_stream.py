@@ -135,9 +135,10 @@ class ArchiveStream:
             if isinstance(piece, SkippableSeen):
                 self._indexable = False
                 continue
-            if piece is None or isinstance(piece, Lost):
-                what = "the archive ends within its header" if piece is None else f"the header is lost: {piece.error}"
-                raise FormatError(what, total)
+            if piece is None:
+                raise FormatError("the archive ends within its header", total)
+            if isinstance(piece, Lost):
+                raise FormatError(f"the header is lost: {piece.error.what}", piece.error.offset)
             self._note_proof(piece)
             if piece.frame is not None:
                 self._add_row(piece.frame)

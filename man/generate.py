@@ -1,72 +1,148 @@
 """Generates the manual pages of the commands from the commands themselves: `make man`.
 
-Nothing is edited by hand, and nothing depends on the day: a test compares what is there with what would be generated.
+Nothing is edited by hand, and nothing depends on the day or on the version of Click: a test compares what is there
+with what would be generated.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import click
-from pybackup.cli.group import group
+from pybackup.cli.group import EXIT_CODES, group
 from pybackup.cli.main import COMMANDS
 from pybackup.cli.version import VERSION
 
 FOLDER = Path(__file__).parent
-EXIT_CODES = (
-    ("0", "Done."),
-    ("1", "Failed; for compare: the disks differ."),
-    ("2", "Wrong usage; nothing was changed."),
-    ("3", "The source changed, or cannot be read in places."),
-    ("4", "The archive is damaged, or no archive."),
-    ("5", "The target cannot be used: it exists, is full, too small, in use."),
-    ("6", "Busy: somebody else holds the lock."),
-    ("129, 130, 143", "Cancelled by SIGHUP, SIGINT, SIGTERM."),
-)
+FORMAT_PAGE = "pybackup-archive/5"
+
+
+# -- roff --
 
 
 def escaped(text: str) -> str:
-    """Text for roff: no dash, backslash or leading dot means anything special."""
-    text = text.replace("\\", "\\(rs").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
+    """Text for roff: no dash, quote, backslash or leading dot means anything special."""
+    text = text.replace("\\", "\\(rs").replace("-", "\\-").replace("'", "\\(aq")
     return "\n".join("\\&" + line if line.startswith(".") else line for line in text.split("\n"))
 
 
+def bold(text: str) -> str:
+    """Text in bold: what is typed as it stands."""
+    return f"\\fB{escaped(text)}\\fR"
+
+
+def italic(text: str) -> str:
+    """Text in italics: what stands for something else."""
+    return f"\\fI{escaped(text)}\\fR"
+
+
+def prose(text: str) -> str:
+    """Text of one paragraph, in which `this` is typed as it stands."""
+    parts = re.split(r"`([^`]*)`", " ".join(text.split()))
+    return "".join(bold(part) if number % 2 else escaped(part) for number, part in enumerate(parts))
+
+
+def tagged(tag: str, text: str) -> list[str]:
+    """A paragraph under a tag."""
+    return [".TP", tag, text]
+
+
 def paragraphs(text: str) -> list[str]:
-    """A help text as roff; a paragraph that begins with \\b keeps its lines."""
+    """A help text; a paragraph that begins with \\b keeps its lines."""
     lines: list[str] = []
-    for paragraph in text.strip().split("\n\n"):
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
         lines.append(".PP")
         if paragraph.startswith("\b"):
-            lines += [".nf", escaped(paragraph.removeprefix("\b").strip("\n")), ".fi"]
+            lines += [".nf", escaped(paragraph.removeprefix("\b").strip("\n").replace("`", "")), ".fi"]
         else:
-            lines.append(escaped(" ".join(paragraph.split())))
+            lines.append(prose(paragraph))
     return lines
 
 
-def option_lines(option: click.Option, context: click.Context) -> list[str]:
-    """One option: its names and what it does."""
-    record = option.get_help_record(context)
-    if record is None:
+# -- what Click knows --
+
+
+def _metavar(option: click.Option) -> str:
+    """What stands for the option's value, or nothing for a flag."""
+    if option.is_flag:
+        return ""
+    if option.metavar is None and isinstance(option.type, click.Choice):
+        return "|".join(str(choice) for choice in option.type.choices)
+    return option.metavar or option.type.name.upper()
+
+
+def _limits(option: click.Option) -> str:
+    if not isinstance(option.type, click.IntRange | click.FloatRange):
+        return ""
+    low, high = option.type.min, option.type.max
+    return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+
+
+def _default(option: click.Option) -> str:
+    if isinstance(option.show_default, str):
+        return option.show_default
+    if not option.show_default:
+        return ""
+    return f"{option.default:g}" if isinstance(option.default, float) else str(option.default)
+
+
+def argument_of(argument: click.Argument) -> str:
+    """An argument as the synopsis shows it."""
+    text = argument.metavar or str(argument.name).upper()
+    if argument.metavar is None and isinstance(argument.type, click.Choice):
+        text = "|".join(str(choice) for choice in argument.type.choices)
+    return italic(text) if argument.required or argument.metavar else f"[{italic(text)}]"
+
+
+def option_lines(option: click.Option) -> list[str]:
+    """One option: its names, what it does, its limits and its default."""
+    if option.hidden:
         return []
-    names, what = record
-    return [".TP", f"\\fB{escaped(names)}\\fR", escaped(" ".join(what.split()))]
+    metavar = _metavar(option)
+    names = ", ".join(map(bold, sorted(option.opts, key=len)))
+    if metavar:
+        names += " " + ("|".join(map(bold, metavar.split("|"))) if "|" in metavar else italic(metavar))
+    sentences = [prose(option.help or "")]
+    if _limits(option):
+        sentences.append(escaped(f"{option.metavar}: {_limits(option)}."))
+    if _default(option):
+        sentences.append(f"Default: {escaped(_default(option))}.")
+    return tagged(names, " ".join(sentences))
+
+
+def options_of(command: click.Command, context: click.Context) -> list[str]:
+    """The section of the options."""
+    options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
+    return [".SH OPTIONS", *(line for one in options for line in option_lines(one))]
+
+
+# -- pages --
+
+
+def _main_context() -> click.Context:
+    return click.Context(group, info_name="pybackup", **group.context_settings)
 
 
 def page(name: str, summary: str, synopsis: str, body: list[str], others: list[str]) -> str:
-    """A whole page."""
+    """A whole page; ``others`` are NAME/SECTION."""
+    references = [one.split("/") for one in others]
     lines = [
-        f'.TH "{name.upper()}" "1" "" "pybackup {VERSION}" "pybackup"',
+        f'.TH "{escaped(name.upper())}" "1" "" "pybackup {VERSION}" "pybackup"',
+        ".nh",
+        ".ad l",
         ".SH NAME",
         f"{escaped(name)} \\- {escaped(summary)}",
         ".SH SYNOPSIS",
-        escaped(synopsis),
+        synopsis,
         *body,
         ".SH EXIT STATUS",
-        *(line for code, what in EXIT_CODES for line in (".TP", code, escaped(what))),
+        *(line for code, what in EXIT_CODES.items() for line in tagged(code, escaped(f"{what[0].upper()}{what[1:]}."))),
         ".SH SEE ALSO",
-        ", ".join(f"\\fB{escaped(other)}\\fR({section})" for other, section in (one.split("/") for one in others)),
+        ",\n".join(f"{bold(other)}({section})" for other, section in references),
     ]
     return "\n".join(lines) + "\n"
 
@@ -74,30 +150,29 @@ def page(name: str, summary: str, synopsis: str, body: list[str], others: list[s
 def command_page(name: str) -> str:
     """The page of one command."""
     command: click.Command = import_module(f"pybackup.cli.{name}").command
-    context = click.Context(command, info_name=f"pybackup {name}")
-    options = [
-        line
-        for one in command.get_params(context)
-        if isinstance(one, click.Option)
-        for line in option_lines(one, context)
-    ]
-    body = [".SH DESCRIPTION", *paragraphs(command.help or "")[1:], ".SH OPTIONS", *options]
-    usage = command.get_usage(context).removeprefix("Usage: ")
-    return page(
-        f"pybackup-{name}",
-        COMMANDS[name].rstrip("."),
-        " ".join(usage.split()),
-        body,
-        ["pybackup/1", "pybackup-archive/5"],
-    )
+    context = click.Context(command, info_name=name, parent=_main_context())
+    body = [".SH DESCRIPTION", *paragraphs(command.help or "")[1:], *options_of(command, context)]
+    arguments = [argument_of(one) for one in command.params if isinstance(one, click.Argument)]
+    synopsis = " ".join((bold(f"pybackup {name}"), f"[{italic('OPTIONS')}]", *arguments))
+    summary = COMMANDS[name].rstrip(".")
+    return page(f"pybackup-{name}", summary[0].lower() + summary[1:], synopsis, body, ["pybackup/1", FORMAT_PAGE])
 
 
 def main_page() -> str:
     """The page of the program."""
-    commands = [line for name, what in COMMANDS.items() for line in (".TP", f"\\fB{escaped(name)}\\fR", escaped(what))]
-    body = [".SH DESCRIPTION", *paragraphs(group.help or "")[1:], ".SH COMMANDS", *commands]
-    others = [*(f"pybackup-{name}/1" for name in COMMANDS), "pybackup-archive/5"]
-    return page("pybackup", "back up disk images", "pybackup COMMAND [OPTIONS] ARGUMENTS...", body, others)
+    commands = [
+        line for name, what in COMMANDS.items() for line in tagged(f"{bold(f'pybackup-{name}')}(1)", prose(what))
+    ]
+    body = [
+        ".SH DESCRIPTION",
+        *paragraphs(group.help or "")[1:],
+        ".SH COMMANDS",
+        *commands,
+        *options_of(group, _main_context()),
+    ]
+    others = [*(f"pybackup-{name}/1" for name in COMMANDS), FORMAT_PAGE, "zstd/1"]
+    synopsis = f"{bold('pybackup')} {italic('COMMAND')} [{italic('OPTIONS')}] {italic('ARGUMENTS')}..."
+    return page("pybackup", "back up disk images, also while they are in use", synopsis, body, others)
 
 
 def pages() -> dict[str, str]:
@@ -106,10 +181,14 @@ def pages() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the pages."""
-    for name, content in pages().items():
+    """Write the pages, and remove those of commands that are no more."""
+    made = pages()
+    for path in FOLDER.glob("*.1"):
+        if path.name not in made:
+            path.unlink()
+    for name, content in made.items():
         (FOLDER / name).write_text(content)
-    print(f"{len(pages())} pages", file=sys.stderr)
+    print(f"{len(made)} pages", file=sys.stderr)
 
 
 if __name__ == "__main__":

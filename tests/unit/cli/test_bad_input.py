@@ -260,3 +260,22 @@ def test_whoever_reads_an_archive_may_not(folder: Path) -> None:
     )
     assert done.stdout == b"5\n"
     assert done.stderr == b"pybackup: cannot write the standard output: Broken pipe\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["disk.img"], "disk.img is the only name given"),
+        (["--size", "1M", "disk.img", "new.vma"], "- is none of the sources"),
+        (["--level", "99", "disk.img", "new.vma"], "99 is not in the range 1 to 22"),
+    ],
+    ids=["no-archive", "size-without-stdin", "level"],
+)
+def test_run_asked_for_what_makes_no_sense(folder: Path, arguments: list[str], sentence: str) -> None:
+    refused(folder, 2, sentence, "run", *arguments)
+
+
+def test_the_trace_events_are_listed_without_any_other_argument() -> None:
+    for command in ("run", "restore", "verify", "compare"):
+        done = pybackup(command, "--trace", "help")
+        assert done.code == 0 and b"copy.guest" in done.out
