@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import click
+
 from pybackup.cli.numbers import duration
-from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.options import force_share_option, format_option, job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath
-from pybackup.cli.progress import choose, elapsed
+from pybackup.cli.progress import choose
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream
@@ -28,14 +29,8 @@ SHOWN = 20
 @click.argument("archive", type=click.Path())
 @click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
 @click.option("--drive", default=None, metavar="NAME", help="The same as NAME=, where there is one SOURCE.")
-@click.option(
-    "--format",
-    "image_format",
-    type=click.Choice(["raw"]),
-    default=None,
-    help="Take every source as raw, whatever its first bytes look like.",
-)
-@click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
+@format_option
+@force_share_option
 @threads_option
 @json_option
 @job_options
@@ -103,5 +98,5 @@ def _report(job: CompareJob, as_json: bool, options: dict[str, Any]) -> int:
         if len(job.differences) > SHOWN:
             click.echo(f"and {len(job.differences) - SHOWN} more ranges")
         if equal:
-            click.echo(f"equal: {', '.join(one.name for one in job.progress.drives)}, in {duration(elapsed(job))}")
+            click.echo(f"equal: {', '.join(one.name for one in job.progress.drives)}, in {duration(job.elapsed)}")
     return 0 if equal else int(ExitCode.FAILED)

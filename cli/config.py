@@ -6,6 +6,7 @@ import json
 import sys
 
 import click
+
 from pybackup.cli.options import json_option
 from pybackup.core.archive_open import open_archive
 from pybackup.core.errors import RequestError

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+
 from pybackup.cli.numbers import counted, duration, percent, short
 from pybackup.cli.options import json_option
 from pybackup.cli.params import parse_size

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from typing import Any
 
 import click
+
 from pybackup.cli.main import COMMANDS
 from pybackup.cli.version import VERSION
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
 from pybackup.cli.params import Size, Whole
 from pybackup.core.trace import EVENTS
 
@@ -60,6 +61,14 @@ job_options = _all_of(
     ),
 )
 
+format_option = click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["raw"]),
+    default=None,
+    help="Take every source as raw, whatever its first bytes look like.",
+)
+force_share_option = click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout.")
 threads_option = click.option(
     "--threads",

@@ -48,6 +48,12 @@ def choose(kind: str, quiet: bool) -> Display:
     return Picture()
 
 
+def shows_summary(kind: str, quiet: bool, verbose: bool) -> bool:
+    """Whether a closing sentence follows a job: where somebody watched it, or asked for more, and not for less."""
+    watched = kind in ("rich", "plain") or (kind == "auto" and sys.stderr.isatty())
+    return (watched or verbose) and not quiet
+
+
 class Nothing:
     """Shows nothing."""
 
@@ -96,14 +102,7 @@ class JsonLines:
             "done": progress.done,
             "zero": progress.zero,
             "written": progress.written,
-            "seconds": round(elapsed(job), 3),
+            "seconds": round(job.elapsed, 3),
             "drives": drives,
         }
         print(json.dumps(line), file=sys.stderr, flush=True)
-
-
-def elapsed(job: Job) -> float:
-    """Seconds since the job began, or that it took."""
-    if not job.progress.started:
-        return 0.0
-    return (job.progress.finished or time.monotonic()) - job.progress.started

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pybackup.core.job import Job
 from tqdm import tqdm
+
+from pybackup.core.job import Job
 
 LOG_PERIOD = 10.0
 """Seconds between two lines where stderr is no terminal."""

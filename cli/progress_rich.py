@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pybackup.cli.numbers import percent, short
-from pybackup.core.job import DriveProgress, Job, State
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -16,6 +14,9 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from pybackup.cli.numbers import percent, short
+from pybackup.core.job import DriveProgress, Job, State
 
 WIDE = 100
 """Columns of a terminal on which one line has room for all notes."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import click
+
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, same_file
-from pybackup.cli.progress import choose, elapsed
+from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream, Digests
@@ -198,15 +198,14 @@ def _report(job: RestoreJob, plan: dict[DriveInfo, str], options: dict[str, Any]
                 {
                     "drives": drives,
                     "damage": [damage.as_dict() for damage in job.damage],
-                    "seconds": round(elapsed(job), 3),
+                    "seconds": round(job.elapsed, 3),
                 }
             )
         )
-    shown = options["progress"] in ("rich", "plain") or (options["progress"] == "auto" and sys.stderr.isatty())
-    if (shown or options["verbose"]) and not options["quiet"]:
+    if shows_summary(options["progress"], options["quiet"], options["verbose"]):
         click.echo(
             f"restored {short(job.progress.size)} ({short(job.progress.stored)} of data) in"
-            f" {duration(elapsed(job))}: " + ", ".join(plan.values()),
+            f" {duration(job.elapsed)}: " + ", ".join(plan.values()),
             err=True,
         )
     return int(ExitCode.ARCHIVE) if job.damage else 0

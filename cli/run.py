@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+
 from pybackup.cli.numbers import duration, percent, short
-from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.options import force_share_option, format_option, job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, Size, Whole, same_file
-from pybackup.cli.progress import choose, elapsed
+from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.cli.version import VERSION
 from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
@@ -69,13 +69,7 @@ class _Request:
     metavar="[NAME=]FILE",
     help="Store a configuration file too, under its own name or NAME. Proxmox looks for qemu-server.conf.",
 )
-@click.option(
-    "--format",
-    "image_format",
-    type=click.Choice(["raw"]),
-    default=None,
-    help="Take every source as raw, whatever its first bytes look like.",
-)
+@format_option
 @click.option("--size", type=Size(1), default=None, metavar="SIZE", help="The size of the disk on the standard input.")
 @click.option(
     "--compress",
@@ -110,7 +104,7 @@ class _Request:
     help="Save what can be read of a failing disk; the rest becomes zeros and is listed. The exit code is then 3.",
 )
 @click.option("--allow-changing", is_flag=True, help="Do not fail when the source changed while it was read.")
-@click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
+@force_share_option
 @click.option(
     "--uuid", "archive_uuid", type=click.UUID, default=None, show_default="random", help="The archive's uuid."
 )
@@ -273,10 +267,9 @@ def report(request: _Request, job: BackupJob | RemoteBackup) -> int:
     progress = job.progress
     if request.as_json:
         print(json.dumps(_summary(request, job)))
-    shown = request.progress in ("rich", "plain") or (request.progress == "auto" and sys.stderr.isatty())
-    if (shown or request.verbose) and not request.quiet:
+    if shows_summary(request.progress, request.quiet, request.verbose):
         click.echo(
-            f"{request.archive}: {short(progress.size)} in {duration(elapsed(job))},"
+            f"{request.archive}: {short(progress.size)} in {duration(job.elapsed)},"
             f" {percent(progress.zero, progress.size)} zeros,"
             f" {short(progress.stored)} stored in {short(progress.written)}"
             f" ({percent(progress.written, progress.stored)})" + (", verified" if request.verify else ""),
@@ -295,12 +288,12 @@ def _summary(request: _Request, job: BackupJob | RemoteBackup) -> dict[str, Any]
     progress = job.progress
     return {
         "archive": request.archive,
-        "seconds": round(elapsed(job), 3),
+        "seconds": round(job.elapsed, 3),
         "size": progress.size,
         "zero": progress.zero,
         "stored": progress.stored,
         "written": progress.written,
         "verified": request.verify,
         "drives": [{"name": one.name, "size": one.size, "zero": one.zero} for one in progress.drives],
-        "unreadable": [{"drive": one.drive, "offset": one.offset, "length": one.length} for one in job.lost],
+        "unreadable": [one._asdict() for one in job.lost],
     }

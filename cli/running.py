@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import click
+
 from pybackup.cli.progress import PERIOD, Display
 from pybackup.core.allocator import keep_freed_memory
 from pybackup.core.errors import CancelledError

@@ -15,6 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 import click
+
+from pybackup.cli.options import format_option
 from pybackup.cli.params import Named, NamedPath, Size
 from pybackup.cli.running import run_in_loop
 from pybackup.cli.version import VERSION
@@ -78,13 +80,7 @@ class _Request:
     help="The control socket.",
 )
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
-@click.option(
-    "--format",
-    "image_format",
-    type=click.Choice(["raw"]),
-    default=None,
-    help="Take every source as raw, whatever its first bytes look like.",
-)
+@format_option
 @click.option("--force-share", is_flag=True, help="Serve an image that another program has locked.")
 @click.option(
     "--on-error",

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import click
+
 from pybackup.cli.numbers import counted, duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
-from pybackup.cli.progress import choose, elapsed
+from pybackup.cli.progress import choose
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import Damage
@@ -49,7 +50,7 @@ def _verify_one(archive: str, as_json: bool, options: dict[str, Any], trace: Tra
         index = "" if stream.has_seek_table else ", without an index"
         click.echo(
             f"{stream.name}: sound: {counted(len(job.drives), 'drive')}, {short(job.progress.size)},"
-            f" {short(job.progress.stored)} of data read in {duration(elapsed(job))}{index}"
+            f" {short(job.progress.stored)} of data read in {duration(job.elapsed)}{index}"
         )
     return int(ExitCode.ARCHIVE) if job.damage else 0
 

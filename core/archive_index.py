@@ -43,12 +43,12 @@ class ArchiveIndex:
         self._segments: OrderedDict[int, Segment] = OrderedDict()
         self._frames: OrderedDict[int, bytes] = OrderedDict()
         try:
-            self.directory_offset, self.directory = self._read_directory()
+            self.directory = self._read_directory()
             self.header: Header = self._read_header()
         except FormatError as error:
             raise ArchiveError(f"{name} is damaged: {error}") from None
 
-    def _read_directory(self) -> tuple[int, Directory]:
+    def _read_directory(self) -> Directory:
         tail_size = zs.SEEK_FOOTER.size + zs.SEEK_ROW.size
         if self.size < tail_size:
             raise NoIndexError(f"{self.name} has no index")
@@ -63,7 +63,7 @@ class ArchiveIndex:
         kind, content = index.unwrap(self._index_frame(offset, compressed), offset)
         if kind != index.DIRECTORY:
             raise FormatError("the index has no directory", offset)
-        return offset, Directory.decode(content)
+        return Directory.decode(content)
 
     def _pread(self, offset: int, length: int) -> bytes:
         try:

@@ -330,21 +330,11 @@ class ArchiveStream:
         """What the directory tells of the drives must be what was found."""
         assert self.about is not None
         told = self.about.get("drives")
-        found = [self._describe(drive) for drive in self.header.drives]
+        counts = self.index.counts
+        found = [index.describe_drive(one.drive_id, one.name, one.size, counts) for one in self.header.drives]
         alike = isinstance(told, list) and len(told) == len(found) and all(map(_agrees, told, found))
         if self._compares and not alike:
             raise FormatError("the directory of the index does not agree with the data", offset)
-
-    def _describe(self, drive: DriveInfo) -> dict[str, Any]:
-        counts = self.index.counts.get(drive.drive_id, index.DriveCounts())
-        return {
-            "id": drive.drive_id,
-            "name": drive.name,
-            "size": drive.size,
-            "stored_clusters": counts.stored_clusters,
-            "zero_clusters": counts.zero_clusters,
-            "stored_bytes": counts.stored_bytes,
-        }
 
     @property
     def _compares(self) -> bool:

@@ -11,10 +11,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pybackup.formats.cluster_index import DriveCounts
+from pybackup.formats.cluster_index import describe_drive
 from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT
 
 from .block_copy import BlockCopy
@@ -342,13 +342,8 @@ class BackupJob(Job):
 
     def _describe(self) -> dict[str, Any]:
         counts = self._writer.counts
-        drives = []
-        for copying in self._copying:
-            drive = copying.drive
-            found = counts.get(drive.drive_id, DriveCounts())
-            drives.append({"id": drive.drive_id, "name": drive.name, "size": copying.copy.size, **asdict(found)})
-        lost = [{"drive": one.drive, "offset": one.offset, "length": one.length} for one in self.lost]
-        return {**self._about, "drives": drives, "unreadable": lost}
+        drives = [describe_drive(one.drive.drive_id, one.drive.name, one.copy.size, counts) for one in self._copying]
+        return {**self._about, "drives": drives, "unreadable": [one._asdict() for one in self.lost]}
 
     def _with_estimate(self, error: TargetFullError) -> TargetFullError:
         progress = self.progress

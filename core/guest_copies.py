@@ -59,13 +59,9 @@ class GuestCopies:
         self.copy_on_read = copy_on_read
         self._over = False
 
-    def must_wait(self, offset: int, length: int) -> bool:
-        """Whether a change of these bytes has to go through before_change()."""
-        return self._copy.is_untouchable(offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE))
-
     async def before_change(self, offset: int, length: int) -> None:
         """Return when these bytes may change; OSError (EIO) if they must not."""
-        first, end = offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)
+        first, end = _clusters_of(offset, length)
         while not self._over:
             # First what nobody is at, then what others are at: else a large request waits for the background loop.
             claimed = self._copy.claim(first, end, PIECE)
@@ -78,7 +74,7 @@ class GuestCopies:
 
     def save_now(self, offset: int, length: int) -> bool:
         """Like before_change(), if that needs no waiting: True when these bytes may change now."""
-        first, end = offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)
+        first, end = _clusters_of(offset, length)
         while not self._over and self._copy.is_untouchable(first, end):
             if self._copy.is_in_flight(first, end):
                 return False
@@ -88,8 +84,7 @@ class GuestCopies:
         return True
 
     def _save_now(self, claimed: Range) -> bool:
-        offset = claimed.start * CLUSTER_SIZE
-        size = min(claimed.end * CLUSTER_SIZE, self._copy.size) - offset
+        offset, size = self._bytes_of(claimed)
         copied = False
         try:
             if self._old_data.has_room(size) and (content := self._source.read_now(offset, size)) is not None:
@@ -115,9 +110,13 @@ class GuestCopies:
         finally:
             self._copy.settle(claimed, copied=copied)
 
-    async def _read_old(self, claimed: Range) -> Buffer:
+    def _bytes_of(self, claimed: Range) -> tuple[int, int]:
+        """(offset, length) in bytes of a claim; the last cluster of a drive may be partial."""
         offset = claimed.start * CLUSTER_SIZE
-        size = min(claimed.end * CLUSTER_SIZE, self._copy.size) - offset
+        return offset, min(claimed.end * CLUSTER_SIZE, self._copy.size) - offset
+
+    async def _read_old(self, claimed: Range) -> Buffer:
+        offset, size = self._bytes_of(claimed)
         content = self._source.read_now(offset, size)
         return await self._source.pread(offset, size) if content is None else content
 
@@ -152,7 +151,7 @@ class GuestCopies:
 
     def wants(self, offset: int, length: int) -> bool:
         """Whether read_and_save() could make use of a read of these bytes."""
-        first, end = offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)
+        first, end = _clusters_of(offset, length)
         return (
             self.copy_on_read
             and not self._over
@@ -163,7 +162,7 @@ class GuestCopies:
 
     async def read_and_save(self, offset: int, length: int) -> Buffer | None:
         """Use a guest's read to save what it touches: the bytes read, or None if there is nothing to save."""
-        first, end = offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)
+        first, end = _clusters_of(offset, length)
         claimed = self._copy.claim(first, end) if self.wants(offset, length) else None
         if claimed is None:
             return None
@@ -187,3 +186,8 @@ class GuestCopies:
     def end(self) -> None:
         """The backup has ended: nobody waits for it any longer."""
         self._over = True
+
+
+def _clusters_of(offset: int, length: int) -> tuple[int, int]:
+    """[first, end): the clusters that a range of bytes touches."""
+    return offset // CLUSTER_SIZE, -(-(offset + length) // CLUSTER_SIZE)

@@ -129,7 +129,7 @@ class Job(ABC):
     @property
     def elapsed(self) -> float:
         """Seconds since the job began, or that it took."""
-        if self._state is State.CREATED:
+        if not self._has_begun:
             return 0.0
         finished = self.progress.finished
         return (self._clock() if finished is None else finished) - self.progress.started

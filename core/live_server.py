@@ -123,7 +123,6 @@ class LiveServer:
     def describe(job: BackupJob) -> dict[str, Any]:
         """A job's state and progress; bytes and seconds."""
         progress = job.progress
-        now = job.elapsed
         error = job.error
         return {
             "state": str(job.state),
@@ -132,12 +131,12 @@ class LiveServer:
             "zero": progress.zero,
             "written": progress.written,
             "speed": job.limit.speed,
-            "seconds": round(now, 3),
+            "seconds": round(job.elapsed, 3),
             "drives": [
                 {"name": one.name, "size": one.size, "done": one.done, "zero": one.zero, "read": one.read}
                 for one in progress.drives
             ],
-            "unreadable": [{"drive": one.drive, "offset": one.offset, "length": one.length} for one in job.lost],
+            "unreadable": [one._asdict() for one in job.lost],
             "error": None if error is None else str(error),
             "exit_code": exit_code_of(error) if job.state is State.CONCLUDED else None,
         }

@@ -13,10 +13,10 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 from pybackup.formats import cluster_wire as wire
+from pybackup.formats.cluster_index import describe_drive
 
 from .archive_writer import ArchiveWriter
 from .cluster_receiver import ClusterReceiver
@@ -166,13 +166,7 @@ class RemoteBackup(Job):
         await self._writer.drain()
         counts = self._writer.counts
         about["drives"] = [
-            {
-                "id": number,
-                "name": drive.name,
-                "size": drive.size,
-                **(asdict(counts[number]) if number in counts else {}),
-            }
-            for number, drive in self._by_id.items()
+            describe_drive(number, drive.name, drive.size, counts) for number, drive in self._by_id.items()
         ]
         await self._writer.finish(about)
         self.progress.written = self._writer.written

@@ -15,8 +15,8 @@ import struct
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import zstandard
@@ -96,6 +96,11 @@ class DriveCounts:
     stored_clusters: int = 0
     zero_clusters: int = 0
     stored_bytes: int = 0
+
+
+def describe_drive(drive_id: int, name: str, size: int, counts: Mapping[int, DriveCounts]) -> dict[str, Any]:
+    """What the directory's JSON tells of one drive; ``size`` in bytes."""
+    return {"id": drive_id, "name": name, "size": size, **asdict(counts.get(drive_id, DriveCounts()))}
 
 
 class IndexBuilder:

@@ -24,7 +24,6 @@ CONFIG_TABLE = struct.Struct(">256I")
 DEVICE_INFO_OFFSET = 4096
 DEVICE_INFO = struct.Struct(">I4xQQ8x")
 """name offset, size in bytes, exact size in bytes (ours: 0 means the same as size)"""
-DEVICE_INFO_COUNT = 256
 FIRST_DEVICE, LAST_DEVICE = 1, 254
 
 BLOB_LENGTH = struct.Struct("<H")
@@ -61,7 +60,6 @@ BLOCK_INFOS = struct.Struct(">59Q")
 """Each a u64 of: mask << 48 | byte 2 << 40 | device id << 32 | cluster number"""
 CLUSTERS_PER_EXTENT = 58
 """Of 59 slots; Proxmox's writer leaves the last one free, and so there is room for our digest."""
-MAX_EXTENT_SIZE = EXTENT_HEADER_SIZE + BLOCK_INFO_COUNT * CLUSTER_SIZE
 
 DIGEST_MARK = 0xB3
 DIGEST_SLOT_MARK = DIGEST_MARK << 40

@@ -37,11 +37,6 @@ class SendQueue:
         self._watching = False
 
     @property
-    def is_stuck(self) -> bool:
-        """The socket takes no more for now; the rest is sent without further calls of flush()."""
-        return self._watching
-
-    @property
     def is_full(self) -> bool:
         """Nothing should be added for now."""
         return self._watching and (len(self.pending) >= FULL_BUFFERS or sum(map(len, self.pending)) >= FULL_BYTES)
