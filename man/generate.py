@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import click
+
 from pybackup.cli.group import EXIT_CODES, group
 from pybackup.cli.main import COMMANDS
 from pybackup.cli.version import VERSION

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from doubles import CheckedDevice
+
 from pybackup.core.device import BlockDevice
 
 SIZES = [1, 511, 512, 513, 4095, 4096, 4097, 65535, 65536, 65537, 200_001]

@@ -16,6 +16,9 @@ from random import Random
 from typing import Any
 
 import plain_vma
+from virtual_time import InlineExecutor, run
+from wild import Weather, WildDevice, WildFleece, WildIntake, WildSink
+
 from pybackup.core.archive_create import ArchiveOptions, make_writer
 from pybackup.core.backup import BackupJob, Drive, GuestPolicy
 from pybackup.core.copy_before_write import CopyBeforeWrite
@@ -24,8 +27,6 @@ from pybackup.core.errors import CancelledError, PybackupError, SourceError, Tar
 from pybackup.core.guest_copies import OnError
 from pybackup.core.old_data import OldData
 from pybackup.core.trace import Trace
-from virtual_time import InlineExecutor, run
-from wild import Weather, WildDevice, WildFleece, WildIntake, WildSink
 
 ODD_SIZES = [1, 511, 4097, 65535, 65536, 65537, 8 * 65536 + 4096, 19 * 65536 - 3, 70 * 65536 + 513]
 LONGEST = 500.0

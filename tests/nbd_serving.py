@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from doubles import CheckedDevice
+
 from pybackup.core.device import BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.exports.nbd_server import NbdServer

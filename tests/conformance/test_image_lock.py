@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from pybackup.core.errors import BusyError
 from pybackup.core.image_lock import ImageLock
 

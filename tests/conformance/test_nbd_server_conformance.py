@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.devices.raw import RawDevice

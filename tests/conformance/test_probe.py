@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from pybackup.core.devices.probe import HEAD_BYTES, TAIL_BYTES, image_format
 
 IMAGES = [

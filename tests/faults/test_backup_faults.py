@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from archives import decode
 from doubles import CheckedDevice, FaultyDevice
+
 from pybackup.core.archive_create import ArchiveOptions, make_writer
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import BackupJob, Drive

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from archives import decode, encode, frames_of, open_index, with_index
+
 from pybackup.core.archive_facts import archive_facts
 from pybackup.core.errors import ArchiveError
 from pybackup.formats import cluster_index as index

@@ -12,6 +12,7 @@ import pytest
 from doubles import CheckedDevice
 from nbd_peer import NbdPeer
 from nbd_serving import run, serving
+
 from pybackup.core.archive_create import ArchiveOptions, make_writer
 from pybackup.core.backup import BackupJob, Drive
 from pybackup.core.copy_before_write import CopyBeforeWrite

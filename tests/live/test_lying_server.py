@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from live.processes import call
+
 from pybackup.formats.cluster_wire import DATA, END, ZEROS, Message
 
 SIZE = 3 * 65_536 + 512

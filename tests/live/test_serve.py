@@ -12,6 +12,7 @@ import pytest
 from conftest import need
 from live.nbd_client import Nbd
 from live.processes import PYBACKUP, call, ended, restored, served, start
+
 from pybackup.formats import nbd_wire as wire
 
 SIZE = (3 << 20) + 512

@@ -15,6 +15,7 @@ import pytest
 from doubles import FaultyDevice
 from nbd_peer import NbdPeer
 from nbd_serving import run, serving, until
+
 from pybackup.core.archive_create import ArchiveOptions, make_writer
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.archive_walk import runs_of

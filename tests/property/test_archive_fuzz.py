@@ -11,6 +11,7 @@ import zstandard
 from archives import decode, encode, frames_of, open_index
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from pybackup.core.archive_stream import Digests
 from pybackup.core.errors import PybackupError
 from pybackup.formats import cluster_index as index

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pybackup.formats import nbd_client_wire as client
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError

@@ -11,6 +11,7 @@ from device_contract import contents, described
 from doubles import CheckedDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pybackup.core.devices.raw import RawDevice
 
 EDGES = sorted({size + more for size in (512, 4096, 65536, 131072) for more in (-1, 0, 1)} | {1, 3})

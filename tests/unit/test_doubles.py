@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from device_contract import DeviceContract
 from doubles import CheckedDevice, FaultyDevice, check_extents
+
 from pybackup.core.device import BlockDevice, BlockStatus
 from pybackup.core.devices.memory import MemoryDevice
 

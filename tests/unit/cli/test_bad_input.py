@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from archives import encode
 from command_line import PROGRAM, Outcome, listing, pybackup
+
 from pybackup.formats import vma
 
 DISK = random.Random(1).randbytes(100_000) + bytes(400_000)

@@ -7,13 +7,14 @@ from typing import Any
 
 import plain_vma
 import pytest
+from virtual_time import InlineExecutor, run
+from wild import Weather, WildSink
+
 from pybackup.core.archive_create import ArchiveOptions, make_writer
 from pybackup.core.archive_writer import ArchiveWriter
 from pybackup.core.errors import PybackupError
 from pybackup.formats.clusters import scan
 from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT
-from virtual_time import InlineExecutor, run
-from wild import Weather, WildSink
 
 SIZE = 65536
 

@@ -8,14 +8,15 @@ from typing import Any
 import plain_vma
 import pytest
 from doubles import CheckedDevice, FaultyDevice
+from virtual_time import InlineExecutor, run
+from wild import Weather, WildSink
+
 from pybackup.core.archive_create import ArchiveOptions, make_writer
 from pybackup.core.backup import BackupJob, Drive, GuestPolicy
 from pybackup.core.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import BusyError, CancelledError, SourceError
-from virtual_time import InlineExecutor, run
-from wild import Weather, WildSink
 
 K = CLUSTER_SIZE
 POOL = InlineExecutor(1)

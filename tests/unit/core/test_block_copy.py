@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from pybackup.core.block_copy import BlockCopy
 from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.inflight import Range

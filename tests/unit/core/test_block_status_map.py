@@ -8,11 +8,12 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from virtual_time import run
+from wild import Weather, WildDevice
+
 from pybackup.core.block_status_map import BlockStatusMap
 from pybackup.core.device import CLUSTER_SIZE, BlockStatus
 from pybackup.core.devices.memory import MemoryDevice
-from virtual_time import run
-from wild import Weather, WildDevice
 
 
 class ToldDevice(MemoryDevice):

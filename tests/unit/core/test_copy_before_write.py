@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from doubles import FaultyDevice
+from virtual_time import run
+
 from pybackup.core.block_copy import BlockCopy
 from pybackup.core.copy_before_write import CopyBeforeWrite, freeze
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
@@ -16,7 +18,6 @@ from pybackup.core.errors import BusyError, SourceError, TargetError
 from pybackup.core.guest_copies import GuestCopies, OnError
 from pybackup.core.old_data import OldData
 from pybackup.core.trace import Trace
-from virtual_time import run
 
 K = CLUSTER_SIZE
 

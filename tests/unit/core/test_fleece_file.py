@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pybackup.core import fleece_file
 from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.errors import TargetError

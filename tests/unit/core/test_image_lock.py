@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pybackup.core.errors import BusyError
 from pybackup.core.image_lock import ImageLock
 

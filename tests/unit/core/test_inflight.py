@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import asyncio
 
-from pybackup.core.inflight import InflightRanges
 from virtual_time import run
+
+from pybackup.core.inflight import InflightRanges
 
 
 def test_who_waits_for_a_range_goes_on_when_nothing_overlaps_it() -> None:

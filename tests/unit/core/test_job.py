@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from virtual_time import run
+
 from pybackup.core.errors import CancelledError, RequestError, SourceError, TargetError
 from pybackup.core.job import Job, State
 from pybackup.core.trace import Trace
-from virtual_time import run
 
 
 class Counting(Job):

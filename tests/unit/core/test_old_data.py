@@ -3,9 +3,10 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
-from pybackup.core.old_data import OldData, Saved
 from virtual_time import run
 from wild import Weather, WildFleece
+
+from pybackup.core.old_data import OldData, Saved
 
 
 def slow() -> Weather:

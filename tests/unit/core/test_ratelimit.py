@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pybackup.core.errors import RequestError
 from pybackup.core.ratelimit import RateLimit
 

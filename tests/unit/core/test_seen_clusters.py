@@ -4,6 +4,7 @@ import tracemalloc
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pybackup.core.seen_clusters import PIECE, SeenClusters
 
 SIZE = 2 * PIECE + 10

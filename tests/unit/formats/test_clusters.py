@@ -6,6 +6,7 @@ import pytest
 from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pybackup.formats.clusters import (
     ZERO,
     Cluster,

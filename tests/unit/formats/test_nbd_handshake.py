@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+
 from pybackup.formats import nbd_client_wire as client
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+
 from pybackup.formats import nbd_client_wire as client
 from pybackup.formats import nbd_replies
 from pybackup.formats import nbd_wire as wire

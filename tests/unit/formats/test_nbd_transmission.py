@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
 from pybackup.formats.nbd_client_wire import encode_request

@@ -4,6 +4,7 @@ import hashlib
 import struct
 
 import pytest
+
 from pybackup.formats import vma
 from pybackup.formats.clusters import EMPTY_EXTENT_DIGEST
 from pybackup.formats.errors import FormatError

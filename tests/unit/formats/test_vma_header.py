@@ -5,6 +5,7 @@ import struct
 from dataclasses import replace
 
 import pytest
+
 from pybackup.formats import vma
 from pybackup.formats import vma_layout as layout
 from pybackup.formats.errors import FormatError, NotAnArchiveError

@@ -7,6 +7,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.errors import FormatError
 

@@ -6,6 +6,7 @@ import errno
 import pytest
 from archives import encode, frames_of, open_index
 from device_contract import SIZE, DeviceContract, described, pattern
+
 from pybackup.core.device import BlockDevice, BlockStatus
 from pybackup.core.devices.archive_drive import ArchiveDrive
 

@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from pybackup.core.devices.blocking_calls import BlockingCalls
 
 

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+
 from pybackup.core.devices.inline_writes import MOST, SKIPPED, SLOW, InlineWrites
 
 PAGE = os.sysconf("SC_PAGESIZE")

@@ -5,6 +5,7 @@ import errno
 
 import pytest
 from device_contract import DeviceContract
+
 from pybackup.core.device import BlockDevice, BlockStatus
 from pybackup.core.devices.memory import MemoryDevice
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pybackup.core.devices.probe import archive_format, image_format, suffix_format
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from device_contract import DeviceContract, contents, described, pattern
+
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices import fallocate, file_io
 from pybackup.core.devices.page_cache import cached_pages

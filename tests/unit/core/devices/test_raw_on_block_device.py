@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from device_contract import DeviceContract
+
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices import fallocate
 from pybackup.core.devices.raw import RawDevice

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from doubles import check_extents
+
 from pybackup.core.devices import sparse_map
 from pybackup.core.devices.sparse_map import Seek, file_extents
 

@@ -9,6 +9,7 @@ import pytest
 from doubles import FaultyDevice
 from nbd_peer import NbdPeer, leave
 from nbd_serving import SIZE, Watched, run, serving, until
+
 from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import SourceChangedError

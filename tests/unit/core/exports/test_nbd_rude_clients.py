@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from nbd_peer import NbdPeer, leave
 from nbd_serving import SIZE, Watched, run, serving, until
+
 from pybackup.core.exports import nbd_connection, send_queue
 from pybackup.formats import nbd_wire as wire
 

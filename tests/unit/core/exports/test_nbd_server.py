@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from nbd_peer import NbdPeer, leave
 from nbd_serving import Watched, run, serving, until
+
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import BusyError, RequestError, TargetError
 from pybackup.core.exports.nbd_server import NbdServer
