@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import click
@@ -15,9 +16,10 @@ from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_de
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.compare import CompareJob
+from pybackup.core.device import BlockDevice
 from pybackup.core.drive_names import drive_name
 from pybackup.core.errors import ExitCode, RequestError
-from pybackup.core.sources import OpenSource, SourceOptions, open_source
+from pybackup.core.sources import SourceOptions, open_source
 from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo
 
@@ -51,14 +53,14 @@ def command(
     """
     tracer = make_trace(trace)
     source_options = SourceOptions(image_format, force_share=force_share)
-    opened: dict[DriveInfo, OpenSource] = {}
+    plan: dict[DriveInfo, str] = {}
     with open_archive(archive, threads=threads_or_default(options["threads"])) as stream:
         for source in sources:
             info = _drive_for(stream, source, drive, len(sources))
-            if info in opened:
+            if info in plan:
                 raise RequestError(f"drive {info.name} is compared twice")
-            opened[info] = open_source(source.what, source_options)
-        job = run_in_loop(_compare(stream, opened, options, tracer))
+            plan[info] = source.what
+        job = run_in_loop(_compare(stream, plan, source_options, options, tracer))
     return _report(job, as_json, options)
 
 
@@ -75,15 +77,20 @@ def _drive_for(stream: ArchiveStream, source: Named, drive: str | None, count: i
 
 
 async def _compare(
-    stream: ArchiveStream, opened: dict[DriveInfo, OpenSource], options: dict[str, Any], trace: Trace
+    stream: ArchiveStream,
+    plan: dict[DriveInfo, str],
+    source_options: SourceOptions,
+    options: dict[str, Any],
+    trace: Trace,
 ) -> CompareJob:
-    try:
-        disks = {drive: one.device for drive, one in opened.items()}
+    async with AsyncExitStack() as stack:
+        disks: dict[DriveInfo, BlockDevice] = {}
+        for drive, what in plan.items():
+            one = await open_source(what, source_options)
+            stack.push_async_callback(one.close)
+            disks[drive] = one.device
         job = CompareJob(stream, disks, speed=options["speed"], trace=trace)
         await run_job(job, "compare", choose(options["progress"], options["quiet"]))
-    finally:
-        for one in opened.values():
-            await one.close()
     return job
 
 

@@ -24,7 +24,7 @@ from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive_open import archive_reader
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
-from pybackup.core.drive_names import unique_drive_names
+from pybackup.core.drive_names import source_label, unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
@@ -210,7 +210,7 @@ async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
         scanners = stack.enter_context(ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan"))
         opened = []
         for source in request.sources:
-            one = open_source(source.what, request.source_options)
+            one = await open_source(source.what, request.source_options)
             stack.push_async_callback(one.close)
             opened.append(one)
         names = unique_drive_names(request.sources)
@@ -240,7 +240,7 @@ def _about(request: _Request, opened: Sequence[OpenSource], options: ArchiveOpti
         "tool": f"pybackup {VERSION}",
         "created": options.created,
         "sources": [
-            {"name": source.what if source.what == "-" else os.path.basename(source.what), "kind": one.kind}
+            {"name": source_label(source.what), "kind": one.kind}
             for source, one in zip(request.sources, opened, strict=True)
         ],
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
 from .errors import RequestError
+from .nbd_uri import is_nbd_uri, parse_nbd_uri
 
 
 class NamedSource(Protocol):
@@ -24,12 +26,19 @@ class NamedSource(Protocol):
 
 
 def drive_name(source: NamedSource) -> str:
-    """The name given, or the file's name up to its first dot."""
+    """The name given; or that of the export, or the file's name up to its first dot."""
     if source.name:
         return source.name
     if source.what == "-":
         return "stdin"
+    if is_nbd_uri(source.what):
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", os.path.basename(parse_nbd_uri(source.what).export)) or "nbd"
     return os.path.basename(source.what).lstrip(".").split(".")[0] or "drive"
+
+
+def source_label(what: str) -> str:
+    """What an archive tells of its source: the last part of a path or URI, without where it lies."""
+    return os.path.basename(parse_nbd_uri(what).export) if is_nbd_uri(what) else os.path.basename(what)
 
 
 def unique_drive_names(sources: Sequence[NamedSource]) -> list[str]:

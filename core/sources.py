@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from .device import BlockDevice
+from .devices.nbd import NbdDevice
 from .devices.probe import HEAD_BYTES, TAIL_BYTES, image_format
 from .devices.raw import Fingerprint, RawDevice
 from .devices.sequential import SequentialDevice
 from .errors import RequestError, SourceChangedError, SourceError
 from .image_lock import ImageLock
+from .nbd_uri import is_nbd_uri, parse_nbd_uri
 
 STDIN = "-"
 
 
 @dataclass(slots=True)
 class OpenSource:
-    """A source, open. ``check`` raises if it changed since it was opened; ``release`` gives its lock back."""
+    """A source, open. ``check`` raises if it changed since it was opened; ``close`` gives everything back.
+
+    ``kind`` is told in the archive; ``warnings`` are sentences for the user.
+    """
 
     device: BlockDevice
     check: Callable[[], None]
-    release: Callable[[], None]
+    close: Callable[[], Awaitable[None]]
     kind: str
-
-    async def close(self) -> None:
-        """Give back lock and device."""
-        self.release()
-        await self.device.close()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,16 @@ class SourceOptions:
     allow_changing: bool = False
 
 
-def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None = None) -> OpenSource:
+async def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None = None) -> OpenSource:
     """Open one source (SourceError, BusyError, RequestError)."""
     if what == STDIN:
         return _open_stdin(options)
+    if is_nbd_uri(what):
+        return await _open_nbd(what)
+    return _open_raw(what, options, pool)
+
+
+def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
     device = RawDevice.open(what, executor=pool, drop_cache=True)
     try:
         if options.image_format is None:
@@ -56,10 +63,16 @@ def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecutor | No
         os.close(device.fileno())
         raise
     before = device.fingerprint()
+
+    async def close() -> None:
+        if lock is not None:
+            lock.release()
+        await device.close()
+
     return OpenSource(
         device=device,
-        check=(lambda: None) if options.allow_changing else (lambda: _check_unchanged(device, before, what)),
-        release=(lambda: None) if lock is None else lock.release,
+        check=_nothing if options.allow_changing else (lambda: _check_unchanged(device, before, what)),
+        close=close,
         kind="block device" if device.is_block_device else "raw",
     )
 
@@ -70,7 +83,16 @@ def _open_stdin(options: SourceOptions) -> OpenSource:
     if os.isatty(0):
         raise RequestError("the standard input is a terminal, not a disk")
     device = SequentialDevice(0, options.size, "the standard input")
-    return OpenSource(device, device.check_end, lambda: None, "stdin")
+    return OpenSource(device, device.check_end, device.close, "stdin")
+
+
+async def _open_nbd(uri: str) -> OpenSource:
+    device = await NbdDevice.connect(parse_nbd_uri(uri), name=uri)
+    return OpenSource(device, _nothing, device.close, "nbd")
+
+
+def _nothing() -> None:
+    """Whether an export changed, only its server knows."""
 
 
 def refuse_foreign(device: RawDevice, what: str) -> None:

@@ -99,6 +99,16 @@ def decode_info_export(data: bytes) -> Export | None:
     return Export(size, flags)
 
 
+def decode_info_block_size(data: bytes) -> tuple[int, int] | None:
+    """Smallest and largest block in bytes, from the data of a REP_INFO; None when it is about something else."""
+    if data[:2] != wire.INFO_TYPE.pack(wire.INFO_BLOCK_SIZE):
+        return None
+    _, smallest, _, largest = _unpack(wire.INFO_BLOCK_SIZE_REPLY, data)
+    if not 1 <= smallest <= 1 << 16 or smallest & (smallest - 1) or largest < smallest:
+        raise FormatError(f"the NBD server wants blocks of {smallest} to {largest} bytes, which makes no sense")
+    return smallest, largest // smallest * smallest
+
+
 def decode_meta_context(data: bytes) -> tuple[int, str]:
     """Id and name of a metadata context, from the data of a REP_META_CONTEXT."""
     (identity,) = _unpack(wire.CHUNK_CONTEXT, data[: wire.CHUNK_CONTEXT.size])

@@ -1,0 +1,294 @@
+"""A disk that an NBD server offers: one or several connections, many requests in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Sequence
+
+from pybackup.core.device import BlockStatus, Buffer
+from pybackup.core.devices.nbd_negotiation import Refused, connect, disconnect
+from pybackup.core.devices.nbd_session import Batch, ConnectionLost, NbdSession
+from pybackup.core.errors import PybackupError, SourceError
+from pybackup.core.nbd_uri import NbdAddress
+from pybackup.formats import nbd_wire as wire
+from pybackup.formats.errors import FormatError
+
+CONNECTIONS = 4
+"""Connections where the server allows several."""
+REQUEST_SIZE = 512 << 10
+"""Bytes in a request: small enough to spread over connections, large enough to cost little each."""
+STATUS_STEP = 1 << 31
+"""Bytes asked for in one question for the block status."""
+ZEROES_STEP = 1 << 30
+CONNECT_SECONDS = 30.0
+"""How long a server may take for the handshake."""
+MORE_SECONDS = 5.0
+"""How long each further connection may take; where it takes longer, there are fewer."""
+
+
+class NbdDevice:
+    """An export; implements BlockDevice. Made by connect().
+
+    Fixed: the sessions, what was agreed on, and the class of errors for a connection that is lost (SourceError,
+    TargetError): such an error is no OSError, for nothing more can be read or written. Changing: whose turn it is.
+    """
+
+    def __init__(
+        self, sessions: Sequence[NbdSession], name: str, *, writable: bool, failure: type[PybackupError]
+    ) -> None:
+        self._sessions, self._name, self._failure = sessions, name, failure
+        self._agreed = sessions[0].agreed
+        self._writable = writable
+        self._turn = 0
+        self._whole_blocks = asyncio.Lock()
+
+    @classmethod
+    async def connect(
+        cls,
+        address: NbdAddress,
+        *,
+        writable: bool = False,
+        connections: int = CONNECTIONS,
+        name: str | None = None,
+        failure: type[PybackupError] = SourceError,
+    ) -> NbdDevice:
+        """Connect to an export; raises ``failure`` with the reason."""
+        name = name or str(address)
+        sessions: list[NbdSession] = []
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                sessions.append(await _open(address))
+            _check(sessions[0], name, writable, failure)
+            if sessions[0].agreed.flags & wire.FLAG_CAN_MULTI_CONN:
+                await _open_more(address, sessions, connections)
+        except BaseException as error:
+            for session in sessions:
+                await session.close()
+            raise _explained(error, name, failure) from error
+        return cls(sessions, name, writable=writable, failure=failure)
+
+    @property
+    def size(self) -> int:
+        """The size in bytes when we connected."""
+        return self._agreed.size
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self._name
+
+    @property
+    def read_only(self) -> bool:
+        """True unless opened with ``writable``."""
+        return not self._writable
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are."""
+        return len(self._sessions)
+
+    @property
+    def tells_status(self) -> bool:
+        """Whether the server can tell where zeros are."""
+        return self._agreed.allocation is not None
+
+    # -- reading --
+
+    async def pread(self, offset: int, length: int) -> Buffer:
+        """Read, in pieces over all connections (OSError)."""
+        low, high = self._outwards(offset, offset + length)
+        content = bytearray(high - low)
+        view = memoryview(content)
+        batch = Batch()
+        try:
+            step = min(REQUEST_SIZE, self._agreed.blocks.most)
+            for at in range(0, len(content), step):
+                await self._next().read(low + at, view[at : at + step], batch)
+            await batch.wait()
+        except ConnectionLost as lost:
+            raise self._lost(lost) from None
+        return content if high - low == length else view[offset - low : offset - low + length]
+
+    async def extents(self, offset: int, length: int) -> Sequence[BlockStatus]:
+        """Ask the server, where it can tell; else all is data (OSError)."""
+        if self._agreed.allocation is None:
+            return [BlockStatus(offset, length, zero=False, hole=False)]
+        low, high = self._outwards(offset, min(offset + length, offset + STATUS_STEP))
+        batch = Batch()
+        try:
+            request = await self._next().ask(wire.CMD_BLOCK_STATUS, low, high - low, batch)
+            await batch.wait()
+        except ConnectionLost as lost:
+            raise self._lost(lost) from None
+        found = _trimmed(low, request.extents, offset, min(high, offset + length))
+        if not found:
+            raise OSError(errno.EIO, "the NBD server tells no block status", self._name)
+        return found
+
+    # -- writing --
+
+    async def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write, in pieces over all connections (OSError)."""
+        self._check_writable()
+        view = memoryview(data).cast("B")
+        if self._is_whole(offset, len(view)):
+            await self._write(offset, view)
+            return
+        async with self._whole_blocks:
+            low, high = self._outwards(offset, offset + len(view))
+            content = bytearray(await self.pread(low, high - low))
+            content[offset - low : offset - low + len(view)] = view
+            await self._write(low, memoryview(content))
+
+    async def _write(self, offset: int, view: memoryview) -> None:
+        batch = Batch()
+        try:
+            step = min(REQUEST_SIZE, self._agreed.blocks.most)
+            for at in range(0, len(view), step):
+                part = view[at : at + step]
+                await self._next().ask(wire.CMD_WRITE, offset + at, len(part), batch, data=part)
+            await batch.wait()
+        except ConnectionLost as lost:
+            raise self._lost(lost) from None
+
+    async def write_zeroes(self, offset: int, length: int, *, may_punch: bool = True, fast_only: bool = False) -> None:
+        """Zero by the server's own command where it has one; else write zeros (OSError)."""
+        self._check_writable()
+        knows = self._agreed.flags & wire.FLAG_SEND_WRITE_ZEROES
+        if fast_only and not (knows and self._agreed.flags & wire.FLAG_SEND_FAST_ZERO):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), self._name)
+        if not knows:
+            await self._write_zero_bytes(offset, length)
+            return
+        flags = (0 if may_punch else wire.CMD_FLAG_NO_HOLE) | (wire.CMD_FLAG_FAST_ZERO if fast_only else 0)
+        low, high = self._inwards(offset, offset + length)
+        if low >= high:
+            await self._write_zero_bytes(offset, length)
+            return
+        await self._command(wire.CMD_WRITE_ZEROES, low, high - low, flags)
+        await self._write_zero_bytes(offset, low - offset)
+        await self._write_zero_bytes(high, offset + length - high)
+
+    async def _write_zero_bytes(self, offset: int, length: int) -> None:
+        for at in range(offset, offset + length, 1 << 20):
+            await self.pwrite(at, bytes(min(1 << 20, offset + length - at)))
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Trim, where the server can (OSError)."""
+        self._check_writable()
+        low, high = self._inwards(offset, offset + length)
+        if low < high and self._agreed.flags & wire.FLAG_SEND_TRIM:
+            await self._command(wire.CMD_TRIM, low, high - low)
+
+    async def flush(self) -> None:
+        """Flush; several connections are only used where one flush is for all (OSError)."""
+        if self._writable and self._agreed.flags & wire.FLAG_SEND_FLUSH:
+            await self._command(wire.CMD_FLUSH, 0, 0)
+
+    async def _command(self, command: int, offset: int, length: int, flags: int = 0) -> None:
+        batch = Batch()
+        try:
+            for at in range(0, length or 1, ZEROES_STEP):
+                part = min(ZEROES_STEP, length - at)
+                await self._next().ask(command, offset + at, part, batch, flags=flags)
+            await batch.wait()
+        except ConnectionLost as lost:
+            raise self._lost(lost) from None
+
+    # -- the short ways, and the end --
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Never: the server has to be asked."""
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Never."""
+        return False
+
+    async def close(self) -> None:
+        """Take leave of the server."""
+        for session in self._sessions:
+            await session.close()
+
+    # -- --
+
+    def _next(self) -> NbdSession:
+        self._turn = (self._turn + 1) % len(self._sessions)
+        return self._sessions[self._turn]
+
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), self._name)
+
+    def _lost(self, lost: ConnectionLost) -> PybackupError:
+        return self._failure(f"{self._name}: {lost}")
+
+    def _outwards(self, start: int, end: int) -> tuple[int, int]:
+        block = self._agreed.blocks.smallest
+        return start // block * block, min(self.size, -(-end // block) * block)
+
+    def _inwards(self, start: int, end: int) -> tuple[int, int]:
+        block = self._agreed.blocks.smallest
+        return -(-start // block) * block, end // block * block
+
+    def _is_whole(self, offset: int, length: int) -> bool:
+        return self._outwards(offset, offset + length) == (offset, offset + length)
+
+
+async def _open(address: NbdAddress) -> NbdSession:
+    sock, agreed = await connect(address)
+    return await NbdSession.over(sock, agreed)
+
+
+async def _open_more(address: NbdAddress, sessions: list[NbdSession], wanted: int) -> None:
+    """Further connections, as many as can be had: the server may have its own idea of how many it serves."""
+    first = sessions[0].agreed
+    while len(sessions) < wanted:
+        try:
+            async with asyncio.timeout(MORE_SECONDS):
+                sock, agreed = await connect(address)
+        except (OSError, FormatError, Refused):
+            return
+        if (agreed.size, agreed.flags, agreed.allocation) != (first.size, first.flags, first.allocation):
+            await disconnect(sock)
+            return
+        sessions.append(await NbdSession.over(sock, agreed))
+
+
+def _check(session: NbdSession, name: str, writable: bool, failure: type[PybackupError]) -> None:
+    agreed = session.agreed
+    if writable and agreed.flags & wire.FLAG_READ_ONLY:
+        raise failure(f"cannot write to {name}: it is read-only")
+    if not agreed.size and not writable:
+        raise failure(f"{name} is empty: it has 0 bytes")
+    if agreed.size % agreed.blocks.smallest:
+        raise failure(f"cannot use {name}: its size is no multiple of its block size")
+
+
+def _explained(error: BaseException, name: str, failure: type[PybackupError]) -> BaseException:
+    if isinstance(error, TimeoutError) and not error.errno:
+        return failure(f"cannot use {name}: it does not answer")
+    if isinstance(error, OSError):
+        return failure(f"cannot use {name}: {error.strerror or error}")
+    if isinstance(error, FormatError):
+        return failure(f"cannot use {name}: {error.what}")
+    if isinstance(error, Refused):
+        return failure(f"cannot use {name}: {error}")
+    return error
+
+
+def _trimmed(at: int, extents: Sequence[tuple[int, int]], start: int, end: int) -> list[BlockStatus]:
+    """The extents of a reply that begins at ``at``, cut to a range, neighbours joined."""
+    found: list[BlockStatus] = []
+    for length, state in extents:
+        low, high = max(at, start), min(at + length, end)
+        at += length
+        if low >= high:
+            continue
+        zero, hole = bool(state & wire.STATE_ZERO), bool(state & wire.STATE_HOLE)
+        if found and (found[-1].zero, found[-1].hole) == (zero, hole):
+            low = found.pop().offset
+        found.append(BlockStatus(low, high - low, zero=zero, hole=hole))
+    return found

@@ -1,0 +1,170 @@
+"""The client's handshake with an NBD server: connect, agree on replies and metadata, go to the export.
+
+The order of ``doc/proto.md``: greeting, flags, STRUCTURED_REPLY, SET_META_CONTEXT, GO. After GO was acknowledged the
+server says nothing before it is asked, so nothing that belongs to the transmission is read here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pybackup.core.nbd_uri import NbdAddress
+from pybackup.formats import nbd_client_wire as client
+from pybackup.formats import nbd_wire as wire
+from pybackup.formats.errors import FormatError
+
+_REASONS = {
+    wire.REP_ERR_UNSUP: "it does not know the GO option: it is too old",
+    wire.REP_ERR_POLICY: "it does not allow it",
+    wire.REP_ERR_UNKNOWN: "it has no such export",
+    wire.REP_ERROR + 5: "it wants TLS, which is not supported",
+    wire.REP_ERROR + 7: "it is shutting down",
+}
+MOST_REPLIES = 100
+"""Replies to one option; a server that sends more never comes to an end."""
+
+
+class BlockSizes(NamedTuple):
+    """What INFO_BLOCK_SIZE says, in bytes: offsets and lengths are multiples of ``smallest``; data at most ``most``."""
+
+    smallest: int = 1
+    most: int = wire.MAX_PAYLOAD
+
+
+@dataclass(slots=True)
+class Agreed:
+    """What was agreed on: size in bytes, transmission flags, block sizes, and the id of base:allocation, if any."""
+
+    size: int = 0
+    flags: int = 0
+    blocks: BlockSizes = field(default_factory=BlockSizes)
+    structured: bool = False
+    allocation: int | None = None
+
+
+class Refused(Exception):  # noqa: N818 - not an error of ours
+    """The server does not give us the export; the text says why."""
+
+
+async def connect(address: NbdAddress) -> tuple[socket.socket, Agreed]:
+    """Connect and negotiate (OSError, FormatError, Refused); the socket is non-blocking and the caller's."""
+    sock = await _open_socket(address)
+    try:
+        return sock, await _Negotiation(sock, address.export).run()
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _open_socket(address: NbdAddress) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    if address.socket is not None:
+        return await _connected(socket.socket(socket.AF_UNIX), address.socket)
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    failure = OSError("no address")
+    for family, kind, protocol, _, place in found:
+        try:
+            sock = await _connected(socket.socket(family, kind, protocol), place)
+        except OSError as error:
+            failure = error
+            continue
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A host that has gone without a word is noticed some time, and the backup fails instead of waiting for ever.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return sock
+    raise failure
+
+
+async def _connected(sock: socket.socket, place: str | tuple[object, ...]) -> socket.socket:
+    sock.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, place)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _Negotiation:
+    """One handshake. Fixed: socket and export. Changing: what is agreed on."""
+
+    def __init__(self, sock: socket.socket, export: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock, self._export = sock, export
+        self._agreed = Agreed()
+
+    async def run(self) -> Agreed:
+        flags = client.decode_greeting(await self._receive(wire.GREETING.size))
+        await self._send(client.encode_client_flags(flags))
+        await self._ask_structured()
+        if self._agreed.structured:
+            await self._ask_allocation()
+        await self._go()
+        return self._agreed
+
+    async def _ask_structured(self) -> None:
+        await self._send(client.encode_option(wire.OPT_STRUCTURED_REPLY))
+        kind, _ = (await self._replies(wire.OPT_STRUCTURED_REPLY))[-1]
+        self._agreed.structured = kind == wire.REP_ACK
+
+    async def _ask_allocation(self) -> None:
+        await self._send(client.encode_meta_context(self._export, [wire.BASE_ALLOCATION]))
+        for kind, data in await self._replies(wire.OPT_SET_META_CONTEXT):
+            if kind == wire.REP_META_CONTEXT:
+                identity, name = client.decode_meta_context(data)
+                if name == wire.BASE_ALLOCATION:
+                    self._agreed.allocation = identity
+
+    async def _go(self) -> None:
+        await self._send(client.encode_go(self._export, [wire.INFO_BLOCK_SIZE]))
+        replies = await self._replies(wire.OPT_GO)
+        kind, data = replies[-1]
+        if kind != wire.REP_ACK:
+            said = data.decode(errors="replace").strip()
+            raise Refused(_REASONS.get(kind) or said or f"it refuses with error {kind - wire.REP_ERROR}")
+        for _, data in replies[:-1]:
+            self._take_info(data)
+        if not self._agreed.flags & wire.FLAG_HAS_FLAGS:
+            raise FormatError("the NBD server says nothing of the export")
+
+    def _take_info(self, data: bytes) -> None:
+        if export := client.decode_info_export(data):
+            self._agreed.size, self._agreed.flags = export
+        elif sizes := client.decode_info_block_size(data):
+            self._agreed.blocks = BlockSizes(sizes[0], min(sizes[1], wire.MAX_PAYLOAD))
+
+    async def _replies(self, option: int) -> list[tuple[int, bytes]]:
+        """(kind, data) of all replies to an option, up to the acknowledgement or refusal that ends them."""
+        replies: list[tuple[int, bytes]] = []
+        while len(replies) < MOST_REPLIES:
+            reply = client.decode_option_reply(await self._receive(wire.OPTION_REPLY.size))
+            if reply.option != option:
+                raise FormatError("the NBD server answers an option that was not asked")
+            replies.append((reply.kind, await self._receive(reply.length)))
+            if reply.kind == wire.REP_ACK or reply.kind & wire.REP_ERROR:
+                return replies
+        raise FormatError("the NBD server sends no end of replies to an option")
+
+    async def _send(self, data: bytes) -> None:
+        await self._loop.sock_sendall(self._sock, data)
+
+    async def _receive(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            part = await self._loop.sock_recv(self._sock, min(size, 1 << 16))
+            if not part:
+                raise ConnectionResetError("it ended the connection")
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+async def disconnect(sock: socket.socket) -> None:
+    """Take leave of the server politely; the socket is closed."""
+    with contextlib.suppress(OSError):
+        await asyncio.get_running_loop().sock_sendall(sock, client.encode_request(wire.CMD_DISC, 0))
+    sock.close()
