@@ -199,8 +199,12 @@ def _verifier(request: _Request, sink: Sink, pool: ThreadPoolExecutor) -> Callab
     """What reads the archive back before it gets its name, where that was asked for."""
     if not request.verify or not isinstance(sink, FileSink):
         return None
-    path = sink.partial_path
-    return lambda: verify_file(path, request.archive, pool)
+
+    async def verify() -> None:
+        await sink.flush()
+        await verify_file(sink.partial_path, request.archive, pool)
+
+    return verify
 
 
 async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import mmap
 import os
 import random
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import SourceError, TargetError, TargetFullError
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile
+from pybackup.core.sinks.direct_write import AlignedWriter
 from pybackup.core.sinks.file import FileSink
 
 NOISE = random.Random(21)
@@ -44,33 +46,32 @@ def backup(device: BlockDevice, sink: FileSink, *, skip_unreadable: bool = False
 
 
 class FailingSink(FileSink):
-    """Fails at its write number ``number``, or at its commit."""
+    """Fails at its write number ``number``."""
 
     def __init__(self, path: Path, number: int | None, code: int) -> None:
-        super().__init__(str(path))
+        super().__init__(str(path), piece=65536)
         self._number, self._code = number, code
         self.writes = 0
 
-    def _write(self, buffers: Sequence[Buffer]) -> None:
+    def _write_out(self, piece: mmap.mmap, offset: int, size: int) -> mmap.mmap:
         self.writes += 1
-        if self.writes - 1 == self._number:
-            self._file.fd, kept = _broken(self._code), self._file.fd
-            try:
-                super()._write(buffers)
-            finally:
-                os.close(self._file.fd)
-                self._file.fd = kept
-            return
-        super()._write(buffers)
+        if self.writes - 1 != self._number:
+            return super()._write_out(piece, offset, size)
+        kept, self._writer = self._writer, BrokenWriter(self._code)
+        try:
+            return super()._write_out(piece, offset, size)
+        finally:
+            self._writer = kept
 
 
-def _broken(code: int) -> int:
-    """A descriptor whose writes fail with ``code``."""
-    if code == errno.ENOSPC:
-        return os.open("/dev/full", os.O_WRONLY)
-    reader, writer = os.pipe()
-    os.close(reader)
-    return writer
+class BrokenWriter(AlignedWriter):
+    """Writes nothing."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def write_at(self, offset: int, content: memoryview) -> None:
+        raise OSError(self._code, os.strerror(self._code))
 
 
 def writes_of_a_good_run(tmp_path: Path) -> int:
