@@ -125,6 +125,9 @@ class Job(ABC):
             self._note(CancelledError())
         elif (error := task.exception()) is not None:
             self._note(error)
+        elif isinstance(self.error, CancelledError):
+            # Everything was done already when the cancelling came.
+            self.error = None
 
     @property
     def elapsed(self) -> float:

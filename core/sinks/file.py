@@ -102,10 +102,13 @@ class FileSink:
         await self._settle(0)
 
     async def commit(self) -> None:
-        """Make the file durable and give it its name."""
+        """Make the file durable and give it its name. Being cancelled after that is too late, and changes nothing."""
         await self.flush()
         try:
             await self._calls.run(self._file.commit)
+        except asyncio.CancelledError:
+            if not self._file.committed:
+                raise
         finally:
             await self._end()
 

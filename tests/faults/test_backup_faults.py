@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import random
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ from pybackup.core.sinks.file import FileSink
 
 NOISE = random.Random(21)
 DISK = NOISE.randbytes(900_001) + bytes(5_000_000) + NOISE.randbytes(5000)
+OPTIONS = ArchiveOptions(uuid=bytes(16), created=0, level=1, frame_size=65536, threads=2)
 
 
 def backup(device: BlockDevice, sink: FileSink, *, skip_unreadable: bool = False) -> BackupJob:
@@ -35,8 +37,7 @@ def backup(device: BlockDevice, sink: FileSink, *, skip_unreadable: bool = False
 
     async def run() -> BackupJob:
         with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(2) as scanners:
-            options = ArchiveOptions(uuid=bytes(16), created=0, level=1, frame_size=65536, threads=2)
-            writer = make_writer([("disk", device.size)], [], options, sink, pool)
+            writer = make_writer([("disk", device.size)], [], OPTIONS, sink, pool)
             drive = Drive(1, "disk", CheckedDevice(device))
             job = BackupJob([drive], writer, scanners, skip_unreadable=skip_unreadable)
             await job.run()
@@ -231,3 +232,32 @@ def test_a_commit_of_a_restored_file_that_fails_leaves_what_says_so(
     with pytest.raises(TargetError, match="cannot finish"):
         restore(content, NewFile(str(tmp_path / "back"), replace=False))
     assert [path.name for path in tmp_path.iterdir()] == ["back.partial"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_a_cancel_comes_too_late_when_the_archive_gets_its_name(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has begun in a thread is waited for: then the archive is there, and the run must not say otherwise."""
+    real = getattr(os, call)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(*arguments: object) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        real(*arguments)
+
+    monkeypatch.setattr(os, call, wait)
+
+    async def test() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            writer = make_writer([("disk", len(DISK))], [], OPTIONS, FileSink(str(tmp_path / "out.vma")), pool)
+            job = BackupJob([Drive(1, "disk", MemoryDevice(DISK))], writer, pool)
+            running = asyncio.create_task(job.run())
+            await asyncio.to_thread(begun.wait, 30)
+            job.cancel()
+            go_on.set()
+            await running
+
+    asyncio.run(test())
+    assert decode((tmp_path / "out.vma").read_bytes()).drives == {"disk": DISK}
