@@ -22,9 +22,9 @@ from .archive_writer import ArchiveWriter
 from .cluster_receiver import ClusterReceiver
 from .control_client import ask
 from .device import CLUSTER_SIZE
-from .errors import SourceError
+from .errors import SourceError, TargetFullError
 from .intake import Prepared
-from .job import DriveProgress, Job
+from .job import DriveProgress, Job, with_estimate
 from .seen_clusters import SeenClusters
 from .trace import Trace
 from .unreadable import LostRange
@@ -86,6 +86,8 @@ class RemoteBackup(Job):
                 raise
             finally:
                 await server.close()
+        except TargetFullError as error:
+            raise with_estimate(error, self.progress) from error
         finally:
             if not committed:
                 await self._drop_ahead()
