@@ -79,3 +79,12 @@ class ChildGroup:
         except PermissionError:
             return True  # somebody is there, who has become another user
         return True
+
+
+def describe_status(status: int) -> str:
+    """An exit status in words; a shell adds 128 to the number of the signal that ended its command."""
+    number = -status if status < 0 else status - 128
+    if number in signal.valid_signals():
+        name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
+        return f"ended by {name}" if status < 0 else f"exit status {status} ({name})"
+    return f"exit status {status}"

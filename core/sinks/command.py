@@ -7,14 +7,13 @@ import contextlib
 import fcntl
 import os
 import select
-import signal
 import struct
 import termios
 from collections.abc import Sequence
 
 from pybackup.core.device import Buffer
 from pybackup.core.errors import RequestError, TargetError
-from pybackup.core.sinks.child_group import GRACE, PERIOD, ChildGroup
+from pybackup.core.sinks.child_group import GRACE, PERIOD, ChildGroup, describe_status
 from pybackup.core.sinks.death_watch import DeathWatch
 from pybackup.core.sinks.partial_file import target_failure
 from pybackup.core.sinks.stream import COMMAND, StreamSink, pass_on
@@ -86,7 +85,7 @@ class CommandSink:
         await self._group.ended()
         status = self._group.reap()
         if status:
-            raise TargetError(f"{self.name} failed: {_told(status)}")
+            raise TargetError(f"{self.name} failed: {describe_status(status)}")
 
     def _unread(self) -> bool | None:
         """None when the command has read everything; else whether it never will."""
@@ -103,7 +102,7 @@ class CommandSink:
                 await self._group.ended()
         except TimeoutError:
             return TargetError(f"{self.name} closed its input before it had read everything")
-        return TargetError(f"{self.name} ended before it had read everything: {_told(self._group.reap())}")
+        return TargetError(f"{self.name} ended before it had read everything: {describe_status(self._group.reap())}")
 
     async def abort(self) -> None:
         """Kill the command, and only then end its input."""
@@ -118,12 +117,3 @@ class CommandSink:
         pipe, self._pipe = self._pipe, -1
         if pipe >= 0:
             os.close(pipe)
-
-
-def _told(status: int) -> str:
-    """An exit status in words; a shell adds 128 to the number of the signal that ended its command."""
-    number = -status if status < 0 else status - 128
-    if number in signal.valid_signals():
-        name = f"{signal.Signals(number).name}" if number in list(signal.Signals) else f"signal {number}"
-        return f"ended by {name}" if status < 0 else f"exit status {status} ({name})"
-    return f"exit status {status}"

@@ -101,9 +101,7 @@ async def _abandon(command: str, started: Path) -> int:
 
 
 @pytest.mark.parametrize("tough", ["", "trap '' TERM; "])
-def test_an_abandoned_command_never_sees_the_end(
-    tmp_path: Path, tough: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_abandoned_command_never_sees_the_end(tmp_path: Path, tough: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_group, "GRACE", 0.05)
     started = tmp_path / "pid"
     command = f"{tough}cd {tmp_path}; sh -c 'echo $$ > pid; cat > part; echo > ended' && mv part whole; echo > after"
@@ -126,13 +124,12 @@ def test_cancelling_does_not_wait_for_a_command_that_reads_nothing() -> None:
     async def cancelled() -> None:
         sink = CommandSink("|exec sleep 1000")
         task = asyncio.create_task(feed(sink, [BYTES] * 10))
-        while sink._group is None:
-            await asyncio.sleep(0)
-        for _ in range(3):
+        for _ in range(5):
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert sink._group is not None
         assert sink._group.reap() == -signal.SIGTERM
 
     asyncio.run(cancelled())
