@@ -253,11 +253,16 @@ def _environment(outcome: Outcome, facts: RunFacts) -> dict[str, str]:
         "PYBACKUP_EXIT_CODE": str(outcome.code),
         "PYBACKUP_ERROR": outcome.sentence,
         "PYBACKUP_SIZE": str(progress.size),
+        "PYBACKUP_READ": str(_read_bytes(progress)),
         "PYBACKUP_ZERO": str(progress.zero),
         "PYBACKUP_STORED": str(progress.stored),
         "PYBACKUP_WRITTEN": str(progress.written),
         "PYBACKUP_SECONDS": f"{outcome.seconds:.3f}",
     }
+
+
+def _read_bytes(progress: Progress) -> int:
+    return sum(drive.read for drive in progress.drives)
 
 
 def _write_metrics(path: str, outcome: Outcome, facts: RunFacts, labels: dict[str, str]) -> None:
@@ -270,7 +275,7 @@ def _write_metrics(path: str, outcome: Outcome, facts: RunFacts, labels: dict[st
         metrics.LAST_SUCCESS: now if outcome.code == 0 else metrics.last_success(path, labels),
         "pybackup_duration_seconds": outcome.seconds,
         "pybackup_size_bytes": progress.size,
-        "pybackup_read_bytes": sum(drive.read for drive in progress.drives),
+        "pybackup_read_bytes": _read_bytes(progress),
         "pybackup_zero_bytes": progress.zero,
         "pybackup_stored_bytes": progress.stored,
         "pybackup_written_bytes": progress.written,
