@@ -56,19 +56,21 @@ class ChildGroup:
 
     async def end(self) -> None:
         """End every process of the group: SIGTERM, and after a time of grace SIGKILL. Never raises."""
-        if self._leader.returncode is None:
-            self._signal(signal.SIGTERM)
-        elif not self._signal(0):
+        if not self._signal(signal.SIGTERM):
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await self.ended()
                 self.reap()
-                await look_until(lambda: not self._signal(0))
-                return
+                await look_until(lambda: not self._has_members)
         self._signal(signal.SIGKILL)
         await self.ended()
         self.reap()
+
+    @property
+    def _has_members(self) -> bool:
+        """Whether anything of the group still runs; dead processes that nobody has reaped do not."""
+        return self._signal(0) and any(_runs_in(name, self.number) for name in os.listdir("/proc"))
 
     def _signal(self, number: int) -> bool:
         """Send a signal, 0 for none at all; whether there was anybody to take it."""
@@ -79,6 +81,18 @@ class ChildGroup:
         except PermissionError:
             return True  # somebody is there, who has become another user
         return True
+
+
+def _runs_in(process: str, group: int) -> bool:
+    """Whether an entry of /proc is a process of this group that has not ended."""
+    if not process.isdecimal():
+        return False
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            state, _parent, its_group = file.read().rpartition(b")")[2].split()[:3]
+    except OSError:
+        return False
+    return int(its_group) == group and state not in b"ZX"
 
 
 def describe_status(status: int) -> str:
