@@ -24,10 +24,10 @@ async def look_until(true: Callable[[], bool]) -> None:
 
 
 class ChildGroup:
-    """Fixed: the process that leads the group. Changing: whether it was reaped.
+    """Fixed: the process that leads the group. Changing: its status.
 
     It has a session of its own, so that Ctrl-C at the terminal reaches us and not it. A leader that has ended stays
-    a zombie until we are done, for that keeps its number: a signal to the group never reaches somebody else.
+    a zombie until end() or release(), for that keeps its number: a signal to the group never reaches somebody else.
     """
 
     def __init__(self, arguments: list[str], *, stdin: int) -> None:
@@ -40,47 +40,45 @@ class ChildGroup:
         return self._leader.pid
 
     @property
-    def has_ended(self) -> bool:
-        """Whether the leader has ended."""
+    def status(self) -> int | None:
+        """The exit status of the leader, negative for the signal that ended it; None while it runs."""
         if self._leader.returncode is not None:
-            return True
-        return os.waitid(os.P_PID, self.number, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            return self._leader.returncode
+        ended = os.waitid(os.P_PID, self.number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     async def ended(self) -> None:
         """Return when the leader has ended."""
-        await look_until(lambda: self.has_ended)
+        await look_until(lambda: self.status is not None)
 
-    def reap(self) -> int:
-        """The exit status of the leader, which has ended; negative: the signal that ended it."""
-        return self._leader.wait()
+    def release(self) -> None:
+        """Let the leader go, which has ended, and what it has left running."""
+        self._leader.wait()
 
     async def end(self) -> None:
         """End every process of the group: SIGTERM, and after a time of grace SIGKILL. Never raises."""
-        if not self._signal(signal.SIGTERM):
+        if self._leader.returncode is not None:
             return
+        self._signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await self.ended()
-                self.reap()
                 await look_until(lambda: not self._has_members)
         self._signal(signal.SIGKILL)
         await self.ended()
-        self.reap()
+        self.release()
 
     @property
     def _has_members(self) -> bool:
         """Whether anything of the group still runs; dead processes that nobody has reaped do not."""
-        return self._signal(0) and any(_runs_in(name, self.number) for name in os.listdir("/proc"))
+        return any(_runs_in(name, self.number) for name in os.listdir("/proc"))
 
-    def _signal(self, number: int) -> bool:
-        """Send a signal, 0 for none at all; whether there was anybody to take it."""
-        try:
+    def _signal(self, number: int) -> None:
+        # A member that has become another user is not ours to signal.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.number, number)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True  # somebody is there, who has become another user
-        return True
 
 
 def _runs_in(process: str, group: int) -> bool:

@@ -65,7 +65,7 @@ class CommandSink:
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """Pass on all bytes; waits while the command is slow. TargetError when it has ended."""
         assert self._group is not None
-        if self._group.has_ended:
+        if self._group.status is not None:
             raise await self._left_early()
         try:
             await pass_on(self._pipe, buffers)
@@ -83,9 +83,10 @@ class CommandSink:
             await asyncio.sleep(PERIOD)
         await self._end_input()
         await self._group.ended()
-        status = self._group.reap()
+        status = self._group.status
         if status:
             raise TargetError(f"{self.name} failed: {describe_status(status)}")
+        self._group.release()
 
     def _unread(self) -> bool | None:
         """None when the command has read everything; else whether it never will."""
@@ -97,12 +98,13 @@ class CommandSink:
 
     async def _left_early(self) -> TargetError:
         assert self._group is not None
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await self._group.ended()
-        except TimeoutError:
+        status = self._group.status
+        if status is None:
             return TargetError(f"{self.name} closed its input before it had read everything")
-        return TargetError(f"{self.name} ended before it had read everything: {describe_status(self._group.reap())}")
+        return TargetError(f"{self.name} ended before it had read everything: {describe_status(status)}")
 
     async def abort(self) -> None:
         """Kill the command, and only then end its input."""

@@ -140,3 +140,14 @@ def test_every_option_of_run_can_stand_in_a_job_file(tmp_path: Path) -> None:
     options = [name[2:] for param in run.params for name in param.opts if name.startswith("--")]
     assert sorted(keys) == sorted([*set(options) - {"job"}, "sources", "archive"])
     assert len(options) > 20
+
+
+def test_the_readmes_job_file_is_one(tmp_path: Path) -> None:
+    from pybackup.cli.job_file import _values
+    from pybackup.cli.run import command as run
+
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    (tmp_path / "vm1.toml").write_text(readme.split("```toml\n", 1)[1].split("```", 1)[0])
+    values = _values(str(tmp_path / "vm1.toml"), click.Context(run))
+    assert values["sources"][0] == Named("scsi0", "/dev/vg0/vm1")
+    assert values["archive"].endswith("{now:%Y%m%dT%H%M%S}.vma.zst")

@@ -130,7 +130,7 @@ def test_cancelling_does_not_wait_for_a_command_that_reads_nothing() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert sink._group is not None
-        assert sink._group.reap() == -signal.SIGTERM
+        assert sink._group.status == -signal.SIGTERM
 
     asyncio.run(cancelled())
 
