@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
-from pybackup.cli.params import parse_duration
+from pybackup.cli.params import NamedPath, parse_duration
 from pybackup.cli.priority import IoPriority, parse_io_priority
-from pybackup.cli.unattended import LONGEST_PAUSE, patiently
+from pybackup.cli.unattended import LONGEST_PAUSE, patiently, unattended
 from pybackup.core.errors import BusyError, TargetError
 
 
@@ -120,3 +124,19 @@ def test_nobody_gets_less_nice() -> None:
     code = "import os; from pybackup.cli.priority import be_nice; os.nice(7); be_nice(3); print(os.nice(0))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) >= 7
+
+
+def test_a_mistake_of_ours_is_told_to_those_who_wait(tmp_path: Path) -> None:
+    @click.command()
+    @click.argument("sources", type=NamedPath(), nargs=-1)
+    @click.argument("archive")
+    @click.option("--quiet", is_flag=True)
+    @unattended
+    def command(**given: Any) -> int:
+        raise ZeroDivisionError("oops")
+
+    hook = f'echo "$PYBACKUP_EXIT_CODE $PYBACKUP_ERROR" > {tmp_path}/told'
+    with pytest.raises(ZeroDivisionError):
+        command.main(["disk.img", "out.vma", "--on-failure", hook], standalone_mode=False)
+    assert (tmp_path / "told").read_text() == "1 ZeroDivisionError: oops\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
