@@ -22,7 +22,9 @@ def _list_events(context: click.Context, _option: click.Parameter, value: str) -
     return value
 
 
-def _all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
+def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator that does what all of these do."""
+
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -31,7 +33,7 @@ def _all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-job_options = _all_of(
+job_options = all_of(
     click.option(
         "--speed",
         type=Size(),

@@ -24,6 +24,11 @@ T = TypeVar("T")
 _CANCELLING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def cancelling_signals() -> list[int]:
+    """The signals that cancel what we do; SIGHUP that was ignored from the start (nohup) stays ignored."""
+    return [number for number in _CANCELLING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work in an event loop of its own."""
     keep_freed_memory()
@@ -56,15 +61,15 @@ def _signals_cancel(job: Job) -> Any:
         seen.append(number)
         job.cancel(CancelledError("cancelled", number))
 
-    # SIGHUP that was ignored from the start (nohup) stays ignored.
-    numbers = [number for number in _CANCELLING if signal.getsignal(number) is not signal.SIG_IGN]
-    for number in numbers:
+    before = {number: signal.getsignal(number) for number in cancelling_signals()}
+    for number in before:
         loop.add_signal_handler(number, cancel, number)
     try:
         yield
     finally:
-        for number in numbers:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def make_trace(patterns: str) -> Trace:

@@ -29,6 +29,7 @@ from .seen_clusters import SeenClusters
 from .trace import Trace
 from .unreadable import LostRange
 
+NICENESS = 10
 AHEAD = 4
 """Messages whose clusters are scanned ahead of the archive."""
 
@@ -154,6 +155,7 @@ class RemoteBackup(Job):
             self._ahead.popleft()
             drive = self._by_id[message.drive_id]
             drive.done += len(prepared.content)
+            drive.read += len(prepared.content)
             drive.zero += prepared.zero
             await self._writer.take(message.drive_id, message.first, prepared)
 
@@ -179,4 +181,4 @@ class RemoteBackup(Job):
 def _lower_priority() -> None:
     """Take what processor time the guests leave."""
     with contextlib.suppress(OSError):
-        os.nice(10)
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
