@@ -75,7 +75,8 @@ class _Copying:
 class GuestPolicy:
     """How guests' writes and the backup get along.
 
-    ``buffer`` in bytes; ``timeout`` in seconds, after which a guest that waits for room stops to wait; None: never.
+    ``buffer`` in bytes; ``timeout`` in seconds, after which a guest that waits for room, or for the backup to begin,
+    stops to wait; None: never.
     """
 
     on_error: OnError = OnError.BREAK_BACKUP
@@ -152,7 +153,7 @@ class BackupJob(Job):
             for copying in self._copying
             if isinstance(copying.drive.device, CopyBeforeWrite)
         ]
-        await freeze(self._armed)
+        await freeze(self._armed, self._policy.timeout)
         self.trace("job.freeze", drives=len(self._copying))
         self.frozen.set()
 

@@ -85,9 +85,7 @@ def _open_locked(device: RawDevice, what: str, options: SourceOptions) -> OpenSo
     )
 
 
-def _open_frozen(
-    device: RawDevice, what: str, options: SourceOptions, pool: ThreadPoolExecutor | None
-) -> OpenSource:
+def _open_frozen(device: RawDevice, what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
     """A snapshot, which nobody can change; with AUTO the disk itself where there is none.
 
     Whatever the reason is, no space for one: falling back does no harm, for a disk that somebody changes is refused.
@@ -115,7 +113,7 @@ def _open_stdin(options: SourceOptions) -> OpenSource:
     if os.isatty(0):
         raise RequestError("the standard input is a terminal, not a disk")
     device = SequentialDevice(0, options.size, "the standard input")
-    return OpenSource(device, device.check_end, lambda: None, "stdin")
+    return OpenSource(device, lambda: None, lambda: None, "stdin")
 
 
 def refuse_foreign(device: RawDevice, what: str) -> None:

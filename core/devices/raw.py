@@ -88,9 +88,7 @@ class RawDevice:
             fd = _open_disk(path, writable)
         except OSError as error:
             raise failure(f"cannot open {path}: {error.strerror}") from error
-        return cls.adopt(
-            fd, name or path, writable=writable, executor=executor, drop_cache=drop_cache, failure=failure
-        )
+        return cls.adopt(fd, name or path, writable=writable, executor=executor, drop_cache=drop_cache, failure=failure)
 
     @classmethod
     def adopt(
