@@ -103,8 +103,7 @@ class _Request:
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long a guest's write waits for room before --on-error decides, or for a backup to begin, which then"
-    " fails; 0 means for ever.",
+    help="How long a guest's write waits for room before --on-error decides; 0 means for ever.",
 )
 @click.option("--copy-on-read", is_flag=True, help="Use guests' reads for the backup too.")
 @click.option(
