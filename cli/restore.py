@@ -15,7 +15,7 @@ from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, same_file
 from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream, Digests
 from pybackup.core.device_in_use import device_in_use
@@ -156,7 +156,8 @@ def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarge
     if not force:
         raise TargetError(f"{path} is a block device; --force overwrites everything on it")
     device = RawDevice.open(path, writable=True, failure=TargetError)
-    stack.enter_context(ImageLock.for_writing(device.fileno(), path))
+    lock = stack.enter_context(ImageLock.for_writing(device.fileno(), path))
+    warn([lock.note] if lock.note else [])
     return ExistingDisk(device)
 
 

@@ -17,10 +17,17 @@ import click
 from pybackup.cli.archive_name import ArchiveName
 from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
-from pybackup.cli.options import force_share_option, format_option, job_options, json_option, threads_option
+from pybackup.cli.options import (
+    force_share_option,
+    format_option,
+    job_options,
+    json_option,
+    snapshot_option,
+    threads_option,
+)
 from pybackup.cli.params import Named, NamedPath, Size, Whole, same_file
 from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.version import VERSION
 from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
@@ -29,6 +36,8 @@ from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.drive_names import source_label, unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.nbd_uri import is_nbd_uri
+from pybackup.core.reflink import Snapshot
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
@@ -108,6 +117,7 @@ class _Request:
 )
 @click.option("--allow-changing", is_flag=True, help="Do not fail when the source changed while it was read.")
 @force_share_option
+@snapshot_option
 @click.option(
     "--uuid", "archive_uuid", type=click.UUID, default=None, show_default="random", help="The archive's uuid."
 )
@@ -137,6 +147,7 @@ def command(
     created: int | None,
     allow_changing: bool,
     force_share: bool,
+    snapshot: str,
     trace: str,
     facts: RunFacts,
     **request: Any,
@@ -155,7 +166,7 @@ def command(
         frame_size=frame_size,
         threads=threads_or_default(threads),
     )
-    source_options = SourceOptions(image_format, size, force_share, allow_changing)
+    source_options = SourceOptions(image_format, size, force_share, allow_changing, Snapshot(snapshot))
     asked = _Request(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
     _check(asked)
     tracer = make_trace(trace)
@@ -176,6 +187,10 @@ def _check(request: _Request) -> None:
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")
     if sum(source.what == "-" for source in request.sources) > 1:
         raise RequestError("the standard input can only be one of the sources")
+    if request.source_options.snapshot is Snapshot.REFLINK:
+        for source in request.sources:
+            if source.what == "-" or source.what.startswith(SERVE) or is_nbd_uri(source.what):
+                raise RequestError(f"--snapshot reflink is for raw files, and {source.what} is none")
     if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
         raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
 
@@ -242,6 +257,9 @@ async def _run(request: _Request, options: ArchiveOptions, trace: Trace, facts: 
             one = await open_source(source.what, request.source_options)
             stack.push_async_callback(one.close)
             opened.append(one)
+            warn(one.warnings)
+            if shows_summary(request.progress, request.quiet, request.verbose):
+                warn(one.notes, "note")
         names = unique_drive_names(request.sources)
         sink = open_sink(request.archive, replace=request.force)
         sizes = [(name, one.device.size) for name, one in zip(names, opened, strict=True)]

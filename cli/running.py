@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -70,6 +70,12 @@ def _signals_cancel(job: Job) -> Any:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+def warn(sentences: Iterable[str], word: str = "warning") -> None:
+    """Print sentences for the user, a line each, that are no failures."""
+    for sentence in sentences:
+        click.echo(f"pybackup: {word}: {sentence}", err=True)
 
 
 def make_trace(patterns: str) -> Trace:

@@ -38,6 +38,8 @@ READ_AHEAD = 3
 """Pieces read ahead of the archive."""
 SCAN_THREADS = 2
 """Threads of their own look for zeros and compute digests: in the pool that compresses, they would wait behind it."""
+FREEZE_TIMEOUT = 10.0
+"""Seconds that guests wait for writes under way to end, when a backup begins: Linux gives a disk 30 to answer."""
 PIECES_A_SECOND = 20
 """A limited job reads pieces small enough that each second has so many, so that its speed is even."""
 
@@ -152,7 +154,7 @@ class BackupJob(Job):
             for copying in self._copying
             if isinstance(copying.drive.device, CopyBeforeWrite)
         ]
-        await freeze(self._armed)
+        await freeze(self._armed, FREEZE_TIMEOUT)
         self.trace("job.freeze", drives=len(self._copying))
         self.frozen.set()
 

@@ -27,6 +27,8 @@ class ServedDisk:
 
     device: BlockDevice
     close: Callable[[], Awaitable[None]]
+    warning: str | None = None
+    """A sentence for the user where there is no lock."""
 
 
 def open_served(
@@ -50,12 +52,15 @@ def _open_disk(what: str, image_format: str | None, read_only: bool, force_share
     undo.callback(os.close, device.fileno())
     if image_format is None:
         refuse_foreign(device, what)
-    lock = None
+    lock = warning = None
     try:
         lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)
     except BusyError:
         if not force_share:
             raise
+        warning = f"{what} is in use by another program, and is served all the same"
+    else:
+        warning = lock.note
 
     async def close() -> None:
         if not read_only:
@@ -64,7 +69,7 @@ def _open_disk(what: str, image_format: str | None, read_only: bool, force_share
             lock.release()
         await device.close()
 
-    return ServedDisk(CopyBeforeWrite(device), close)
+    return ServedDisk(CopyBeforeWrite(device), close, warning)
 
 
 def _is_archive(what: str) -> bool:

@@ -150,6 +150,22 @@ def test_a_standard_input_of_another_size(tmp_path: Path, size: int, sentence: s
     assert listing(tmp_path) == {}
 
 
+@pytest.mark.parametrize("sent", [0, 5000, 1 << 20])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_a_standard_input_that_stalls(
+    tmp_path: Path, sent: int, number: signal.Signals
+) -> None:
+    process = start("run", "-", "--size", "1M", tmp_path / "out.vma", "--trace", "job.state")
+    assert process.stdin is not None and process.stderr is not None
+    assert b"running" in process.stderr.readline()
+    process.stdin.write(bytes(sent))
+    process.stdin.flush()
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 128 + number
+    assert end(process).err.endswith("pybackup: cancelled\n")
+    assert listing(tmp_path) == {}
+
+
 @pytest.mark.parametrize("target", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "-"])
 def test_the_standard_output_by_all_its_names(made: Path, tmp_path: Path, target: str) -> None:
     assert decode(pybackup("run", "scsi1.img", target, cwd=made).out).drives == {"scsi1": DISKS["scsi1"]}
