@@ -21,6 +21,8 @@ from pybackup.formats.errors import FormatError
 
 HEADERS = 8192
 """Bytes of the buffer for headers."""
+MOST_PIECES = 4096
+"""Places of one read that may be filled out of order: what is remembered of a reply has an end."""
 _LONGEST_HEADER = wire.CHUNK.size + wire.CHUNK_OFFSET.size
 _ERRORS = {
     wire.NBD_EPERM: errno.EPERM,
@@ -308,7 +310,9 @@ class NbdSession(asyncio.BufferedProtocol):
         elif kind == wire.CHUNK_BLOCK_STATUS and request.command == wire.CMD_BLOCK_STATUS:
             context, extents = client.decode_block_status(payload)
             if context == self.agreed.allocation:
-                request.extents += extents
+                if request.extents:
+                    raise FormatError("the NBD server sends a block status twice")
+                request.extents = extents
         else:
             raise FormatError(f"the NBD server sends a chunk of an unknown kind ({kind})")
 
@@ -316,16 +320,25 @@ class NbdSession(asyncio.BufferedProtocol):
         end = request.offset + request.length
         if request.target is None or length < 1 or offset < request.offset or offset + length > end:
             raise FormatError("the NBD server sends data that was not asked for")
+        if request.covered and sum(request.covered[-1]) == offset:
+            offset, before = request.covered.pop()
+            length += before
         request.covered.append((offset, length))
+        if len(request.covered) > MOST_PIECES:
+            raise FormatError("the NBD server sends data in too many pieces")
 
     def _chunk_ended(self, chunk: client.Chunk) -> None:
         if chunk.done:
             self._finish(chunk.cookie)
 
     def _finish(self, cookie: int) -> None:
-        request = self._requests.pop(cookie)
+        request = self._requests[cookie]
+        # What fails here fails for all requests in flight, so this one is still one of them.
         if request.error is None and request.target is not None:
             _check_covered(request)
+        if request.error is not None and request.error.errno == errno.ESHUTDOWN:
+            raise FormatError("the NBD server is shutting down")
+        del self._requests[cookie]
         request.batch.end(request.error)
 
 
@@ -342,4 +355,4 @@ def _check_covered(request: Request) -> None:
 
 def _os_error(number: int, message: str) -> OSError:
     code = _ERRORS.get(number, errno.EIO)
-    return OSError(code, message.strip() or os.strerror(code))
+    return OSError(code, message or os.strerror(code))
