@@ -21,6 +21,8 @@ CONNECTIONS = 4
 """Connections where the server allows several."""
 REQUEST_SIZE = 512 << 10
 """Bytes in a request: small enough to spread over connections, large enough to cost little each."""
+SMALLEST_MOST = 512
+"""Bytes: the specification does not let a server ask for smaller requests."""
 STATUS_STEP = 1 << 31
 """Bytes asked for in one question for the block status."""
 ZEROES_STEP = 1 << 30
@@ -286,6 +288,8 @@ def _check(session: NbdSession, name: str, writable: bool, failure: type[Pybacku
         raise failure(f"{name} is empty: it has 0 bytes")
     if agreed.size > LARGEST:
         raise failure(f"cannot use {name}: it tells a size of {agreed.size} bytes, which no disk has")
+    if agreed.blocks.most < min(SMALLEST_MOST, agreed.size):
+        raise failure(f"cannot use {name}: it answers requests of {agreed.blocks.most} bytes at most")
     if agreed.size % agreed.blocks.smallest:
         raise failure(f"cannot use {name}: its size is no multiple of its block size")
 
