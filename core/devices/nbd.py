@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 
 from pybackup.core.device import BlockStatus, Buffer
@@ -298,7 +299,10 @@ def _explained(error: OSError | FormatError | Refused, name: str, failure: type[
     if isinstance(error, TimeoutError) and not error.errno:
         return failure(f"cannot use {name}: it does not answer")
     if isinstance(error, OSError):
-        return failure(f"cannot use {name}: {error.strerror or error}")
+        # asyncio puts its own words into strerror, and a name that cannot be found has numbers of its own.
+        known = error.errno is not None and error.errno in errno.errorcode and not isinstance(error, socket.gaierror)
+        reason = os.strerror(error.errno or 0) if known else error.strerror
+        return failure(f"cannot use {name}: {reason or error}")
     return failure(f"cannot use {name}: {error.what if isinstance(error, FormatError) else error}")
 
 
