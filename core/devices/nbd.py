@@ -284,7 +284,7 @@ async def _open_more(address: NbdAddress, sessions: list[NbdSession], wanted: in
 def _check(session: NbdSession, name: str, writable: bool, failure: type[PybackupError]) -> None:
     agreed = session.agreed
     if writable and agreed.flags & wire.FLAG_READ_ONLY:
-        raise failure(f"cannot write to {name}: it is read-only")
+        raise failure(f"cannot write to {name}: it is read-only, and can only be read")
     if not agreed.size and not writable:
         raise failure(f"{name} is empty: it has 0 bytes")
     if agreed.size > LARGEST:

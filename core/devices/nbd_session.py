@@ -41,11 +41,16 @@ class ConnectionLost(Exception):  # noqa: N818 - becomes an error of the side th
 
 
 class Batch:
-    """Requests that are waited for together. Changing: how many are under way; the first failure ends the waiting."""
+    """Requests that are waited for together.
+
+    Changing: how many are under way, and the first failure. All are waited for, since a write that is still under way
+    could overtake a later one; a connection that is lost ends the waiting.
+    """
 
     def __init__(self) -> None:
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._left = 1
+        self._error: Exception | None = None
 
     def add(self) -> None:
         """One request more."""
@@ -54,12 +59,14 @@ class Batch:
     def end(self, error: Exception | None = None) -> None:
         """One request less."""
         self._left -= 1
-        if not self._done.done():
-            if error is not None:
-                self._done.set_exception(error)
-                self._done.exception()  # seen, also where nobody waits any more
-            elif not self._left:
-                self._done.set_result(None)
+        self._error = self._error or error
+        if self._done.done() or (self._left and not isinstance(error, ConnectionLost)):
+            return
+        if self._error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error if isinstance(error, ConnectionLost) else self._error)
+            self._done.exception()  # seen, also where nobody waits any more
 
     async def wait(self) -> None:
         """Return when all have ended well (OSError, ConnectionLost)."""

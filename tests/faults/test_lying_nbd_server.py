@@ -709,3 +709,30 @@ def test_the_last_of_many_writes_that_fails_is_told(tmp_path: Path) -> None:
         await device.close()
 
     run(tmp_path, speak, test)
+
+
+def test_a_write_has_ended_only_when_all_its_pieces_have(tmp_path: Path) -> None:
+    """Else one of them could still overtake the next write of the same place."""
+    answered = asyncio.Event()
+
+    async def speak(line: Line) -> None:
+        await line.negotiate(Export(size=1 << 23))
+        asked = [await line.request()]
+        while asked[-1].end < 1 << 23:
+            asked.append(await line.request())
+        line.send(simple(asked[0].cookie, wire.NBD_ENOSPC))
+        await answered.wait()
+        line.send(*(simple(one.cookie) for one in asked[1:]))
+        await line.until_gone()
+
+    async def test(address: NbdAddress) -> None:
+        device = await NbdDevice.connect(address, writable=True)
+        writing = asyncio.ensure_future(device.pwrite(0, bytes(1 << 23)))
+        await asyncio.sleep(5)  # of virtual time: all that can happen has happened
+        assert not writing.done()
+        answered.set()
+        with pytest.raises(OSError, match="No space left"):
+            await writing
+        await device.close()
+
+    run(tmp_path, speak, test)
