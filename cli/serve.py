@@ -129,9 +129,9 @@ def command(**options: Any) -> int:
 
 
 async def _serve(request: _Request) -> int:
-    told_to_end = _told_to_end()
     async with AsyncExitStack() as stack:
         disks = await _open_disks(request, stack)
+        told_to_end = _told_to_end()
         given = listen_sockets()
         needs_socket = request.socket is None and request.tcp is None and not given
         folder = _private_folder(stack) if request.control is None or needs_socket else ""
@@ -156,7 +156,7 @@ async def _serve(request: _Request) -> int:
 
 
 async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, BlockDevice]:
-    disks = open_served(
+    disks = await open_served(
         request.sources, image_format=request.image_format, read_only=request.read_only, force_share=request.force_share
     )
     for disk in disks.values():

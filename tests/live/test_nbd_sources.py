@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from live.processes import DEADLINE, PYBACKUP, call, ended, interrupt, until
+from live.nbd_client import Nbd
+from live.processes import DEADLINE, PYBACKUP, call, ended, interrupt, restored, served, until
 
 Need = Callable[..., None]
 SIZE = (24 << 20) + 512
@@ -318,6 +320,82 @@ def test_who_is_not_there(need: Need, tmp_path: Path, image: Path) -> None:
         wrong = server.uri.replace("/disk?", "/disc?")
         assert failing(["run", wrong, archive], 3) == f"pybackup: cannot use {wrong}: it has no such export\n"
     assert not Path(archive).exists()
+
+
+# -- a disk of another server, served by ours --
+
+SERVED = {
+    "any block size": ["file", "IMAGE"],
+    "whole pages": [
+        *("--filter=blocksize-policy", "file", "IMAGE", "blocksize-minimum=4096", "blocksize-preferred=4096"),
+        *("blocksize-maximum=1M", "blocksize-error-policy=error"),
+    ],
+    "no zeroes, no trim": ["--filter=nozero", "file", "IMAGE", "zeromode=none"],
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_disk_of_another_server_is_backed_up_while_it_is_in_use(need: Need, tmp_path: Path, name: str) -> None:
+    need("nbdkit")
+    old = random.Random(5).randbytes(8 << 20)
+    image, source, new = tmp_path / "disk.img", random.Random(6), bytearray(old)
+    image.write_bytes(old)
+    arguments = [one.replace("IMAGE", str(image)) for one in SERVED[name]]
+    with nbdkit(tmp_path, *arguments) as other, served(tmp_path, other.uri) as server:
+        backup = server.start_backup(str(tmp_path / "a.vma"))
+        with Nbd(server.nbd, "disk") as guest:
+            for _ in range(50):
+                offset, length = source.randrange(7 << 20), source.randrange(1, 100_000)
+                content = source.choice([bytes(length), source.randbytes(length)])
+                new[offset : offset + length] = content
+                if any(content):
+                    guest.write(offset, content)
+                else:
+                    guest.zero(offset, length)
+            guest.flush()
+            assert guest.read(0, len(new)) == new
+        server.ask("speed", speed=0)
+        assert ended(backup) == (0, "")
+        server.stop()
+    assert image.read_bytes() == new
+    assert restored(tmp_path / "a.vma", tmp_path / "out")["disk"] == old
+
+
+def test_another_servers_death_fails_guests_and_the_backup(need: Need, tmp_path: Path, image: Path) -> None:
+    need("nbdkit")
+    with nbdkit(tmp_path, "file", str(image)) as other, served(tmp_path, other.uri) as server:
+        backup = server.start_backup(str(tmp_path / "a.vma"))
+        with Nbd(server.nbd, "disk") as guest:
+            guest.write(0, b"x")
+            other.process.kill()
+            other.process.wait()
+            with pytest.raises(OSError) as failure:
+                guest.write(1 << 20, b"x" * 100_000)
+            assert failure.value.errno == errno.EIO
+        code, said = ended(backup)
+        assert code == 3 and "the NBD server ended the connection" in said
+        assert not (tmp_path / "a.vma").exists()
+        # What was not flushed may be lost, so this is no good end.
+        code, said = interrupt(server.process)
+        assert code == 3 and "pybackup: nbd+unix:///disk" in said and "Traceback" not in said
+
+
+def test_a_read_only_export_is_served_read_only(need: Need, tmp_path: Path, image: Path) -> None:
+    need("nbdkit")
+    with nbdkit(tmp_path, "-r", "file", str(image)) as other:
+        said = failing(["serve", other.uri, "--socket", str(tmp_path / "s")], 3)
+        assert "it is read-only" in said
+        with served(tmp_path, "--read-only", other.uri) as server, Nbd(server.nbd, "disk") as guest:
+            assert guest.read(0, 1 << 20) == image.read_bytes()[: 1 << 20]
+
+
+def test_serving_what_is_not_there(tmp_path: Path) -> None:
+    assert "No such file or directory" in failing(["serve", f"nbd+unix:///?socket={tmp_path}/none"], 3)
+    with listening(tmp_path / "s", b"NBDM") as came:
+        command = [PYBACKUP, "serve", f"nbd+unix:///?socket={tmp_path / 's'}"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert came.wait(DEADLINE)
+        assert interrupt(server) == (130, "pybackup: cancelled\n")
 
 
 def test_memory_stays_bounded(need: Need, tmp_path: Path) -> None:
