@@ -119,7 +119,8 @@ def command(**options: Any) -> int:
     """Offer disks over NBD, read-write, and let them be backed up at any time while they are in use.
 
     `pybackup run serve:CONTROL ARCHIVE` makes a backup, `pybackup ctl CONTROL ...` steers. All disks of a server are
-    frozen at the same instant. An ARCHIVE with an index is offered read-only, every drive under its name.
+    frozen at the same instant. A SOURCE may be a disk of another server, nbd://HOST[:PORT]/EXPORT or
+    nbd+unix:///EXPORT?socket=PATH: it can be backed up so while it is in use. An ARCHIVE with an index is offered read-only, every drive under its name.
 
     The addresses to connect to are printed on stdout, one a line, when everything is ready. The server ends with
     SIGINT, SIGTERM or `pybackup ctl CONTROL quit`.
