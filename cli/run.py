@@ -140,7 +140,8 @@ def command(
 
     SOURCE is a raw image file, a block device, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, - for the
     standard input (with --size), or serve:CONTROL for all disks of a running `pybackup serve`. NAME is the drive's name
-    in the archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist yet, a FIFO, or - for the standard output.
+    in the archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist
+    yet, a FIFO, or - for the standard output.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,

@@ -120,7 +120,8 @@ def command(**options: Any) -> int:
 
     `pybackup run serve:CONTROL ARCHIVE` makes a backup, `pybackup ctl CONTROL ...` steers. All disks of a server are
     frozen at the same instant. A SOURCE may be a disk of another server, nbd://HOST[:PORT]/EXPORT or
-    nbd+unix:///EXPORT?socket=PATH: it can be backed up so while it is in use. An ARCHIVE with an index is offered read-only, every drive under its name.
+    nbd+unix:///EXPORT?socket=PATH: so it can be backed up while it is in use. An ARCHIVE with an index is offered
+    read-only, every drive under its name.
 
     The addresses to connect to are printed on stdout, one a line, when everything is ready. The server ends with
     SIGINT, SIGTERM or `pybackup ctl CONTROL quit`.

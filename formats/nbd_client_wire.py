@@ -21,7 +21,7 @@ MOST_OPTION_REPLY = 2 * wire.MAX_STRING + 64
 """Bytes of data in a reply to an option: two strings at most, a name and its description, and a few numbers."""
 MOST_STATUS = wire.CHUNK_CONTEXT.size + (1 << 20) * wire.DESCRIPTOR.size
 """Bytes in a block status: nbdkit sends up to a million extents, others fewer."""
-MOST_EXTENTS = 1 << 14
+MOST_EXTENTS = 1 << 16
 """Extents taken from one block status; for the rest one asks again."""
 MOST_SPOKEN = 200
 """Characters of a message that are passed on to the user."""
