@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -30,15 +30,34 @@ def cancelling_signals() -> list[int]:
 
 
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work in an event loop of its own."""
+    """Run a command's work in an event loop of its own; a signal cancels it (CancelledError)."""
     keep_freed_memory()
-    return asyncio.run(work)
+    return asyncio.run(_cancelled_by_signals(work))
+
+
+async def _cancelled_by_signals(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run() would cancel in the midst of a callback of the loop, which then complains; so the loop does it."""
+    task = asyncio.current_task()
+    assert task is not None
+    reasons: list[CancelledError] = []
+
+    def cancel(reason: CancelledError) -> None:
+        reasons.append(reason)
+        task.cancel()
+
+    try:
+        with _signals_cancel(cancel):
+            return await work
+    except asyncio.CancelledError:
+        if reasons:
+            raise reasons[0] from None
+        raise
 
 
 async def run_job(job: Job, verb: str, display: Display) -> None:
     """Run a job to its end; a signal cancels it, a second SIGINT ends the program at once."""
     task = asyncio.create_task(job.run())
-    with _signals_cancel(job):
+    with _signals_cancel(job.cancel):
         display.start(job, verb)
         try:
             while not task.done():
@@ -49,8 +68,23 @@ async def run_job(job: Job, verb: str, display: Display) -> None:
     task.result()
 
 
+_told: list[Callable[[CancelledError], None]] = []
+"""Who is told of a signal: the last, for a job within a command's work knows best how to end."""
+
+
 @contextlib.contextmanager
-def _signals_cancel(job: Job) -> Any:
+def _signals_cancel(tell: Callable[[CancelledError], None]) -> Iterator[None]:
+    """Within the body a signal calls ``tell``; a second SIGINT ends the program at once."""
+    _told.append(tell)
+    try:
+        with _signal_handlers() if len(_told) == 1 else contextlib.nullcontext():
+            yield
+    finally:
+        _told.pop()
+
+
+@contextlib.contextmanager
+def _signal_handlers() -> Iterator[None]:
     loop = asyncio.get_running_loop()
     seen: list[int] = []
 
@@ -59,7 +93,7 @@ def _signals_cancel(job: Job) -> Any:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         seen.append(number)
-        job.cancel(CancelledError("cancelled", number))
+        _told[-1](CancelledError("cancelled", number))
 
     before = {number: signal.getsignal(number) for number in cancelling_signals()}
     for number in before:

@@ -119,7 +119,9 @@ def command(**options: Any) -> int:
     """Offer disks over NBD, read-write, and let them be backed up at any time while they are in use.
 
     `pybackup run serve:CONTROL ARCHIVE` makes a backup, `pybackup ctl CONTROL ...` steers. All disks of a server are
-    frozen at the same instant. An ARCHIVE with an index is offered read-only, every drive under its name.
+    frozen at the same instant. A SOURCE may be a disk of another server, nbd://HOST[:PORT]/EXPORT or
+    nbd+unix:///EXPORT?socket=PATH: so it can be backed up while it is in use. An ARCHIVE with an index is offered
+    read-only, every drive under its name.
 
     The addresses to connect to are printed on stdout, one a line, when everything is ready. The server ends with
     SIGINT, SIGTERM or `pybackup ctl CONTROL quit`.
@@ -129,9 +131,9 @@ def command(**options: Any) -> int:
 
 
 async def _serve(request: _Request) -> int:
-    told_to_end = _told_to_end()
     async with AsyncExitStack() as stack:
         disks = await _open_disks(request, stack)
+        told_to_end = _told_to_end()
         given = listen_sockets()
         needs_socket = request.socket is None and request.tcp is None and not given
         folder = _private_folder(stack) if request.control is None or needs_socket else ""
@@ -156,7 +158,7 @@ async def _serve(request: _Request) -> int:
 
 
 async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, BlockDevice]:
-    disks = open_served(
+    disks = await open_served(
         request.sources, image_format=request.image_format, read_only=request.read_only, force_share=request.force_share
     )
     for disk in disks.values():

@@ -28,7 +28,7 @@ from .intake import Intake, Prepared
 from .job import DriveProgress, Job, with_estimate
 from .old_data import OldData
 from .trace import Trace
-from .unreadable import LostRange, read_around_errors
+from .unreadable import LostRange, joined, read_around_errors
 
 PIECE = CLUSTERS_PER_EXTENT
 """Clusters read at once: an extent's worth, 3.6 MiB, so that its frames need not be copied together."""
@@ -227,6 +227,7 @@ class BackupJob(Job):
             if copying.drive.check is not None:
                 copying.drive.check()
         await self._writer.drain()  # what it tells about the archive counts all of it
+        self.lost = joined(self.lost)
         await self._writer.finish(self._describe())
         self.progress.written = self._writer.written
         if self._before_commit is not None:

@@ -10,6 +10,9 @@ from typing import Protocol
 from .errors import RequestError
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
 
+LONGEST = 100
+"""Characters of a name made of an export's, which may have thousands."""
+
 
 class NamedSource(Protocol):
     """A source that may have been given a name."""
@@ -32,7 +35,8 @@ def drive_name(source: NamedSource) -> str:
     if source.what == "-":
         return "stdin"
     if is_nbd_uri(source.what):
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", os.path.basename(parse_nbd_uri(source.what).export)) or "nbd"
+        export = os.path.basename(parse_nbd_uri(source.what).export)
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", export).strip(".-")[:LONGEST] or "nbd"
     return os.path.basename(source.what).lstrip(".").split(".")[0] or "drive"
 
 

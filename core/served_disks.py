@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from .archive_facts import pread_exactly
@@ -13,11 +13,13 @@ from .archive_index import ArchiveIndex, NoIndexError
 from .copy_before_write import CopyBeforeWrite
 from .device import BlockDevice
 from .devices.archive_drive import ArchiveDrive
+from .devices.nbd import NbdDevice
 from .devices.probe import HEAD_BYTES, archive_format
 from .devices.raw import RawDevice
 from .drive_names import NamedSource, unique_drive_names
 from .errors import ArchiveError, BusyError, RequestError
 from .image_lock import ImageLock
+from .nbd_uri import is_nbd_uri, parse_nbd_uri
 from .sources import refuse_foreign
 
 
@@ -31,7 +33,7 @@ class ServedDisk:
     """A sentence for the user where there is no lock."""
 
 
-def open_served(
+async def open_served(
     sources: Sequence[NamedSource], *, image_format: str | None, read_only: bool, force_share: bool
 ) -> dict[str, ServedDisk]:
     """The disks by their names; nothing stays open if one cannot be opened."""
@@ -40,27 +42,46 @@ def open_served(
     if any(source.what == "-" for source in sources):
         raise RequestError("the standard input cannot be served; it can only be read once")
     disks: dict[str, ServedDisk] = {}
-    with ExitStack() as undo:
+    async with AsyncExitStack() as undo:
         for name, source in zip(unique_drive_names(sources), sources, strict=True):
-            disks[name] = _open_disk(source.what, image_format, read_only, force_share, undo)
+            if is_nbd_uri(source.what):
+                disks[name] = await _open_nbd(source.what, read_only)
+            else:
+                disks[name] = await _open_disk(source.what, image_format, read_only, force_share)
+            undo.push_async_callback(disks[name].close)
         undo.pop_all()
     return disks
 
 
-def _open_disk(what: str, image_format: str | None, read_only: bool, force_share: bool, undo: ExitStack) -> ServedDisk:
+async def _open_nbd(uri: str, read_only: bool) -> ServedDisk:
+    """A disk of another server, which learns to be backed up while it is in use."""
+    device = await NbdDevice.connect(parse_nbd_uri(uri), name=uri, writable=not read_only)
+
+    async def close() -> None:
+        try:
+            await device.flush()
+        finally:
+            await device.close()
+
+    return ServedDisk(CopyBeforeWrite(device), close)
+
+
+async def _open_disk(what: str, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
     device = RawDevice.open(what, writable=not read_only)
-    undo.callback(os.close, device.fileno())
-    if image_format is None:
-        refuse_foreign(device, what)
     lock = warning = None
     try:
-        lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)
-    except BusyError:
-        if not force_share:
-            raise
-        warning = f"{what} is in use by another program, and is served all the same"
-    else:
-        warning = lock.note
+        if image_format is None:
+            refuse_foreign(device, what)
+        try:
+            lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)
+            warning = lock.note
+        except BusyError:
+            if not force_share:
+                raise
+            warning = f"{what} is in use by another program, and is served all the same"
+    except BaseException:
+        await device.close()
+        raise
 
     async def close() -> None:
         if not read_only:

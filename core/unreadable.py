@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .device import BlockDevice
@@ -18,6 +19,17 @@ class LostRange(NamedTuple):
     length: int
 
 
+def joined(lost: Iterable[LostRange]) -> list[LostRange]:
+    """In order of drive and offset, and neighbours as one: pieces of a disk are read in no particular order."""
+    found: list[LostRange] = []
+    for one in sorted(lost):
+        if found and (found[-1].drive, found[-1].offset + found[-1].length) == (one.drive, one.offset):
+            found[-1] = found[-1]._replace(length=found[-1].length + one.length)
+        else:
+            found.append(one)
+    return found
+
+
 async def read_around_errors(
     device: BlockDevice, name: str, offset: int, size: int
 ) -> tuple[bytearray, list[LostRange]]:
@@ -29,8 +41,5 @@ async def read_around_errors(
         try:
             content[at - offset : at - offset + length] = await device.pread(at, length)
         except OSError:
-            if lost and lost[-1].offset + lost[-1].length == at:
-                lost[-1] = lost[-1]._replace(length=lost[-1].length + length)
-            else:
-                lost.append(LostRange(name, at, length))
-    return content, lost
+            lost.append(LostRange(name, at, length))
+    return content, joined(lost)

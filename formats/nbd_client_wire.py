@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from pybackup.formats import nbd_wire as wire
@@ -16,6 +17,14 @@ from pybackup.formats.errors import FormatError
 REPLY_START_SIZE = wire.SIMPLE_REPLY.size
 """Bytes to receive before it is known which kind of reply this is: all of a simple one, most of a chunk's header."""
 CHUNK_REST_SIZE = wire.CHUNK.size - wire.SIMPLE_REPLY.size
+MOST_OPTION_REPLY = 2 * wire.MAX_STRING + 64
+"""Bytes of data in a reply to an option: two strings at most, a name and its description, and a few numbers."""
+MOST_STATUS = wire.CHUNK_CONTEXT.size + (1 << 20) * wire.DESCRIPTOR.size
+"""Bytes in a block status: nbdkit sends up to a million extents, others fewer."""
+MOST_EXTENTS = 1 << 16
+"""Extents taken from one block status; for the rest one asks again."""
+MOST_SPOKEN = 200
+"""Characters of a message that are passed on to the user."""
 
 
 class OptionReply(NamedTuple):
@@ -86,7 +95,7 @@ def decode_option_reply(data: bytes) -> OptionReply:
     magic, option, kind, length = wire.OPTION_REPLY.unpack(data)
     if magic != wire.OPTION_REPLY_MAGIC:
         raise FormatError("the NBD server sends no reply to an option")
-    if length > wire.MAX_PAYLOAD:
+    if length > MOST_OPTION_REPLY:
         raise FormatError(f"the NBD server sends a reply of {length} bytes to an option")
     return OptionReply(option, kind, length)
 
@@ -138,9 +147,16 @@ def decode_chunk(data: bytes) -> Chunk:
     magic, flags, kind, cookie, length = wire.CHUNK.unpack(data)
     if magic != wire.CHUNK_MAGIC:
         raise FormatError("the NBD server sends no chunk of a reply")
-    if length > wire.MAX_PAYLOAD + wire.CHUNK_OFFSET.size:
+    if length > _longest_chunk(kind):
         raise FormatError(f"the NBD server sends a chunk of {length} bytes")
     return Chunk(bool(flags & wire.CHUNK_FLAG_DONE), kind, cookie, length)
+
+
+def _longest_chunk(kind: int) -> int:
+    """So much is received at most before the content is looked at."""
+    if kind == wire.CHUNK_OFFSET_DATA:
+        return wire.CHUNK_OFFSET.size + wire.MAX_PAYLOAD
+    return MOST_STATUS if kind == wire.CHUNK_BLOCK_STATUS else MOST_OPTION_REPLY
 
 
 def decode_hole(payload: bytes) -> tuple[int, int]:
@@ -155,16 +171,25 @@ def decode_error(payload: bytes) -> tuple[int, str]:
     error, length = _unpack(wire.CHUNK_ERROR_START, payload[:size])
     if length > len(payload) - size or not error:
         raise FormatError("the NBD server sends an error that makes no sense")
-    return error, payload[size : size + length].decode(errors="replace")
+    return error, decode_message(payload[size : size + length])
+
+
+def decode_message(data: bytes) -> str:
+    """What the server says to a person, without what a terminal would obey."""
+    text = data[: 4 * MOST_SPOKEN].decode(errors="replace").strip()
+    return "".join(one if one.isprintable() else "?" for one in text[:MOST_SPOKEN])
 
 
 def decode_block_status(payload: bytes) -> tuple[int, list[tuple[int, int]]]:
-    """Metadata context id and (length in bytes, status flags) of each extent, from a BLOCK_STATUS payload."""
+    """Metadata context id and (length in bytes, status flags) of each extent, from a BLOCK_STATUS payload.
+
+    Not more than MOST_EXTENTS: a reply may always tell less than was asked for.
+    """
     context, rest = payload[: wire.CHUNK_CONTEXT.size], payload[wire.CHUNK_CONTEXT.size :]
     if not rest or len(rest) % wire.DESCRIPTOR.size:
         raise FormatError("the NBD server sends a block status of the wrong length")
     (identity,) = _unpack(wire.CHUNK_CONTEXT, context)
-    extents = [(length, status) for length, status in wire.DESCRIPTOR.iter_unpack(rest)]
+    extents = list(islice(wire.DESCRIPTOR.iter_unpack(rest), MOST_EXTENTS))
     if not all(length for length, _ in extents):
         raise FormatError("the NBD server sends a block status with an empty extent")
     return identity, extents

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import AsyncIterator, Sequence
 
 from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.devices.nbd_negotiation import Refused, connect, disconnect
 from pybackup.core.devices.nbd_session import Batch, ConnectionLost, NbdSession
 from pybackup.core.errors import PybackupError, SourceError
+from pybackup.core.inflight import InflightRanges
 from pybackup.core.nbd_uri import NbdAddress
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
@@ -19,9 +22,13 @@ CONNECTIONS = 4
 """Connections where the server allows several."""
 REQUEST_SIZE = 256 << 10
 """Bytes in a request: small enough to spread over connections, large enough to cost little each."""
+SMALLEST_MOST = 512
+"""Bytes: the specification does not let a server ask for smaller requests."""
 STATUS_STEP = 1 << 31
 """Bytes asked for in one question for the block status."""
 ZEROES_STEP = 1 << 30
+LARGEST = (1 << 63) - 1
+"""Bytes of a disk: offsets are signed everywhere."""
 CONNECT_SECONDS = 30.0
 """How long a server may take for the handshake."""
 MORE_SECONDS = 5.0
@@ -42,7 +49,7 @@ class NbdDevice:
         self._agreed = sessions[0].agreed
         self._writable = writable
         self._turn = 0
-        self._whole_blocks = asyncio.Lock()
+        self._changing = InflightRanges()
 
     @classmethod
     async def connect(
@@ -66,7 +73,9 @@ class NbdDevice:
         except BaseException as error:
             for session in sessions:
                 await session.close()
-            raise _explained(error, name, failure) from error
+            if isinstance(error, OSError | FormatError | Refused):
+                raise _explained(error, name, failure) from error
+            raise
         return cls(sessions, name, writable=writable, failure=failure)
 
     @property
@@ -133,14 +142,13 @@ class NbdDevice:
         """Write, in pieces over all connections (OSError)."""
         self._check_writable()
         view = memoryview(data).cast("B")
-        if self._is_whole(offset, len(view)):
+        low, high = self._outwards(offset, offset + len(view))
+        async with self._alone(low, high):
+            if high - low != len(view):
+                content = bytearray(await self.pread(low, high - low))
+                content[offset - low : offset - low + len(view)] = view
+                offset, view = low, memoryview(content)
             await self._write(offset, view)
-            return
-        async with self._whole_blocks:
-            low, high = self._outwards(offset, offset + len(view))
-            content = bytearray(await self.pread(low, high - low))
-            content[offset - low : offset - low + len(view)] = view
-            await self._write(low, memoryview(content))
 
     async def _write(self, offset: int, view: memoryview) -> None:
         batch = Batch()
@@ -164,6 +172,8 @@ class NbdDevice:
             return
         flags = (0 if may_punch else wire.CMD_FLAG_NO_HOLE) | (wire.CMD_FLAG_FAST_ZERO if fast_only else 0)
         low, high = self._inwards(offset, offset + length)
+        if fast_only and (low, high) != (offset, offset + length):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), self._name)
         if low >= high:
             await self._write_zero_bytes(offset, length)
             return
@@ -185,9 +195,13 @@ class NbdDevice:
     async def flush(self) -> None:
         """Flush; several connections are only used where one flush is for all (OSError)."""
         if self._writable and self._agreed.flags & wire.FLAG_SEND_FLUSH:
-            await self._command(wire.CMD_FLUSH, 0, 0)
+            await self._ask_in_steps(wire.CMD_FLUSH, 0, 0)
 
     async def _command(self, command: int, offset: int, length: int, flags: int = 0) -> None:
+        async with self._alone(offset, offset + length):
+            await self._ask_in_steps(command, offset, length, flags)
+
+    async def _ask_in_steps(self, command: int, offset: int, length: int, flags: int = 0) -> None:
         batch = Batch()
         try:
             for at in range(0, length or 1, ZEROES_STEP):
@@ -214,6 +228,19 @@ class NbdDevice:
 
     # -- --
 
+    @contextlib.asynccontextmanager
+    async def _alone(self, start: int, end: int) -> AsyncIterator[None]:
+        """One change of a block after the other, where the server's blocks are read to be changed in part."""
+        if self._agreed.blocks.smallest == 1:
+            yield
+            return
+        await self._changing.wait_until_free(start, end)
+        changing = self._changing.begin(start, end)
+        try:
+            yield
+        finally:
+            self._changing.finish(changing)
+
     def _next(self) -> NbdSession:
         self._turn = (self._turn + 1) % len(self._sessions)
         return self._sessions[self._turn]
@@ -233,9 +260,6 @@ class NbdDevice:
         block = self._agreed.blocks.smallest
         return -(-start // block) * block, end // block * block
 
-    def _is_whole(self, offset: int, length: int) -> bool:
-        return self._outwards(offset, offset + length) == (offset, offset + length)
-
 
 async def _open(address: NbdAddress) -> NbdSession:
     sock, agreed = await connect(address)
@@ -251,7 +275,7 @@ async def _open_more(address: NbdAddress, sessions: list[NbdSession], wanted: in
                 sock, agreed = await connect(address)
         except (OSError, FormatError, Refused):
             return
-        if (agreed.size, agreed.flags, agreed.allocation) != (first.size, first.flags, first.allocation):
+        if agreed != first:
             await disconnect(sock)
             return
         sessions.append(await NbdSession.over(sock, agreed))
@@ -260,23 +284,26 @@ async def _open_more(address: NbdAddress, sessions: list[NbdSession], wanted: in
 def _check(session: NbdSession, name: str, writable: bool, failure: type[PybackupError]) -> None:
     agreed = session.agreed
     if writable and agreed.flags & wire.FLAG_READ_ONLY:
-        raise failure(f"cannot write to {name}: it is read-only")
+        raise failure(f"cannot write to {name}: it is read-only, and can only be read")
     if not agreed.size and not writable:
         raise failure(f"{name} is empty: it has 0 bytes")
+    if agreed.size > LARGEST:
+        raise failure(f"cannot use {name}: it tells a size of {agreed.size} bytes, which no disk has")
+    if agreed.blocks.most < min(SMALLEST_MOST, agreed.size):
+        raise failure(f"cannot use {name}: it answers requests of {agreed.blocks.most} bytes at most")
     if agreed.size % agreed.blocks.smallest:
         raise failure(f"cannot use {name}: its size is no multiple of its block size")
 
 
-def _explained(error: BaseException, name: str, failure: type[PybackupError]) -> BaseException:
+def _explained(error: OSError | FormatError | Refused, name: str, failure: type[PybackupError]) -> PybackupError:
     if isinstance(error, TimeoutError) and not error.errno:
         return failure(f"cannot use {name}: it does not answer")
     if isinstance(error, OSError):
-        return failure(f"cannot use {name}: {error.strerror or error}")
-    if isinstance(error, FormatError):
-        return failure(f"cannot use {name}: {error.what}")
-    if isinstance(error, Refused):
-        return failure(f"cannot use {name}: {error}")
-    return error
+        # asyncio puts its own words into strerror, and a name that cannot be found has numbers of its own.
+        known = error.errno is not None and error.errno in errno.errorcode and not isinstance(error, socket.gaierror)
+        reason = os.strerror(error.errno or 0) if known else error.strerror
+        return failure(f"cannot use {name}: {reason or error}")
+    return failure(f"cannot use {name}: {error.what if isinstance(error, FormatError) else error}")
 
 
 def _trimmed(at: int, extents: Sequence[tuple[int, int]], start: int, end: int) -> list[BlockStatus]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pybackup.core.nbd_uri import NbdAddress
 from pybackup.formats import nbd_client_wire as client
@@ -24,6 +25,12 @@ _REASONS = {
     wire.REP_ERROR + 5: "it wants TLS, which is not supported",
     wire.REP_ERROR + 7: "it is shutting down",
 }
+ADDRESS_SECONDS = 10.0
+"""How long one of a host's addresses may take to be connected to."""
+QUEUE_SECONDS = 0.05
+"""How long until a Unix socket whose queue is full is tried again."""
+KEEPALIVE_SECONDS = 60
+"""Seconds of silence after which a host is asked whether it is still there, and the same until it counts as gone."""
 MOST_REPLIES = 100
 """Replies to one option; a server that sends more never comes to an end."""
 
@@ -61,22 +68,73 @@ async def connect(address: NbdAddress) -> tuple[socket.socket, Agreed]:
 
 
 async def _open_socket(address: NbdAddress) -> socket.socket:
-    loop = asyncio.get_running_loop()
     if address.socket is not None:
-        return await _connected(socket.socket(socket.AF_UNIX), address.socket)
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    failure = OSError("no address")
-    for family, kind, protocol, _, place in found:
+        return await _connected_unix(address.socket)
+    failure = OSError("it has no address")
+    for family, kind, protocol, _, place in await _resolve(address.host, address.port):
         try:
-            sock = await _connected(socket.socket(family, kind, protocol), place)
+            # An address that swallows what is sent to it must not keep us from the next.
+            async with asyncio.timeout(ADDRESS_SECONDS):
+                sock = await _connected(socket.socket(family, kind, protocol), place)
         except OSError as error:
             failure = error
             continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A host that has gone without a word is noticed some time, and the backup fails instead of waiting for ever.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _tune(sock)
         return sock
     raise failure
+
+
+async def _resolve(host: str, port: int) -> list[Any]:
+    """getaddrinfo() in a thread that nobody waits for: a name server that is silent must not hold up a Ctrl-C."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[Any]] = loop.create_future()
+
+    def answer(addresses: list[Any], error: OSError | None) -> None:
+        if found.done():
+            return
+        if error is None:
+            found.set_result(addresses)
+        else:
+            found.set_exception(error)
+
+    def look() -> None:
+        addresses: list[Any] = []
+        failure = None
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            failure = error
+        except ValueError:
+            failure = OSError(f"{host!r} is no host name")
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(answer, addresses, failure)
+
+    threading.Thread(target=look, name="pybackup-resolve", daemon=True).start()
+    return await found
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A host that has gone without a word is noticed, and the backup fails instead of waiting for ever.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS // 6)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6)
+
+
+async def _connected_unix(path: str) -> socket.socket:
+    """Where the server's queue is full, connect() says EAGAIN, and no event tells when there is room again."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    try:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(path)
+                return sock
+            await asyncio.sleep(QUEUE_SECONDS)
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def _connected(sock: socket.socket, place: str | tuple[object, ...]) -> socket.socket:
@@ -124,10 +182,11 @@ class _Negotiation:
         replies = await self._replies(wire.OPT_GO)
         kind, data = replies[-1]
         if kind != wire.REP_ACK:
-            said = data.decode(errors="replace").strip()
+            said = client.decode_message(data)
             raise Refused(_REASONS.get(kind) or said or f"it refuses with error {kind - wire.REP_ERROR}")
-        for _, data in replies[:-1]:
-            self._take_info(data)
+        for kind, data in replies[:-1]:
+            if kind == wire.REP_INFO:
+                self._take_info(data)
         if not self._agreed.flags & wire.FLAG_HAS_FLAGS:
             raise FormatError("the NBD server says nothing of the export")
 

@@ -21,6 +21,8 @@ from pybackup.formats.errors import FormatError
 
 HEADERS = 8192
 """Bytes of the buffer for headers."""
+MOST_PIECES = 4096
+"""Places of one read that may be filled out of order: what is remembered of a reply has an end."""
 _LONGEST_HEADER = wire.CHUNK.size + wire.CHUNK_OFFSET.size
 _ERRORS = {
     wire.NBD_EPERM: errno.EPERM,
@@ -39,11 +41,16 @@ class ConnectionLost(Exception):  # noqa: N818 - becomes an error of the side th
 
 
 class Batch:
-    """Requests that are waited for together. Changing: how many are under way; the first failure ends the waiting."""
+    """Requests that are waited for together.
+
+    Changing: how many are under way, and the first failure. All are waited for, since a write that is still under way
+    could overtake a later one; a connection that is lost ends the waiting.
+    """
 
     def __init__(self) -> None:
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._left = 1
+        self._error: Exception | None = None
 
     def add(self) -> None:
         """One request more."""
@@ -52,12 +59,14 @@ class Batch:
     def end(self, error: Exception | None = None) -> None:
         """One request less."""
         self._left -= 1
-        if not self._done.done():
-            if error is not None:
-                self._done.set_exception(error)
-                self._done.exception()  # seen, also where nobody waits any more
-            elif not self._left:
-                self._done.set_result(None)
+        self._error = self._error or error
+        if self._done.done() or (self._left and not isinstance(error, ConnectionLost)):
+            return
+        if self._error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error if isinstance(error, ConnectionLost) else self._error)
+            self._done.exception()  # seen, also where nobody waits any more
 
     async def wait(self) -> None:
         """Return when all have ended well (OSError, ConnectionLost)."""
@@ -308,7 +317,9 @@ class NbdSession(asyncio.BufferedProtocol):
         elif kind == wire.CHUNK_BLOCK_STATUS and request.command == wire.CMD_BLOCK_STATUS:
             context, extents = client.decode_block_status(payload)
             if context == self.agreed.allocation:
-                request.extents += extents
+                if request.extents:
+                    raise FormatError("the NBD server sends a block status twice")
+                request.extents = extents
         else:
             raise FormatError(f"the NBD server sends a chunk of an unknown kind ({kind})")
 
@@ -316,16 +327,25 @@ class NbdSession(asyncio.BufferedProtocol):
         end = request.offset + request.length
         if request.target is None or length < 1 or offset < request.offset or offset + length > end:
             raise FormatError("the NBD server sends data that was not asked for")
+        if request.covered and sum(request.covered[-1]) == offset:
+            offset, before = request.covered.pop()
+            length += before
         request.covered.append((offset, length))
+        if len(request.covered) > MOST_PIECES:
+            raise FormatError("the NBD server sends data in too many pieces")
 
     def _chunk_ended(self, chunk: client.Chunk) -> None:
         if chunk.done:
             self._finish(chunk.cookie)
 
     def _finish(self, cookie: int) -> None:
-        request = self._requests.pop(cookie)
+        request = self._requests[cookie]
+        # What fails here fails for all requests in flight, so this one is still one of them.
         if request.error is None and request.target is not None:
             _check_covered(request)
+        if request.error is not None and request.error.errno == errno.ESHUTDOWN:
+            raise FormatError("the NBD server is shutting down")
+        del self._requests[cookie]
         request.batch.end(request.error)
 
 
@@ -342,4 +362,4 @@ def _check_covered(request: Request) -> None:
 
 def _os_error(number: int, message: str) -> OSError:
     code = _ERRORS.get(number, errno.EIO)
-    return OSError(code, message.strip() or os.strerror(code))
+    return OSError(code, message or os.strerror(code))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import subprocess
 import threading
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from live.processes import served as live_server
+from live.processes import until
 
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.memory import MemoryDevice
@@ -220,3 +223,52 @@ def test_several_connections_work_on_one_disk(need: Need, tmp_path: Path) -> Non
         options = ("--connections=4", "--threads=4", "--requests=32", "--request-size=65536", "--flush")
         call("nbdcopy", *options, str(tmp_path / "source.img"), f"nbd+unix:///?socket={path}")
     assert (tmp_path / "disk.img").read_bytes() == contents
+
+
+def test_nbdfuse_mounts_an_export(need: Need, tmp_path: Path) -> None:
+    """A real `pybackup serve`, written to and read from as a file, by nbdfuse and the kernel."""
+    need("nbdfuse", "fusermount3")
+    _need_fuse()
+    contents = bytearray(sparse_image(tmp_path / "disk.img"))
+    (mount := tmp_path / "mount").mkdir()
+    with live_server(tmp_path, str(tmp_path / "disk.img")) as server, mounted(mount, server.lines[0]):
+        with (mount / "nbd").open("r+b", buffering=0) as file:
+            assert os.fstat(file.fileno()).st_size == SIZE
+            assert file.read(1 << 20) == contents[: 1 << 20]
+            source = random.Random(3)
+            for _ in range(40):
+                offset, data = source.randrange(SIZE - 70_000), source.randbytes(source.randrange(1, 70_000))
+                file.seek(offset)
+                assert file.write(data) == len(data)
+                contents[offset : offset + len(data)] = data
+            os.fsync(file.fileno())
+        # By now the kernel need not have it in its cache: nbdfuse answers.
+        assert (mount / "nbd").read_bytes() == contents
+    assert (tmp_path / "disk.img").read_bytes() == contents
+
+
+def _need_fuse() -> None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        pytest.skip(f"nothing can be mounted with FUSE here: /dev/fuse: {error.strerror}")
+
+
+@contextmanager
+def mounted(mount: Path, uri: str) -> Iterator[None]:
+    """The export as the file ``nbd`` in a folder."""
+    process = subprocess.Popen(["nbdfuse", str(mount), uri], stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: process.poll() is not None or (mount / "nbd").exists())
+        if process.poll() is not None:
+            _, said = process.communicate()
+            assert "mount failed" in said or "ermission" in said or "ermitted" in said, said
+            pytest.skip(f"nbdfuse may not mount here: {said.strip()}")
+        yield
+        call("fusermount3", "-u", str(mount))
+        assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            subprocess.run(["fusermount3", "-uz", str(mount)], check=False)
+            process.kill()
+        process.communicate()

@@ -44,6 +44,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def opened(disk: Path, how: Snapshot, *, force_share: bool = False) -> OpenSource:
     """The source, closed again: what it says of itself."""
+
     async def open_and_close() -> OpenSource:
         source = await open_source(str(disk), SourceOptions(snapshot=how, force_share=force_share))
         await source.close()
