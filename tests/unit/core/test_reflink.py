@@ -50,8 +50,7 @@ def opened(disk: Path, how: Snapshot, *, force_share: bool = False) -> OpenSourc
         await source.close()
         return source
 
-    source = asyncio.run(open_and_close())
-    return source
+    return asyncio.run(open_and_close())
 
 
 @pytest.mark.parametrize("code", USUAL + UNUSUAL)

@@ -22,10 +22,13 @@ def disk(tmp_path: Path) -> Path:
 
 
 def warning_of(disk: Path, *, force_share: bool) -> str | None:
-    sources: list[NamedSource] = [Source(str(disk))]
-    served = open_served(sources, image_format=None, read_only=False, force_share=force_share)["disk"]
-    asyncio.run(served.close())
-    return served.warning
+    async def open_and_close() -> str | None:
+        sources: list[NamedSource] = [Source(str(disk))]
+        served = (await open_served(sources, image_format=None, read_only=False, force_share=force_share))["disk"]
+        await served.close()
+        return served.warning
+
+    return asyncio.run(open_and_close())
 
 
 class Source:
