@@ -12,7 +12,7 @@ from pybackup.cli.numbers import duration
 from pybackup.cli.options import force_share_option, format_option, job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath
 from pybackup.cli.progress import choose
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.compare import CompareJob
@@ -88,6 +88,7 @@ async def _compare(
         for drive, what in plan.items():
             one = await open_source(what, source_options)
             stack.push_async_callback(one.close)
+            warn(one.warnings)
             disks[drive] = one.device
         job = CompareJob(stream, disks, speed=options["speed"], trace=trace)
         await run_job(job, "compare", choose(options["progress"], options["quiet"]))

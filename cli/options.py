@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pybackup.cli.params import Size, Whole
+from pybackup.core.image_formats import ALIASES, FORMATS
 from pybackup.core.trace import EVENTS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,11 +65,22 @@ job_options = _all_of(
 format_option = click.option(
     "--format",
     "image_format",
+    type=click.Choice(["raw", *FORMATS, *ALIASES]),
+    default=None,
+    show_default="by name and magic",
+    help="Take every source that is a file or block device as an image of this format. Without it, a file whose name"
+    " and first bytes say the same format is that, any other file must look raw, and a block device is raw.",
+)
+raw_format_option = click.option(
+    "--format",
+    "image_format",
     type=click.Choice(["raw"]),
     default=None,
     help="Take every source as raw, whatever its first bytes look like.",
 )
-force_share_option = click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
+force_share_option = click.option(
+    "--force-share", is_flag=True, help="Read an image that another program has locked, with a warning."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout.")
 threads_option = click.option(
     "--threads",

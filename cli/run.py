@@ -18,7 +18,7 @@ from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import force_share_option, format_option, job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, Size, Whole, same_file
 from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.cli.version import VERSION
 from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive_open import archive_reader
@@ -138,9 +138,10 @@ def command(
 ) -> int:
     """Back up one or more disks into one archive.
 
-    SOURCE is a raw image file, a block device, - for the standard input (with --size), or serve:CONTROL for all disks
-    of a running `pybackup serve`. NAME is the drive's name in the archive; without it, the file's name up to its first
-    dot. ARCHIVE is a file that does not exist yet, a FIFO, or - for the standard output.
+    SOURCE is an image file (raw, qcow2, vmdk, vdi, vhdx, vhd...), a block device, nbd://HOST/EXPORT, - for the standard
+    input (with --size), or serve:CONTROL for all disks of a running `pybackup serve`. NAME is the drive's name in the
+    archive; without it, the file's name up to its first dot. ARCHIVE is a file that does not exist yet, a FIFO, or -
+    for the standard output.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,
@@ -213,6 +214,7 @@ async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
             one = await open_source(source.what, request.source_options)
             stack.push_async_callback(one.close)
             opened.append(one)
+            warn(one.warnings)
         names = unique_drive_names(request.sources)
         sink = open_sink(request.archive, replace=request.force)
         sizes = [(name, one.device.size) for name, one in zip(names, opened, strict=True)]

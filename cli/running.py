@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -78,6 +78,12 @@ def make_trace(patterns: str) -> Trace:
 
 def _print_event(name: str, values: dict[str, object]) -> None:
     print(json.dumps({"trace": name, **values}), file=sys.stderr, flush=True)
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Tell what the user should know and what stops nothing."""
+    for warning in warnings:
+        click.echo(f"pybackup: warning: {warning}", err=True)
 
 
 def threads_or_default(threads: int | None) -> int:

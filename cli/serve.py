@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import click
 
-from pybackup.cli.options import format_option
+from pybackup.cli.options import raw_format_option
 from pybackup.cli.params import Named, NamedPath, Size
 from pybackup.cli.running import run_in_loop
 from pybackup.cli.version import VERSION
@@ -80,7 +80,7 @@ class _Request:
     help="The control socket.",
 )
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
-@format_option
+@raw_format_option
 @click.option("--force-share", is_flag=True, help="Serve an image that another program has locked.")
 @click.option(
     "--on-error",

@@ -17,8 +17,8 @@ from .devices.probe import HEAD_BYTES, archive_format
 from .devices.raw import RawDevice
 from .drive_names import NamedSource, unique_drive_names
 from .errors import ArchiveError, BusyError, RequestError
+from .image_formats import refuse_foreign
 from .image_lock import ImageLock
-from .sources import refuse_foreign
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def _open_disk(what: str, image_format: str | None, read_only: bool, force_share
     device = RawDevice.open(what, writable=not read_only)
     undo.callback(os.close, device.fileno())
     if image_format is None:
-        refuse_foreign(device, what)
+        refuse_foreign(what)
     lock = None
     try:
         lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .device import BlockDevice
 from .devices.nbd import NbdDevice
-from .devices.probe import HEAD_BYTES, TAIL_BYTES, image_format
-from .devices.raw import Fingerprint, RawDevice
+from .devices.raw import Fingerprint, RawDevice, fingerprint_of
 from .devices.sequential import SequentialDevice
-from .errors import RequestError, SourceChangedError, SourceError
+from .errors import BusyError, RequestError, SourceChangedError, SourceError
+from .image_formats import check_backing_files, source_format
 from .image_lock import ImageLock
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
+from .qemu_nbd import ImageFile, QemuImage, open_image
 
 STDIN = "-"
 
@@ -50,15 +50,21 @@ async def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecuto
         return _open_stdin(options)
     if is_nbd_uri(what):
         return await _open_nbd(what)
-    return _open_raw(what, options, pool)
+    image = source_format(what, options.image_format)
+    return _open_raw(what, options, pool) if image == "raw" else await _open_foreign(what, image, options)
 
 
 def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
     device = RawDevice.open(what, executor=pool, drop_cache=True)
+    warnings: tuple[str, ...] = ()
+    lock = None
     try:
-        if options.image_format is None:
-            refuse_foreign(device, what)
-        lock = None if options.force_share else ImageLock.for_reading(device.fileno(), what)
+        lock = ImageLock.for_reading(device.fileno(), what)
+    except BusyError as busy:
+        if not options.force_share:
+            os.close(device.fileno())
+            raise
+        warnings = (_shared(busy),)
     except BaseException:
         os.close(device.fileno())
         raise
@@ -71,10 +77,60 @@ def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None
 
     return OpenSource(
         device=device,
-        check=_nothing if options.allow_changing else (lambda: _check_unchanged(device, before, what)),
+        check=_nothing if options.allow_changing else (lambda: _check_unchanged(device.fingerprint, before, what)),
         close=close,
         kind="block device" if device.is_block_device else "raw",
+        warnings=warnings,
     )
+
+
+async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSource:
+    """An image of another format, through qemu-nbd, which takes and keeps QEMU's locks on all its files."""
+    check_backing_files(what, image)
+
+    def look() -> Fingerprint | None:
+        return fingerprint_of(os.stat(what))
+
+    before = look()
+    warnings = _locked(what) if options.force_share else ()
+    opened = await _open_past_cache(ImageFile(what, image, force_share=options.force_share))
+
+    async def close() -> None:
+        await opened.close()
+
+    return OpenSource(
+        device=opened.device,
+        check=_nothing if options.allow_changing else (lambda: _check_unchanged(look, before, what)),
+        close=close,
+        kind=image,
+        warnings=warnings,
+    )
+
+
+async def _open_past_cache(image: ImageFile) -> QemuImage:
+    """What a backup reads once is not worth the page cache of who uses it; where that cannot be, through the cache."""
+    try:
+        return await open_image(replace(image, direct=True))
+    except SourceError as error:
+        if "O_DIRECT" not in str(error):
+            raise
+    return await open_image(image)
+
+
+def _locked(what: str) -> tuple[str, ...]:
+    """The warning about an image that another program has locked; none where it is free."""
+    fd = os.open(what, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with ImageLock.for_reading(fd, what):
+            return ()
+    except BusyError as busy:
+        return (_shared(busy),)
+    finally:
+        os.close(fd)
+
+
+def _shared(busy: BusyError) -> str:
+    return f"{busy}: what is read of it is the disk of one moment only if it does not change meanwhile"
 
 
 def _open_stdin(options: SourceOptions) -> OpenSource:
@@ -95,24 +151,11 @@ def _nothing() -> None:
     """Whether an export changed, only its server knows."""
 
 
-def refuse_foreign(device: RawDevice, what: str) -> None:
-    """A raw file with another format's magic is either not raw, or a guest's trick: the user must say."""
-    if stat.S_ISBLK(os.fstat(device.fileno()).st_mode):
-        return
-    head = os.pread(device.fileno(), HEAD_BYTES, 0)
-    tail = os.pread(device.fileno(), TAIL_BYTES, max(0, device.size - TAIL_BYTES))
-    found = image_format(head, tail)
-    if found is not None:
-        raise SourceError(
-            f"{what} looks like a {found} image, and its contents are not the disk; --format raw takes it as it is"
-        )
-
-
-def _check_unchanged(device: RawDevice, before: Fingerprint | None, what: str) -> None:
+def _check_unchanged(look: Callable[[], Fingerprint | None], before: Fingerprint | None, what: str) -> None:
     if before is None:
         return
     try:
-        after = device.fingerprint()
+        after = look()
     except OSError as error:
         raise SourceError(f"cannot look at {what} again: {error.strerror}") from error
     if after != before:
