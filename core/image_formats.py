@@ -23,8 +23,8 @@ from .errors import SourceError
 FORMATS = ("qcow2", "qcow", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels")
 """QEMU's names of the formats, beside raw, that are read and made."""
 ALIASES = {"vhd": "vpc"}
-MOST_BACKING_FILES = 200
-"""A chain that is longer most likely never ends; QEMU itself knows no end."""
+MOST_FILES = 200
+"""In a chain; one that is longer most likely never ends."""
 
 
 def source_format(path: str, told: str | None) -> str:
@@ -56,26 +56,32 @@ def refuse_foreign(path: str) -> None:
         )
 
 
-def check_backing_files(path: str, image: str) -> None:
-    """Refuse an image in whose chain a backing file's format is left to QEMU to guess (SourceError)."""
-    for _ in range(MOST_BACKING_FILES):
-        found = _backing_file(path, image)
-        if found is None:
-            return
+def image_files(path: str, image: str) -> list[tuple[str, str]]:
+    """(path, format) of an image and of the backing files below it, as far as they are files.
+
+    SourceError where an image leaves it to QEMU to guess a backing file's format.
+    """
+    files = [(path, image)]
+    while (found := _backing_file(*files[-1])) is not None:
+        path, image = files[-1]
         if found.image_format is None:
             raise SourceError(
                 f"{path} names the backing file {found.name} without its format, which a guest could have made up; if"
                 f" it is raw: qemu-img rebase -u -f {image} -b {found.name} -F raw {path}"
             )
-        if found.image_format not in FORMATS:
-            return
-        if "/" not in found.name.partition(":")[0] and ":" in found.name:
-            raise SourceError(f"{path} names the backing file {found.name}, which is not a file whose own can be seen")
-        path, image = os.path.join(os.path.dirname(path), found.name), found.image_format
-    raise SourceError(f"{path} has more than {MOST_BACKING_FILES} backing files")
+        if ":" in found.name.partition("/")[0]:
+            if found.image_format in FORMATS:
+                raise SourceError(f"{path} has the backing file {found.name}: of those, only plain files can be used")
+            break
+        files.append((os.path.join(os.path.dirname(path), found.name), found.image_format))
+        if len(files) > MOST_FILES:
+            raise SourceError(f"{files[0][0]} has more than {MOST_FILES} backing files")
+    return files
 
 
 def _backing_file(path: str, image: str) -> backing_files.BackingFile | None:
+    if image not in FORMATS:
+        return None
     try:
         return backing_files.backing_file(_read(path, 0, backing_files.HEAD_BYTES), image)
     except FormatError as error:

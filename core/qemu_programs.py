@@ -21,7 +21,7 @@ def find_program(program: str, what_for: str, failure: type[PybackupError]) -> s
 
 def reason_of(said: bytes, *, without: str = "") -> str:
     """QEMU's reason: its first line that is no warning, without the program's name and the words in ``without``."""
-    lines = [line.partition(": ")[2] for line in said.decode(errors="replace").splitlines()]
+    lines = [line.partition(": ")[2] or line for line in said.decode(errors="replace").splitlines()]
     line = next((line for line in lines if line and not line.startswith("warning: ")), "")
     return line.replace(without, "", 1).strip()
 

@@ -12,9 +12,10 @@ from .devices.nbd import NbdDevice
 from .devices.raw import Fingerprint, RawDevice, fingerprint_of
 from .devices.sequential import SequentialDevice
 from .errors import BusyError, RequestError, SourceChangedError, SourceError
-from .image_formats import check_backing_files, source_format
+from .image_formats import FORMATS, image_files, source_format
 from .image_lock import ImageLock
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
+from .qemu_img import check_image
 from .qemu_nbd import ImageFile, QemuImage, open_image
 
 STDIN = "-"
@@ -77,34 +78,56 @@ def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None
 
     return OpenSource(
         device=device,
-        check=_nothing if options.allow_changing else (lambda: _check_unchanged(device.fingerprint, before, what)),
+        check=_nothing if options.allow_changing else (lambda: _check_unchanged(before, _again(device), what)),
         close=close,
         kind="block device" if device.is_block_device else "raw",
         warnings=warnings,
     )
 
 
+def _again(device: RawDevice) -> Fingerprint | None:
+    try:
+        return device.fingerprint()
+    except OSError as error:
+        raise SourceError(f"cannot look at {device.name} again: {error.strerror}") from error
+
+
 async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSource:
     """An image of another format, through qemu-nbd, which takes and keeps QEMU's locks on all its files."""
-    check_backing_files(what, image)
-
-    def look() -> Fingerprint | None:
-        return fingerprint_of(os.stat(what))
-
-    before = look()
+    files = image_files(what, image)
+    before = [(path, _look(path)) for path, _ in files if os.path.exists(path)]
     warnings = _locked(what) if options.force_share else ()
     opened = await _open_past_cache(ImageFile(what, image, force_share=options.force_share))
+    try:
+        if not options.force_share:
+            for path, its_format in files:
+                if its_format in FORMATS:
+                    await check_image(path, its_format)
+    except BaseException:
+        await opened.close()
+        raise
 
     async def close() -> None:
         await opened.close()
 
+    def check() -> None:
+        for path, fingerprint in before:
+            _check_unchanged(fingerprint, _look(path), path)
+
     return OpenSource(
         device=opened.device,
-        check=_nothing if options.allow_changing else (lambda: _check_unchanged(look, before, what)),
+        check=_nothing if options.allow_changing else check,
         close=close,
         kind=image,
         warnings=warnings,
     )
+
+
+def _look(path: str) -> Fingerprint | None:
+    try:
+        return fingerprint_of(os.stat(path))
+    except OSError as error:
+        raise SourceError(f"cannot look at {path}: {error.strerror}") from error
 
 
 async def _open_past_cache(image: ImageFile) -> QemuImage:
@@ -151,14 +174,8 @@ def _nothing() -> None:
     """Whether an export changed, only its server knows."""
 
 
-def _check_unchanged(look: Callable[[], Fingerprint | None], before: Fingerprint | None, what: str) -> None:
-    if before is None:
-        return
-    try:
-        after = look()
-    except OSError as error:
-        raise SourceError(f"cannot look at {what} again: {error.strerror}") from error
-    if after != before:
+def _check_unchanged(before: Fingerprint | None, after: Fingerprint | None, what: str) -> None:
+    if before is not None and after != before:
         raise SourceChangedError(
             f"{what} changed while it was read, so what was read is not the disk of any one moment;"
             " use a snapshot, or --allow-changing if that does not matter"
