@@ -76,6 +76,8 @@ def image_files(path: str, image: str) -> list[tuple[str, str]]:
         files.append((os.path.join(os.path.dirname(path), found.name), found.image_format))
         if len(files) > MOST_FILES:
             raise SourceError(f"{files[0][0]} has more than {MOST_FILES} backing files")
+        if not os.path.exists(files[-1][0]):
+            break  # QEMU says it better.
     return files
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import tempfile
+from collections.abc import Callable
 
 from .errors import SourceError, TargetError
 from .qemu_programs import file_options, find_program, qemu_failure, reason_of
@@ -17,6 +19,8 @@ _OPTIONS = {
 
 _SOUND, _FAILED, _LEAKS, _NO_CHECK = 0, 1, 3, 63
 """Exit codes of qemu-img check; leaked clusters harm nobody, and some formats have no check."""
+_CHECKED_BY_EXTENTS = ("vdi", "qcow")
+"""Formats of which qemu-img check does not see that the end is missing."""
 
 
 async def check_image(path: str, image_format: str) -> None:
@@ -25,17 +29,41 @@ async def check_image(path: str, image_format: str) -> None:
     QEMU reads what should lie behind the end of a file that was cut off as zeros, in most formats without a word.
     """
     program = find_program("qemu-img", f"{path}: the format {image_format}", SourceError)
+    options = ("--image-opts", f"driver={image_format},{file_options(path)}")
     try:
-        code, said = await _run(program, "check", "-q", "--image-opts", f"driver={image_format},{file_options(path)}")
+        if image_format in _CHECKED_BY_EXTENTS:
+            damage = await _missing_end(path, program, options)
+        else:
+            damage = await _checked(path, program, options)
     except OSError as error:
         raise SourceError(f"cannot check {path}: {error.strerror or error}") from error
+    if damage:
+        raise SourceError(f"{path} is damaged: {damage}; --format raw takes the file as it is, damage and all")
+
+
+async def _checked(path: str, program: str, options: tuple[str, ...]) -> str | None:
+    code, said = await _run(program, "check", "-q", *options)
     if code in (_SOUND, _LEAKS, _NO_CHECK):
-        return
+        return None
     reason = reason_of(said)
     if code == _FAILED and "lock" in reason:
         raise qemu_failure(f"cannot check {path}", reason, SourceError)
-    says = f"says: {reason}" if reason else "finds errors in it"
-    raise SourceError(f"{path} is damaged: qemu-img check {says}; --format raw takes the file as it is, damage and all")
+    return f"qemu-img check says: {reason}" if reason else "qemu-img check finds errors in it"
+
+
+async def _missing_end(path: str, program: str, options: tuple[str, ...]) -> str | None:
+    size, end = os.stat(path).st_size, 0
+
+    def take(line: bytes) -> None:
+        nonlocal end
+        extent = json.loads(line.strip(b"[],\n") or b"{}")
+        if "offset" in extent and extent["depth"] == 0:  # deeper ones are those of backing files
+            end = max(end, extent["offset"] + extent["length"])
+
+    code, said = await _run(program, "map", "--output=json", *options, take=take)
+    if code:
+        raise qemu_failure(f"cannot check {path}", reason_of(said), SourceError)
+    return f"it has {size:,} bytes, and its data goes on to byte {end:,}" if end > size else None
 
 
 async def create_image(file: str, image_format: str, size: int, *, name: str) -> None:
@@ -58,21 +86,28 @@ async def create_image(file: str, image_format: str, size: int, *, name: str) ->
         raise qemu_failure(doing, reason_of(said, without=f"{link}: "), TargetError)
 
 
-async def _run(*command: str) -> tuple[int, bytes]:
-    """Run a program in a session of its own, so that Ctrl-C is ours alone; its exit code and its standard error."""
+async def _run(*command: str, take: Callable[[bytes], None] | None = None) -> tuple[int, bytes]:
+    """Run a program; its exit code and standard error, while ``take`` gets the lines of its standard output.
+
+    It is in a session of its own, so that a Ctrl-C in the terminal is ours alone.
+    """
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
+    assert process.stdout is not None and process.stderr is not None
+    said = asyncio.create_task(process.stderr.read())
     try:
-        _, said = await process.communicate()
-    except asyncio.CancelledError:
+        while line := await process.stdout.readline():
+            if take is not None:
+                take(line)
+        return await process.wait(), await said
+    except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+        await said
         raise
-    assert process.returncode is not None
-    return process.returncode, said

@@ -140,21 +140,32 @@ async def open_image(
     """Open an image; ``name`` is what the user called it. Raises ``failure`` with QEMU's reason, or BusyError."""
     name = name or image.path
     program = find_program("qemu-nbd", f"{name}: the format {image.image_format}", failure)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="pybackup-")
-    except OSError as error:
-        raise failure(f"cannot make a folder for a socket: {error.strerror}") from error
-    with folder as private, socket.socket(socket.AF_UNIX) as listening:
-        path = os.path.join(private, "nbd.sock")
+    with socket.socket(socket.AF_UNIX) as listening:
         try:
-            listening.bind(path)
-            listening.listen(1)
+            place = _listen(listening)
+        except OSError as error:
+            raise failure(f"cannot make a socket in {tempfile.gettempdir()}: {error.strerror or error}") from error
+        try:
             process = await QemuNbd.start(program, image.arguments, listening)
+            # Ours is closed, so that nobody listens any more when qemu-nbd has ended.
+            listening.close()
+            return await _connect(image, process, f"/proc/self/fd/{place}", name, failure)
         except OSError as error:
             raise failure(f"cannot start {program}: {error.strerror or error}") from error
-        # Ours is closed, so that nobody listens any more when qemu-nbd has ended.
-        listening.close()
-        return await _connect(image, process, path, name, failure)
+        finally:
+            os.close(place)
+
+
+def _listen(listening: socket.socket) -> int:
+    """Listen on a socket without a name: the descriptor to find it by (OSError).
+
+    It had a name for a moment, in a folder that was ours alone; so nothing is left of it, whatever may happen.
+    """
+    with tempfile.TemporaryDirectory(prefix="pybackup-") as folder:
+        path = os.path.join(folder, "nbd.sock")
+        listening.bind(path)
+        listening.listen(1)
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
 async def _connect(image: ImageFile, process: QemuNbd, path: str, name: str, failure: type[PybackupError]) -> QemuImage:
@@ -167,9 +178,9 @@ async def _connect(image: ImageFile, process: QemuNbd, path: str, name: str, fai
         )
     except PybackupError as error:
         await process.end(TOLD_SECONDS)
-        if not process.said:
-            raise
         reason = reason_of(process.said, without=f"Failed to blk_new_open '{image.options}': ")
+        if not reason:
+            raise
         raise qemu_failure(f"cannot open {name}", reason, failure) from error
     except BaseException:
         await process.end(0)
