@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Sequence
 
 from .device import BlockDevice
 from .devices.nbd import NbdDevice
-from .errors import TargetError
+from .errors import TargetError, TargetFullError
 from .nbd_uri import parse_nbd_uri
 from .qemu_img import create_image
 from .qemu_nbd import ImageFile, QemuImage, open_image
@@ -18,6 +19,8 @@ from .sinks.partial_file import PartialFile, target_failure
 READ_MOST = 64 << 20
 """Bytes of an export that are read to see whether they are zeros."""
 READ_STEP = 1 << 20
+FULL = 64 << 10
+"""A filesystem with less than so many bytes is full."""
 
 
 class NewImage:
@@ -58,7 +61,17 @@ class NewImage:
         """Write."""
         assert self._disk is not None
         self._written = True
-        await self._disk.write(offset, buffers)
+        try:
+            await self._disk.write(offset, buffers)
+        except TargetError as error:
+            raise self._full(error) from error
+
+    def _full(self, error: TargetError) -> TargetError:
+        """The failure as one for want of space, where that is so: not every format of QEMU's passes on the reason."""
+        found = os.fstatvfs(self._file.fd)
+        if isinstance(error, TargetFullError) or found.f_bavail * found.f_frsize >= FULL:
+            return error
+        return TargetFullError(f"cannot write {self.name}: no space is left")
 
     async def zeros(self, offset: int, length: int) -> None:
         """Nothing to do: a new image is zeros there."""

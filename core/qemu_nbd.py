@@ -27,8 +27,11 @@ from .qemu_programs import MOST_SAID, file_options, find_program, qemu_failure, 
 END_SECONDS = 30.0
 """How long qemu-nbd may take to close an image; then it is told to, and at last killed."""
 TOLD_SECONDS = 5.0
-_LISTENING = 'export LISTEN_PID=$$; exec 3<&"$0" "$@"'
-"""The shell's part: the process id that will be qemu-nbd's, and the socket as descriptor 3 (sd_listen_fds(3))."""
+_LISTENING = 'export LISTEN_PID=$$; exec 3<&0 </dev/null "$@"'
+"""The shell's part: the process id that will be qemu-nbd's, and the socket as descriptor 3 (sd_listen_fds(3)).
+
+It comes as the standard input, for Debian's shell knows no numbers of two digits.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +71,15 @@ class QemuNbd:
     @classmethod
     async def start(cls, program: str, arguments: Sequence[str], listening: socket.socket) -> QemuNbd:
         """Start it on a socket that listens (OSError)."""
-        number = listening.fileno()
         environment = {key: value for key, value in os.environ.items() if key != "LISTEN_FDNAMES"}
         setpriv = shutil.which("setpriv")
         process = await asyncio.create_subprocess_exec(
-            *("/bin/sh", "-c", _LISTENING, str(number)),
+            *("/bin/sh", "-c", _LISTENING, "sh"),
             *((setpriv, "--pdeathsig", "TERM") if setpriv else ()),
             *(program, *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=listening.fileno(),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            pass_fds=(number,),
             start_new_session=True,
             env={**environment, "LISTEN_FDS": "1"},
         )
