@@ -127,8 +127,8 @@ def test_an_image_has_its_own_name_inside(folder: Path) -> None:
 
 
 def test_a_damaged_archive_leaves_a_partial_image(folder: Path) -> None:
-    archive = bytearray(encode({"disk": random.Random(1).randbytes(16 << 20)}))
-    archive[15 << 20] ^= 1
+    archive = bytearray(encode({"disk": random.Random(1).randbytes(48 << 20)}))
+    archive[47 << 20] ^= 1
     (folder / "bad.vma").write_bytes(archive)
     done = pybackup("restore", "bad.vma", "new.qcow2", cwd=folder)
     assert (done.code, len(done.err.splitlines())) == (4, 1)
