@@ -71,13 +71,6 @@ format_option = click.option(
     help="Take every source that is a file or block device as an image of this format. Without it, a file whose name"
     " and first bytes say the same format is that, any other file must look raw, and a block device is raw.",
 )
-raw_format_option = click.option(
-    "--format",
-    "image_format",
-    type=click.Choice(["raw"]),
-    default=None,
-    help="Take every source as raw, whatever its first bytes look like.",
-)
 force_share_option = click.option(
     "--force-share", is_flag=True, help="Read an image that another program has locked, with a warning."
 )

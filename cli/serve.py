@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import click
 
-from pybackup.cli.options import raw_format_option
+from pybackup.cli.options import format_option
 from pybackup.cli.params import Named, NamedPath, Size
 from pybackup.cli.running import run_in_loop
 from pybackup.cli.version import VERSION
@@ -80,7 +80,7 @@ class _Request:
     help="The control socket.",
 )
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
-@raw_format_option
+@format_option
 @click.option("--force-share", is_flag=True, help="Serve an image that another program has locked.")
 @click.option(
     "--on-error",
@@ -156,7 +156,7 @@ async def _serve(request: _Request) -> int:
 
 
 async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, BlockDevice]:
-    disks = open_served(
+    disks = await open_served(
         request.sources, image_format=request.image_format, read_only=request.read_only, force_share=request.force_share
     )
     for disk in disks.values():

@@ -48,14 +48,6 @@ def source_format(path: str, told: str | None) -> str:
     raise SourceError(f"{path} is called a {said} image and {looks}; {other}{raw}")
 
 
-def refuse_foreign(path: str) -> None:
-    """Refuse a file that has another format's magic: it is not raw, or a guest's trick (SourceError)."""
-    if _is_file(path) and (found := _magic(path)) is not None:
-        raise SourceError(
-            f"{path} looks like a {found} image, and its contents are not the disk; --format raw takes it as it is"
-        )
-
-
 def image_files(path: str, image: str) -> list[tuple[str, str]]:
     """(path, format) of an image and of the backing files below it, as far as they are files.
 

@@ -12,7 +12,7 @@ from .devices.nbd import NbdDevice
 from .errors import TargetError, TargetFullError
 from .nbd_uri import parse_nbd_uri
 from .qemu_img import create_image
-from .qemu_nbd import ImageFile, QemuImage, open_image
+from .qemu_nbd import Access, ImageFile, QemuImage, open_image
 from .restore_targets import ExistingDisk
 from .sinks.partial_file import PartialFile, target_failure
 
@@ -48,7 +48,7 @@ class NewImage:
         """Create the image in exactly this size, and open it."""
         await asyncio.to_thread(self._file.open)
         await create_image(self._file.partial, self._format, size, name=self.name)
-        image = ImageFile(self._file.partial, self._format, writable=True)
+        image = ImageFile(self._file.partial, self._format, Access.FILL)
         self._image = await open_image(image, name=self.name, failure=TargetError)
         self._disk = ExistingDisk(self._image.device)
         if self._image.device.size != size:

@@ -18,6 +18,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from .devices.nbd import NbdDevice
 from .errors import PybackupError, SourceError
@@ -34,16 +35,35 @@ It comes as the standard input, for Debian's shell knows no numbers of two digit
 """
 
 
+class Access(Enum):
+    """What is done with an image."""
+
+    READ = auto()
+    READ_ONCE = auto()
+    """Past the page cache, where the filesystem can do that."""
+    WRITE = auto()
+    """Durable after a flush."""
+    FILL = auto()
+    """Durable only for who syncs the file later."""
+
+
+_CACHE = {Access.READ: "writeback", Access.READ_ONCE: "none", Access.WRITE: "writeback", Access.FILL: "unsafe"}
+"""QEMU's cache modes."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """Which image to open, and how. ``writable`` is for a new one: only who syncs it later makes it durable."""
+    """Which image to open, and for what."""
 
     path: str
     image_format: str
-    writable: bool = False
+    access: Access = Access.READ
     force_share: bool = False
-    direct: bool = False
-    """Past the page cache, where the filesystem can do that."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether it will change."""
+        return self.access in (Access.WRITE, Access.FILL)
 
     @property
     def options(self) -> str:
@@ -54,10 +74,8 @@ class ImageFile:
     @property
     def arguments(self) -> list[str]:
         """Of qemu-nbd."""
-        # "unsafe" writes what must be written when told to flush, but leaves the syncing to us.
-        cache = "unsafe" if self.writable else "none" if self.direct else "writeback"
-        mode = [] if self.writable else ["--read-only"]
-        return [*mode, f"--cache={cache}", "--shared=1", "--image-opts", self.options]
+        mode = ["--discard=unmap"] if self.writable else ["--read-only"]
+        return [*mode, f"--cache={_CACHE[self.access]}", "--shared=1", "--image-opts", self.options]
 
 
 class QemuNbd:

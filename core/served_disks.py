@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 
 from .archive_facts import pread_exactly
 from .archive_index import ArchiveIndex, NoIndexError
@@ -17,8 +17,10 @@ from .devices.probe import HEAD_BYTES, archive_format
 from .devices.raw import RawDevice
 from .drive_names import NamedSource, unique_drive_names
 from .errors import ArchiveError, BusyError, RequestError
-from .image_formats import refuse_foreign
+from .image_formats import image_files, source_format
 from .image_lock import ImageLock
+from .qemu_checked import open_checked
+from .qemu_nbd import Access, ImageFile, open_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class ServedDisk:
     close: Callable[[], Awaitable[None]]
 
 
-def open_served(
+async def open_served(
     sources: Sequence[NamedSource], *, image_format: str | None, read_only: bool, force_share: bool
 ) -> dict[str, ServedDisk]:
     """The disks by their names; nothing stays open if one cannot be opened."""
@@ -38,23 +40,49 @@ def open_served(
     if any(source.what == "-" for source in sources):
         raise RequestError("the standard input cannot be served; it can only be read once")
     disks: dict[str, ServedDisk] = {}
-    with ExitStack() as undo:
+    async with AsyncExitStack() as undo:
         for name, source in zip(unique_drive_names(sources), sources, strict=True):
-            disks[name] = _open_disk(source.what, image_format, read_only, force_share, undo)
+            image = source_format(source.what, image_format)
+            if image == "raw":
+                disks[name] = _open_raw(source.what, read_only, force_share)
+            else:
+                disks[name] = await _open_foreign(ImageFile(source.what, image, _access(read_only), force_share))
+            undo.push_async_callback(disks[name].close)
         undo.pop_all()
     return disks
 
 
-def _open_disk(what: str, image_format: str | None, read_only: bool, force_share: bool, undo: ExitStack) -> ServedDisk:
+def _access(read_only: bool) -> Access:
+    return Access.READ if read_only else Access.WRITE
+
+
+async def _open_foreign(image: ImageFile) -> ServedDisk:
+    """An image of another format, through qemu-nbd; a guest's flush is one of the image."""
+    if image.force_share and image.access is not Access.READ:
+        raise RequestError(f"{image.path}: of {image.image_format} images, --force-share serves only with --read-only")
+    files = image_files(image.path, image.image_format)
+    opened = await open_checked(replace(image, access=Access.READ), files)
+    if image.writable:
+        await opened.close()
+        opened = await open_image(image)
+
+    async def close() -> None:
+        try:
+            await opened.device.flush()
+        finally:
+            await opened.close()
+
+    return ServedDisk(CopyBeforeWrite(opened.device), close)
+
+
+def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk:
     device = RawDevice.open(what, writable=not read_only)
-    undo.callback(os.close, device.fileno())
-    if image_format is None:
-        refuse_foreign(what)
     lock = None
     try:
         lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)
-    except BusyError:
-        if not force_share:
+    except BaseException as error:
+        if not force_share or not isinstance(error, BusyError):
+            os.close(device.fileno())
             raise
 
     async def close() -> None:

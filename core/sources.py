@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .device import BlockDevice
 from .devices.nbd import NbdDevice
 from .devices.raw import Fingerprint, RawDevice, fingerprint_of
 from .devices.sequential import SequentialDevice
 from .errors import BusyError, RequestError, SourceChangedError, SourceError
-from .image_formats import FORMATS, image_files, source_format
+from .image_formats import image_files, source_format
 from .image_lock import ImageLock
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
-from .qemu_img import check_image
-from .qemu_nbd import ImageFile, QemuImage, open_image
+from .qemu_checked import open_checked
+from .qemu_nbd import Access, ImageFile
 
 STDIN = "-"
 
@@ -97,15 +97,7 @@ async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSo
     files = image_files(what, image)
     before = [(path, _look(path)) for path, _ in files if os.path.exists(path)]
     warnings = _locked(what) if options.force_share else ()
-    opened = await _open_past_cache(ImageFile(what, image, force_share=options.force_share))
-    try:
-        if not options.force_share:
-            for path, its_format in files:
-                if its_format in FORMATS:
-                    await check_image(path, its_format)
-    except BaseException:
-        await opened.close()
-        raise
+    opened = await open_checked(ImageFile(what, image, Access.READ_ONCE, options.force_share), files)
 
     async def close() -> None:
         await opened.close()
@@ -128,16 +120,6 @@ def _look(path: str) -> Fingerprint | None:
         return fingerprint_of(os.stat(path))
     except OSError as error:
         raise SourceError(f"cannot look at {path}: {error.strerror}") from error
-
-
-async def _open_past_cache(image: ImageFile) -> QemuImage:
-    """What a backup reads once is not worth the page cache of who uses it; where that cannot be, through the cache."""
-    try:
-        return await open_image(replace(image, direct=True))
-    except SourceError as error:
-        if "O_DIRECT" not in str(error):
-            raise
-    return await open_image(image)
 
 
 def _locked(what: str) -> tuple[str, ...]:
