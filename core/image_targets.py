@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
 
 from .device import BlockDevice
+from .devices.blocking_calls import BlockingCalls
 from .devices.nbd import NbdDevice
 from .errors import TargetError, TargetFullError
 from .nbd_uri import parse_nbd_uri
@@ -38,6 +38,7 @@ class NewImage:
         self._image: QemuImage | None = None
         self._disk: ExistingDisk | None = None
         self._written = False
+        self._calls = BlockingCalls(threads=1)
 
     @property
     def name(self) -> str:
@@ -46,7 +47,7 @@ class NewImage:
 
     async def begin(self, size: int) -> None:
         """Create the image in exactly this size, and open it."""
-        await asyncio.to_thread(self._file.open)
+        await self._calls.run(self._file.open)
         await create_image(self._file.partial, self._format, size, name=self.name)
         image = ImageFile(self._file.partial, self._format, Access.FILL)
         self._image = await open_image(image, name=self.name, failure=TargetError)
@@ -86,13 +87,15 @@ class NewImage:
         code = await self._image.close()
         if code:
             raise TargetError(f"cannot finish {self.name}: qemu-nbd ended with exit code {code}")
-        await asyncio.to_thread(self._file.commit)
+        await self._calls.run(self._file.commit)
+        await self._calls.close()
 
     async def abort(self) -> None:
         """Leave what there is as ``NAME.partial``; nothing where nothing was written."""
         if self._image is not None:
             with contextlib.suppress(OSError):
                 await self._image.close()
+        await self._calls.close()
         self._file.abort(worth_keeping=self._written)
 
 

@@ -123,15 +123,14 @@ def _look(path: str) -> Fingerprint | None:
 
 
 def _locked(what: str) -> tuple[str, ...]:
-    """The warning about an image that another program has locked; none where it is free."""
-    fd = os.open(what, os.O_RDONLY | os.O_CLOEXEC)
+    """The warning about an image that another program has locked; none where it is free (SourceError)."""
     try:
-        with ImageLock.for_reading(fd, what):
+        with open(what, "rb") as file, ImageLock.for_reading(file.fileno(), what):
             return ()
     except BusyError as busy:
         return (_shared(busy),)
-    finally:
-        os.close(fd)
+    except OSError as error:
+        raise SourceError(f"cannot open {what}: {error.strerror}") from error
 
 
 def _shared(busy: BusyError) -> str:

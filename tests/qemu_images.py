@@ -32,6 +32,8 @@ KINDS = [
     Kind("qcow", "qcow"),
     Kind("vmdk", "vmdk"),
     Kind("vmdk", "vmdk", ("-o", "subformat=streamOptimized")),
+    Kind("vmdk", "vmdk", ("-o", "subformat=twoGbMaxExtentSparse")),
+    Kind("vmdk", "vmdk", ("-o", "subformat=monolithicFlat")),
     Kind("vdi", "vdi"),
     Kind("vdi", "vdi", ("-o", "static=on")),
     Kind("vhdx", "vhdx"),

@@ -230,6 +230,20 @@ def test_block_devices_are_raw_whatever_a_guest_wrote(tmp_path: Path) -> None:
         assert (tmp_path / f"{archive}.raw").read_bytes() == expected
 
 
+def test_a_filesystem_that_cannot_pass_by_the_page_cache(tmp_path: Path) -> None:
+    place = tmp_path / "ramfs"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "ramfs", "none", place], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a ramfs: {mounted.stderr.decode().strip()}")
+    try:
+        image = make(place, QCOW2)
+        assert pybackup("run", image, tmp_path / "out.vma")[::2] == (0, "")
+        assert pybackup("compare", tmp_path / "out.vma", image).code == 0
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_without_qemu(tmp_path: Path) -> None:
     make(tmp_path, QCOW2)
     done = pybackup("run", "disk.qcow2", "out.vma", cwd=tmp_path, env={"PATH": str(tmp_path)})
