@@ -23,7 +23,7 @@ from .sinks.partial_file import PartialFile, target_failure
 
 WRITERS = 2
 """Threads that write one file: more wait for the same lock in the kernel."""
-WRITE_SIZE = 1 << 20
+WRITE_SIZE = 512 << 10
 """Bytes joined for one write to a disk; of several writes at a time, only so much is in memory twice."""
 
 
