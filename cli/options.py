@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pybackup.cli.params import Size, Whole
+from pybackup.core.image_formats import ALIASES, FORMATS
 from pybackup.core.trace import EVENTS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,11 +67,15 @@ job_options = all_of(
 format_option = click.option(
     "--format",
     "image_format",
-    type=click.Choice(["raw"]),
+    type=click.Choice(["raw", *FORMATS, *ALIASES]),
     default=None,
-    help="Take every source as raw, whatever its first bytes look like.",
+    show_default="by name and magic",
+    help="Take every source that is a file or block device as an image of this format. Without it, a file whose name"
+    " and first bytes say the same format is that, any other file must look raw, and a block device is raw.",
 )
-force_share_option = click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
+force_share_option = click.option(
+    "--force-share", is_flag=True, help="Read an image that another program has locked, with a warning."
+)
 snapshot_option = click.option(
     "--snapshot",
     type=click.Choice(["auto", "reflink", "none"]),

@@ -19,9 +19,13 @@ from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_de
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream, Digests
 from pybackup.core.device_in_use import device_in_use
+from pybackup.core.devices.probe import suffix_format
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.errors import ArchiveError, ExitCode, RequestError, TargetError
+from pybackup.core.image_formats import ALIASES, FORMATS
 from pybackup.core.image_lock import ImageLock
+from pybackup.core.image_targets import NbdExport, NewImage
+from pybackup.core.nbd_uri import is_nbd_uri
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile, RestoreTarget, Stream
 from pybackup.core.sinks.command import open_stream
@@ -44,7 +48,17 @@ from pybackup.formats.vma import DriveInfo
     metavar="NAME=TARGET",
     help="Write drive NAME to TARGET; may be given several times.",
 )
-@click.option("-f", "--force", is_flag=True, help="Replace files that exist; overwrite block devices.")
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(["raw", *FORMATS, *ALIASES]),
+    default=None,
+    show_default="by the file's name, or raw",
+    help="Make files images of this format, whatever they are called.",
+)
+@click.option(
+    "-f", "--force", is_flag=True, help="Replace files that exist; overwrite block devices and NBD exports with data."
+)
 @click.option("--with-config", is_flag=True, help="Write the stored configurations to the folder too.")
 @click.option(
     "--skip-damaged",
@@ -59,17 +73,21 @@ def command(
     target: str | None,
     names: tuple[str, ...],
     places: tuple[Named, ...],
+    image_format: str | None,
     trace: str,
     **options: Any,
 ) -> int:
     """Write an archive's drives to files, a folder, a disk or a stream.
 
     TARGET is a folder (every drive becomes a file NAME.raw in it), or, for one drive, a new file, a block device (with
-    --force), - for the standard output, or '|COMMAND' for the standard input of a command. Files are sparse and have
+    --force), nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, - for the standard output, or '|COMMAND' for the
+    standard input of a command. A file that is called .qcow2, .vmdk, .vdi, .vhdx, .vhd, .qed or .hdd becomes such an
+    image, any other is raw. Files are sparse and have
     the drive's exact size. A restore that fails leaves its file as TARGET.partial. ARCHIVE may be - for the standard
     input.
     """
     tracer = make_trace(trace)
+    image_format = ALIASES.get(image_format or "", image_format)
     with (
         open_archive(
             archive,
@@ -79,13 +97,13 @@ def command(
         ) as stream,
         ExitStack() as stack,
     ):
-        plan = _plan(stream, target, names, places)
+        plan = _plan(stream, target, names, places, _ending(image_format))
         if options["as_json"] and any(own_descriptor(path) == 1 for path in plan.values()):
             raise RequestError("--json and a drive cannot both go to the standard output")
         configs = _plan_configs(stream, target, plan, options)
         if any(same_file(path, archive) for path in plan.values()):
             raise RequestError(f"{archive} would be replaced by what is restored from it")
-        targets = {drive: _open_target(path, options["force"], stack) for drive, path in plan.items()}
+        targets = {drive: _open_target(path, image_format, options["force"], stack) for drive, path in plan.items()}
         job = RestoreJob(stream, targets, speed=options["speed"], trace=tracer)
         run_in_loop(run_job(job, "restore", choose(options["progress"], options["quiet"])))
         for path, content in configs:
@@ -97,24 +115,24 @@ def command(
 
 
 def _plan(
-    stream: ArchiveStream, target: str | None, names: Sequence[str], places: Sequence[Named]
+    stream: ArchiveStream, target: str | None, names: Sequence[str], places: Sequence[Named], ending: str
 ) -> dict[DriveInfo, str]:
     drives = [_drive(stream, name) for name in names] or list(stream.header.drives)
     if places:
         if target is not None or names:
             raise RequestError("--to says where everything goes: neither TARGET nor --drive go with it")
-        return _plan_places(stream, places)
+        return _plan_places(stream, places, ending)
     if target is None:
         raise RequestError("where to? name a TARGET, or --to NAME=TARGET")
     if _is_folder(target):
-        return {drive: os.path.join(target, f"{drive.name}.raw") for drive in drives}
+        return {drive: os.path.join(target, f"{drive.name}{ending}") for drive in drives}
     if len(drives) > 1:
         known = ", ".join(drive.name for drive in drives)
         raise RequestError(f"the archive has {len(drives)} drives ({known}): name a folder, or one with --drive")
     return {drives[0]: target}
 
 
-def _plan_places(stream: ArchiveStream, places: Sequence[Named]) -> dict[DriveInfo, str]:
+def _plan_places(stream: ArchiveStream, places: Sequence[Named], ending: str) -> dict[DriveInfo, str]:
     plan: dict[DriveInfo, str] = {}
     for place in places:
         if place.name is None:
@@ -122,15 +140,22 @@ def _plan_places(stream: ArchiveStream, places: Sequence[Named]) -> dict[DriveIn
         drive = _drive(stream, place.name)
         if drive in plan:
             raise RequestError(f"--to names drive {place.name} twice")
-        path = os.path.join(place.what, f"{drive.name}.raw") if _is_folder(place.what) else place.what
+        path = os.path.join(place.what, f"{drive.name}{ending}") if _is_folder(place.what) else place.what
         if path in plan.values():
             raise RequestError(f"--to names the target {path} twice")
         plan[drive] = path
     return plan
 
 
+def _ending(image_format: str | None) -> str:
+    """Of the names of files in a folder: one by which suffix_format() knows the format again."""
+    return {"vpc": ".vhd", "parallels": ".hdd"}.get(image_format or "", f".{image_format or 'raw'}")
+
+
 def _is_folder(target: str) -> bool:
-    return target != "-" and not target.startswith(COMMAND) and (os.path.isdir(target) or target.endswith("/"))
+    if target == "-" or target.startswith(COMMAND) or is_nbd_uri(target):
+        return False
+    return os.path.isdir(target) or target.endswith("/")
 
 
 def _drive(stream: ArchiveStream, name: str) -> DriveInfo:
@@ -141,12 +166,18 @@ def _drive(stream: ArchiveStream, name: str) -> DriveInfo:
     return drive
 
 
-def _open_target(path: str, force: bool, stack: ExitStack) -> RestoreTarget:
+def _open_target(path: str, image_format: str | None, force: bool, stack: ExitStack) -> RestoreTarget:
+    is_disk = os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)
+    if image_format not in (None, "raw") and (is_disk or is_nbd_uri(path) or is_stream(path)):
+        raise RequestError(f"--format {image_format} makes new files, and {path} is none")
+    if is_nbd_uri(path):
+        return NbdExport(path, force=force)
     if is_stream(path):
         return Stream(open_stream(path))
-    if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode):
+    if is_disk:
         return _open_block_device(path, force, stack)
-    return NewFile(path, replace=force)
+    image_format = image_format or suffix_format(path) or "raw"
+    return NewFile(path, replace=force) if image_format == "raw" else NewImage(path, image_format, replace=force)
 
 
 def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarget:

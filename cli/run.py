@@ -154,11 +154,11 @@ def command(
 ) -> int:
     """Back up one or more disks into one archive.
 
-    SOURCE is a raw image file, a block device, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, - for the
-    standard input (with --size), or serve:CONTROL for all disks of a running `pybackup serve`. NAME is the drive's name
-    in the archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist
-    yet, a FIFO, - for the standard output, or '|COMMAND' for the standard input of a command. In its name {host},
-    {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace.
+    SOURCE is an image file (raw, qcow2, vmdk, vdi, vhdx, vhd...), a block device, nbd://HOST[:PORT]/EXPORT,
+    nbd+unix:///EXPORT?socket=PATH, - for the standard input (with --size), or serve:CONTROL for all disks of a running
+    `pybackup serve`. NAME is the drive's name in the archive; without it, the export's, or the file's up to its first
+    dot. ARCHIVE is a file that does not exist yet, a FIFO, - for the standard output, or '|COMMAND' for the standard
+    input of a command. In its name {host}, {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,

@@ -58,12 +58,13 @@ class RestoreJob(ArchiveWalk):
     async def _finish_writes(self, keep: int) -> None:
         while len(self._writes) > keep:
             done, self._writes = await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
-            for write in done:
-                write.result()
+            # All are looked at, for several may have failed, and asyncio would tell of the others.
+            for failure in [write.exception() for write in done]:
+                if failure is not None:
+                    raise failure
 
     async def _drop_writes(self) -> None:
         for write in self._writes:
             write.cancel()
-        if self._writes:
-            await asyncio.wait(self._writes)
+        await asyncio.gather(*self._writes, return_exceptions=True)
         self._writes.clear()

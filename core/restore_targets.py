@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -23,6 +23,8 @@ from .sinks.partial_file import PartialFile, target_failure
 
 WRITERS = 2
 """Threads that write one file: more wait for the same lock in the kernel."""
+WRITE_SIZE = 512 << 10
+"""Bytes joined for one write to a disk; of several writes at a time, only so much is in memory twice."""
 
 
 class RestoreTarget(Protocol):
@@ -148,9 +150,10 @@ class ExistingDisk:
 
     async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write."""
-        content: Buffer = buffers[0] if len(buffers) == 1 else b"".join(buffers)
         try:
-            await self._device.pwrite(offset, content)
+            for content in joined(buffers, WRITE_SIZE):
+                await self._device.pwrite(offset, content)
+                offset += len(content)
         except OSError as error:
             raise target_failure(self.name, error, "write") from error
 
@@ -265,6 +268,20 @@ class Stream:
         if self._spool is not None:
             os.close(self._spool)
             self._spool = None
+
+
+def joined(buffers: Sequence[memoryview], most: int) -> Iterator[Buffer]:
+    """The buffers' bytes in as few pieces as can be, joined where that makes at most ``most`` bytes."""
+    waiting: list[memoryview] = []
+    size = 0
+    for buffer in buffers:
+        if waiting and size + len(buffer) > most:
+            yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
+            waiting, size = [], 0
+        waiting.append(buffer)
+        size += len(buffer)
+    if waiting:
+        yield waiting[0] if len(waiting) == 1 else b"".join(waiting)
 
 
 def cut(buffers: list[memoryview], excess: int) -> list[memoryview]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .archive_facts import pread_exactly
 from .archive_index import ArchiveIndex, NoIndexError
@@ -18,9 +18,11 @@ from .devices.probe import HEAD_BYTES, archive_format
 from .devices.raw import RawDevice
 from .drive_names import NamedSource, unique_drive_names
 from .errors import ArchiveError, BusyError, RequestError
+from .image_formats import image_files, source_format
 from .image_lock import ImageLock
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
-from .sources import refuse_foreign
+from .qemu_checked import open_checked
+from .qemu_nbd import Access, ImageFile, open_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,19 @@ async def open_served(
     disks: dict[str, ServedDisk] = {}
     async with AsyncExitStack() as undo:
         for name, source in zip(unique_drive_names(sources), sources, strict=True):
-            if is_nbd_uri(source.what):
-                disks[name] = await _open_nbd(source.what, read_only)
-            else:
-                disks[name] = await _open_disk(source.what, image_format, read_only, force_share)
+            disks[name] = await _open_disk(source.what, image_format, read_only, force_share)
             undo.push_async_callback(disks[name].close)
         undo.pop_all()
     return disks
+
+
+async def _open_disk(what: str, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
+    if is_nbd_uri(what):
+        return await _open_nbd(what, read_only)
+    image = source_format(what, image_format)
+    if image == "raw":
+        return await _open_raw(what, read_only, force_share)
+    return await _open_foreign(ImageFile(what, image, Access.READ if read_only else Access.WRITE, force_share))
 
 
 async def _open_nbd(uri: str, read_only: bool) -> ServedDisk:
@@ -66,19 +74,36 @@ async def _open_nbd(uri: str, read_only: bool) -> ServedDisk:
     return ServedDisk(CopyBeforeWrite(device), close)
 
 
-async def _open_disk(what: str, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
+async def _open_foreign(image: ImageFile) -> ServedDisk:
+    """An image of another format, through qemu-nbd; a guest's flush is one of the image."""
+    if image.force_share and image.access is not Access.READ:
+        raise RequestError(f"{image.path}: of {image.image_format} images, --force-share serves only with --read-only")
+    files = image_files(image.path, image.image_format)
+    opened = await open_checked(replace(image, access=Access.READ), files)
+    if image.writable:
+        await opened.close()
+        opened = await open_image(image)
+
+    async def close() -> None:
+        try:
+            await opened.device.flush()
+        finally:
+            await opened.close()
+
+    return ServedDisk(CopyBeforeWrite(opened.device), close)
+
+
+async def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk:
     device = RawDevice.open(what, writable=not read_only)
     lock = warning = None
     try:
-        if image_format is None:
-            refuse_foreign(device, what)
-        try:
-            lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)
-            warning = lock.note
-        except BusyError:
-            if not force_share:
-                raise
-            warning = f"{what} is in use by another program, and is served all the same"
+        lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)
+        warning = lock.note
+    except BusyError:
+        if not force_share:
+            await device.close()
+            raise
+        warning = f"{what} is in use by another program, and is served all the same"
     except BaseException:
         await device.close()
         raise

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from .device import BlockDevice
 from .devices.blocking_calls import BlockingCalls
 from .devices.nbd import NbdDevice
-from .devices.raw import Fingerprint, RawDevice
+from .devices.raw import Fingerprint, RawDevice, fingerprint_of
 from .devices.sequential import SequentialDevice
 from .errors import BusyError, RequestError, SourceChangedError, SourceError
+from .image_formats import image_files, source_format
 from .image_lock import ImageLock, forbids_reading, is_written
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
-from .reflink import NoSnapshotError, Snapshot, foreign_format, snapshot
+from .qemu_checked import open_checked
+from .qemu_nbd import Access, ImageFile
+from .reflink import NoSnapshotError, Snapshot, snapshot
 
 STDIN = "-"
 
@@ -56,14 +59,17 @@ async def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecuto
         return _open_stdin(options)
     if is_nbd_uri(what):
         return await _open_nbd(what)
-    return await _open_raw(what, options, pool)
+    image = source_format(what, options.image_format)
+    if image == "raw":
+        return await _open_raw(what, options, pool)
+    if options.snapshot is Snapshot.REFLINK:
+        raise RequestError(f"--snapshot reflink is for raw files, and {what} is a {image} image")
+    return await _open_foreign(what, image, options)
 
 
 async def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
     device = RawDevice.open(what, executor=pool, drop_cache=True)
     try:
-        if options.image_format is None:
-            refuse_foreign(device, what)
         if not options.force_share and forbids_reading(device.fileno()):
             raise BusyError(f"{what} is in use by another program (QEMU image lock)")
         if options.snapshot is Snapshot.NONE:
@@ -79,7 +85,7 @@ def _open_locked(device: RawDevice, what: str, options: SourceOptions) -> OpenSo
     lock = None if options.force_share else ImageLock.for_reading(device.fileno(), what)
     warnings = [lock.note] if lock is not None and lock.note else []
     if lock is None and is_written(device.fileno()):
-        warnings.append(f"{what} is in use by another program; what is read may be of no one moment")
+        warnings.append(_shared(what))
     before = device.fingerprint()
 
     async def close() -> None:
@@ -89,11 +95,18 @@ def _open_locked(device: RawDevice, what: str, options: SourceOptions) -> OpenSo
 
     return OpenSource(
         device=device,
-        check=_nothing if options.allow_changing else (lambda: _check_unchanged(device, before, what)),
+        check=_nothing if options.allow_changing else (lambda: _check_unchanged(before, _again(device), what)),
         close=close,
         kind="block device" if device.is_block_device else "raw",
         warnings=warnings,
     )
+
+
+def _again(device: RawDevice) -> Fingerprint | None:
+    try:
+        return device.fingerprint()
+    except OSError as error:
+        raise SourceError(f"cannot look at {device.name} again: {error.strerror}") from error
 
 
 async def _open_frozen(
@@ -124,6 +137,51 @@ async def _open_frozen(
     return OpenSource(frozen, _nothing, frozen.close, "raw (reflink)", notes=[note] if used else [])
 
 
+async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSource:
+    """An image of another format, through qemu-nbd, which takes and keeps QEMU's locks on all its files."""
+    files = image_files(what, image)
+    before = [(path, _look(path)) for path, _ in files if os.path.exists(path)]
+    warnings = _locked(what) if options.force_share else ()
+    opened = await open_checked(ImageFile(what, image, Access.READ_ONCE, options.force_share), files)
+
+    async def close() -> None:
+        await opened.close()
+
+    def check() -> None:
+        for path, fingerprint in before:
+            _check_unchanged(fingerprint, _look(path), path)
+
+    return OpenSource(
+        device=opened.device,
+        check=_nothing if options.allow_changing else check,
+        close=close,
+        kind=image,
+        warnings=warnings,
+    )
+
+
+def _look(path: str) -> Fingerprint | None:
+    try:
+        return fingerprint_of(os.stat(path))
+    except OSError as error:
+        raise SourceError(f"cannot look at {path}: {error.strerror}") from error
+
+
+def _locked(what: str) -> tuple[str, ...]:
+    """The warning about an image that another program has locked; none where it is free (SourceError)."""
+    try:
+        with open(what, "rb") as file, ImageLock.for_reading(file.fileno(), what):
+            return ()
+    except BusyError:
+        return (_shared(what),)
+    except OSError as error:
+        raise SourceError(f"cannot open {what}: {error.strerror}") from error
+
+
+def _shared(what: str) -> str:
+    return f"{what} is in use by another program; what is read may be of no one moment"
+
+
 def _open_stdin(options: SourceOptions) -> OpenSource:
     if not options.size:
         raise RequestError("the standard input as a source needs its size: --size")
@@ -142,23 +200,8 @@ def _nothing() -> None:
     """Nobody but its server knows whether an export changed, and a snapshot cannot."""
 
 
-def refuse_foreign(device: RawDevice, what: str) -> None:
-    """A raw file with another format's magic is either not raw, or a guest's trick: the user must say."""
-    found = None if device.is_block_device else foreign_format(device)
-    if found is not None:
-        raise SourceError(
-            f"{what} looks like a {found} image, and its contents are not the disk; --format raw takes it as it is"
-        )
-
-
-def _check_unchanged(device: RawDevice, before: Fingerprint | None, what: str) -> None:
-    if before is None:
-        return
-    try:
-        after = device.fingerprint()
-    except OSError as error:
-        raise SourceError(f"cannot look at {what} again: {error.strerror}") from error
-    if after != before:
+def _check_unchanged(before: Fingerprint | None, after: Fingerprint | None, what: str) -> None:
+    if before is not None and after != before:
         raise SourceChangedError(
             f"{what} changed while it was read, so what was read is not the disk of any one moment;"
             " use a snapshot, or --allow-changing if that does not matter"

@@ -7,7 +7,8 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeAlias
 
 from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.devices.nbd_negotiation import Refused, connect, disconnect
@@ -18,6 +19,8 @@ from pybackup.core.nbd_uri import NbdAddress
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
 
+Failure: TypeAlias = Callable[[str], PybackupError]
+"""Makes the error of a sentence; mostly a class, SourceError or TargetError."""
 CONNECTIONS = 4
 """Connections where the server allows several."""
 REQUEST_SIZE = 256 << 10
@@ -38,13 +41,11 @@ MORE_SECONDS = 5.0
 class NbdDevice:
     """An export; implements BlockDevice. Made by connect().
 
-    Fixed: the sessions, what was agreed on, and the class of errors for a connection that is lost (SourceError,
+    Fixed: the sessions, what was agreed on, and what makes the error for a connection that is lost (SourceError,
     TargetError): such an error is no OSError, for nothing more can be read or written. Changing: whose turn it is.
     """
 
-    def __init__(
-        self, sessions: Sequence[NbdSession], name: str, *, writable: bool, failure: type[PybackupError]
-    ) -> None:
+    def __init__(self, sessions: Sequence[NbdSession], name: str, *, writable: bool, failure: Failure) -> None:
         self._sessions, self._name, self._failure = sessions, name, failure
         self._agreed = sessions[0].agreed
         self._writable = writable
@@ -59,7 +60,7 @@ class NbdDevice:
         writable: bool = False,
         connections: int = CONNECTIONS,
         name: str | None = None,
-        failure: type[PybackupError] = SourceError,
+        failure: Failure = SourceError,
     ) -> NbdDevice:
         """Connect to an export; raises ``failure`` with the reason."""
         name = name or str(address)
@@ -281,7 +282,7 @@ async def _open_more(address: NbdAddress, sessions: list[NbdSession], wanted: in
         sessions.append(await NbdSession.over(sock, agreed))
 
 
-def _check(session: NbdSession, name: str, writable: bool, failure: type[PybackupError]) -> None:
+def _check(session: NbdSession, name: str, writable: bool, failure: Failure) -> None:
     agreed = session.agreed
     if writable and agreed.flags & wire.FLAG_READ_ONLY:
         raise failure(f"cannot write to {name}: it is read-only, and can only be read")
@@ -295,7 +296,7 @@ def _check(session: NbdSession, name: str, writable: bool, failure: type[Pybacku
         raise failure(f"cannot use {name}: its size is no multiple of its block size")
 
 
-def _explained(error: OSError | FormatError | Refused, name: str, failure: type[PybackupError]) -> PybackupError:
+def _explained(error: OSError | FormatError | Refused, name: str, failure: Failure) -> PybackupError:
     if isinstance(error, TimeoutError) and not error.errno:
         return failure(f"cannot use {name}: it does not answer")
     if isinstance(error, OSError):

@@ -44,6 +44,13 @@ class Fingerprint(NamedTuple):
     inode: int
 
 
+def fingerprint_of(info: os.stat_result) -> Fingerprint | None:
+    """What to compare to see a change; None for a block device, which does not tell."""
+    if stat.S_ISBLK(info.st_mode):
+        return None
+    return Fingerprint(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+
+
 class RawDevice:
     """A regular file or block device; implements BlockDevice. Made by open().
 
@@ -137,10 +144,7 @@ class RawDevice:
 
     def fingerprint(self) -> Fingerprint | None:
         """What to compare to see a change; None for a block device, which does not tell. Raises OSError."""
-        if self.is_block_device:
-            return None
-        info = os.fstat(self._fd)
-        return Fingerprint(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+        return fingerprint_of(os.fstat(self._fd))
 
     async def pread(self, offset: int, length: int) -> Buffer:
         """Read exactly ``length`` bytes.

@@ -1,0 +1,169 @@
+"""Where a restored drive goes through NBD: a new image of another format, or an export that exists."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+from .device import BlockDevice
+from .devices.blocking_calls import BlockingCalls
+from .devices.nbd import NbdDevice
+from .errors import TargetError, TargetFullError
+from .nbd_uri import parse_nbd_uri
+from .qemu_img import create_image
+from .qemu_nbd import Access, ImageFile, QemuImage, open_image
+from .restore_targets import ExistingDisk
+from .sinks.partial_file import PartialFile, target_failure
+
+READ_MOST = 64 << 20
+"""Bytes of an export that are read to see whether they are zeros."""
+READ_STEP = 1 << 20
+FULL = 64 << 10
+"""A filesystem with less than so many bytes is full."""
+
+
+class NewImage:
+    """An image of another format than raw, in one file, that gets its name when it is whole.
+
+    qemu-img makes it of our partial file, and qemu-nbd writes to it; a failed one is left as ``NAME.partial``.
+    Changing: the image, open or not, and whether anything was written to it.
+    """
+
+    wants_zeros = False
+
+    def __init__(self, path: str, image_format: str, *, replace: bool) -> None:
+        self._file = PartialFile(path, replace=replace, keep_partial_as=f"{path}.partial")
+        self._format = image_format
+        self._image: QemuImage | None = None
+        self._disk: ExistingDisk | None = None
+        self._written = False
+        self._calls = BlockingCalls(threads=1)
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return self._file.path
+
+    async def begin(self, size: int) -> None:
+        """Create the image in exactly this size, and open it."""
+        await self._calls.run(self._file.open)
+        await create_image(self._file.partial, self._format, size, name=self.name)
+        image = ImageFile(self._file.partial, self._format, Access.FILL)
+        self._image = await open_image(image, name=self.name, failure=TargetError)
+        self._disk = ExistingDisk(self._image.device)
+        if self._image.device.size != size:
+            raise TargetError(
+                f"cannot create {self.name}: {self._format} images cannot have {size:,} bytes, only"
+                f" {self._image.device.size:,}; --format raw has the exact size"
+            )
+
+    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Write."""
+        assert self._disk is not None
+        self._written = True
+        try:
+            await self._disk.write(offset, buffers)
+        except TargetError as error:
+            raise self._full(error) from error
+
+    def _full(self, error: TargetError) -> TargetError:
+        """The failure as one for want of space, where that is so: not every format of QEMU's passes on the reason."""
+        found = os.fstatvfs(self._file.fd)
+        if isinstance(error, TargetFullError) or found.f_bavail * found.f_frsize >= FULL:
+            return error
+        return TargetFullError(f"cannot write {self.name}: no space is left")
+
+    async def zeros(self, offset: int, length: int) -> None:
+        """Nothing to do: a new image is zeros there."""
+
+    async def commit(self) -> None:
+        """Have the image closed, then fsync and rename."""
+        assert self._image is not None
+        try:
+            await self._image.device.flush()
+        except OSError as error:
+            raise target_failure(self.name, error, "finish") from error
+        code = await self._image.close()
+        if code:
+            raise TargetError(f"cannot finish {self.name}: qemu-nbd ended with exit code {code}")
+        await self._calls.run(self._file.commit)
+        await self._calls.close()
+
+    async def abort(self) -> None:
+        """Leave what there is as ``NAME.partial``; nothing where nothing was written."""
+        if self._image is not None:
+            with contextlib.suppress(OSError):
+                await self._image.close()
+        await self._calls.close()
+        self._file.abort(worth_keeping=self._written)
+
+
+class NbdExport:
+    """An export of an NBD server. Only with ``force`` it may hold data; else it must say that it is all zeros.
+
+    Changing: the disk, connected or not.
+    """
+
+    def __init__(self, uri: str, *, force: bool) -> None:
+        """RequestError when it is no URI."""
+        self.name = uri
+        self.wants_zeros = force
+        self._address = parse_nbd_uri(uri)
+        self._disk: ExistingDisk | None = None
+
+    async def begin(self, size: int) -> None:
+        """Connect, and refuse an export that is too small or holds data."""
+        device = await NbdDevice.connect(self._address, writable=True, name=self.name, failure=TargetError)
+        self._disk = ExistingDisk(device)
+        await self._disk.begin(size)
+        if self.wants_zeros:
+            return
+        try:
+            await _refuse_data(device)
+        except OSError as error:
+            raise target_failure(self.name, error, "look at") from error
+
+    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Write."""
+        assert self._disk is not None
+        await self._disk.write(offset, buffers)
+
+    async def zeros(self, offset: int, length: int) -> None:
+        """Write zeros, or punch a hole."""
+        assert self._disk is not None
+        await self._disk.zeros(offset, length)
+
+    async def commit(self) -> None:
+        """Flush, and take leave."""
+        assert self._disk is not None
+        await self._disk.commit()
+
+    async def abort(self) -> None:
+        """Take leave; what was overwritten is overwritten."""
+        if self._disk is not None:
+            await self._disk.abort()
+
+
+async def _refuse_data(device: BlockDevice) -> None:
+    """TargetError unless all of it reads as zeros: what the server does not call zero is read, where that is little."""
+    at, left = 0, READ_MOST
+    while at < device.size:
+        for extent in await device.extents(at, device.size - at):
+            at = extent.end
+            if extent.zero:
+                continue
+            left -= extent.length
+            if not await _is_zero(device, extent.offset, extent.end if left >= 0 else extent.offset + READ_STEP):
+                raise TargetError(f"{device.name} holds data; --force overwrites it")
+            if left < 0:
+                raise TargetError(f"{device.name} does not tell whether it holds data; --force overwrites it")
+
+
+async def _is_zero(device: BlockDevice, start: int, end: int) -> bool:
+    end = min(end, device.size)
+    for at in range(start, end, READ_STEP):
+        length = min(READ_STEP, end - at)
+        if await device.pread(at, length) != bytes(length):
+            return False
+    return True
