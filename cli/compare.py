@@ -9,16 +9,24 @@ from typing import Any
 import click
 
 from pybackup.cli.numbers import duration
-from pybackup.cli.options import force_share_option, format_option, job_options, json_option, threads_option
+from pybackup.cli.options import (
+    force_share_option,
+    format_option,
+    job_options,
+    json_option,
+    snapshot_option,
+    threads_option,
+)
 from pybackup.cli.params import Named, NamedPath
-from pybackup.cli.progress import choose
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.progress import choose, shows_summary
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.compare import CompareJob
 from pybackup.core.device import BlockDevice
 from pybackup.core.drive_names import drive_name
 from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.reflink import Snapshot
 from pybackup.core.sources import SourceOptions, open_source
 from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo
@@ -33,6 +41,7 @@ SHOWN = 20
 @click.option("--drive", default=None, metavar="NAME", help="The same as NAME=, where there is one SOURCE.")
 @format_option
 @force_share_option
+@snapshot_option
 @threads_option
 @json_option
 @job_options
@@ -42,6 +51,7 @@ def command(
     drive: str | None,
     image_format: str | None,
     force_share: bool,
+    snapshot: str,
     as_json: bool,
     trace: str,
     **options: Any,
@@ -52,7 +62,7 @@ def command(
     file's name up to its first dot. ARCHIVE may be - for the standard input.
     """
     tracer = make_trace(trace)
-    source_options = SourceOptions(image_format, force_share=force_share)
+    source_options = SourceOptions(image_format, force_share=force_share, snapshot=Snapshot(snapshot))
     plan: dict[DriveInfo, str] = {}
     with open_archive(archive, threads=threads_or_default(options["threads"])) as stream:
         for source in sources:
@@ -88,6 +98,9 @@ async def _compare(
         for drive, what in plan.items():
             one = await open_source(what, source_options)
             stack.push_async_callback(one.close)
+            warn(one.warnings)
+            if shows_summary(options["progress"], options["quiet"], options["verbose"]):
+                warn(one.notes, "note")
             disks[drive] = one.device
         job = CompareJob(stream, disks, speed=options["speed"], trace=trace)
         await run_job(job, "compare", choose(options["progress"], options["quiet"]))

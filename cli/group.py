@@ -108,29 +108,12 @@ def _invoke(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _tell("cancelled", 130)
     except (BrokenPipeError, SystemExit):
-        # Click answers a broken pipe with SystemExit.
         return SIGPIPE_CODE
-    except Exception as error:
-        return _failed(error)
+    except (Exception, KeyboardInterrupt) as error:
+        from pybackup.cli.failures import describe
 
-
-def _failed(error: Exception) -> int:
-    from pybackup.core.errors import PybackupError
-    from pybackup.formats.errors import FormatError
-
-    if isinstance(error, PybackupError):
-        return _tell(str(error), int(error.exit_code))
-    if isinstance(error, FormatError):
-        return _tell(str(error), 2)
-    if isinstance(error, OSError) and error.filename is None:
-        # Sources, archives and targets have errors of their own: what is left is the report.
-        return _tell(f"cannot write the standard output: {error.strerror}", 1)
-    if isinstance(error, OSError):
-        return _tell(f"{error.filename}: {error.strerror}", 1)
-    raise error
+        return _tell(*describe(error))
 
 
 def _tell(sentence: str, code: int) -> int:

@@ -22,7 +22,9 @@ def _list_events(context: click.Context, _option: click.Parameter, value: str) -
     return value
 
 
-def _all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
+def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator that does what all of these do."""
+
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -31,7 +33,7 @@ def _all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-job_options = _all_of(
+job_options = all_of(
     click.option(
         "--speed",
         type=Size(),
@@ -69,6 +71,16 @@ format_option = click.option(
     help="Take every source as raw, whatever its first bytes look like.",
 )
 force_share_option = click.option("--force-share", is_flag=True, help="Read an image that another program has locked.")
+snapshot_option = click.option(
+    "--snapshot",
+    type=click.Choice(["auto", "reflink", "none"]),
+    default="auto",
+    show_default=True,
+    help="Freeze a raw file in an instant, by a reflink clone that is gone afterwards (XFS, btrfs). A program may go on"
+    " to write to the file, and what is read is what a power failure would have left; the filesystem needs room for"
+    " what is written meanwhile. Where there is no snapshot, auto reads the file itself, under a lock, and reflink"
+    " fails.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout.")
 threads_option = click.option(
     "--threads",

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from pybackup.cli.priority import IoPriority, parse_io_priority
+
 if TYPE_CHECKING:
     _SizeType = click.ParamType[int]
+    _DurationType = click.ParamType[float]
+    _IoType = click.ParamType[IoPriority]
 else:
-    _SizeType = click.ParamType  # older versions of Click know no types of values
+    _SizeType = _DurationType = _IoType = click.ParamType  # older versions of Click know no types of values
 
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE | re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 
 
@@ -54,6 +60,44 @@ class Size(_SizeType):
         return size
 
 
+def parse_duration(text: str) -> float:
+    """Seconds from a number with s, m, h or d; ValueError for anything else."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write for example 90, 90s, 10m or 2h")
+    return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+class Duration(_DurationType):
+    """A duration: seconds, with m, h or d for longer ones."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number of seconds."""
+        if isinstance(value, int | float):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class IoClass(_IoType):
+    """An I/O priority: CLASS[:LEVEL]."""
+
+    name = "class"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IoPriority:
+        """The priority."""
+        if isinstance(value, IoPriority):
+            return value
+        try:
+            return parse_io_priority(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class Whole(click.IntRange):
     """A whole number within limits, which are told in words."""
 
@@ -68,7 +112,8 @@ class Named(NamedTuple):
     what: str
 
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""The names that can be given to a drive or a configuration."""
 
 if TYPE_CHECKING:
     _NamedType = click.ParamType[Named]
@@ -86,7 +131,7 @@ class NamedPath(_NamedType):
         if isinstance(value, Named):
             return value
         name, equals, what = str(value).partition("=")
-        if equals and _NAME.fullmatch(name) and what:
+        if equals and NAME.fullmatch(name) and what:
             return Named(name, what)
         return Named(None, str(value))
 

@@ -15,7 +15,7 @@ from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, same_file
 from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import ArchiveStream, Digests
 from pybackup.core.device_in_use import device_in_use
@@ -24,8 +24,9 @@ from pybackup.core.errors import ArchiveError, ExitCode, RequestError, TargetErr
 from pybackup.core.image_lock import ImageLock
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile, RestoreTarget, Stream
+from pybackup.core.sinks.command import open_stream
 from pybackup.core.sinks.partial_file import target_failure
-from pybackup.core.sinks.stream import StreamSink, is_stream, own_descriptor
+from pybackup.core.sinks.stream import COMMAND, is_stream, own_descriptor
 from pybackup.formats.vma import DriveInfo
 
 
@@ -64,8 +65,9 @@ def command(
     """Write an archive's drives to files, a folder, a disk or a stream.
 
     TARGET is a folder (every drive becomes a file NAME.raw in it), or, for one drive, a new file, a block device (with
-    --force), or - for the standard output. Files are sparse and have the drive's exact size. A restore that fails
-    leaves its file as TARGET.partial. ARCHIVE may be - for the standard input.
+    --force), - for the standard output, or '|COMMAND' for the standard input of a command. Files are sparse and have
+    the drive's exact size. A restore that fails leaves its file as TARGET.partial. ARCHIVE may be - for the standard
+    input.
     """
     tracer = make_trace(trace)
     with (
@@ -128,7 +130,7 @@ def _plan_places(stream: ArchiveStream, places: Sequence[Named]) -> dict[DriveIn
 
 
 def _is_folder(target: str) -> bool:
-    return target != "-" and (os.path.isdir(target) or target.endswith("/"))
+    return target != "-" and not target.startswith(COMMAND) and (os.path.isdir(target) or target.endswith("/"))
 
 
 def _drive(stream: ArchiveStream, name: str) -> DriveInfo:
@@ -141,7 +143,7 @@ def _drive(stream: ArchiveStream, name: str) -> DriveInfo:
 
 def _open_target(path: str, force: bool, stack: ExitStack) -> RestoreTarget:
     if is_stream(path):
-        return Stream(StreamSink(path))
+        return Stream(open_stream(path))
     if os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode):
         return _open_block_device(path, force, stack)
     return NewFile(path, replace=force)
@@ -154,7 +156,8 @@ def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarge
     if not force:
         raise TargetError(f"{path} is a block device; --force overwrites everything on it")
     device = RawDevice.open(path, writable=True, failure=TargetError)
-    stack.enter_context(ImageLock.for_writing(device.fileno(), path))
+    lock = stack.enter_context(ImageLock.for_writing(device.fileno(), path))
+    warn([lock.note] if lock.note else [])
     return ExistingDisk(device)
 
 

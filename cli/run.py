@@ -9,16 +9,26 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
+from pybackup.cli.archive_name import ArchiveName
+from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
-from pybackup.cli.options import force_share_option, format_option, job_options, json_option, threads_option
+from pybackup.cli.options import (
+    force_share_option,
+    format_option,
+    job_options,
+    json_option,
+    snapshot_option,
+    threads_option,
+)
 from pybackup.cli.params import Named, NamedPath, Size, Whole, same_file
 from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
+from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.version import VERSION
 from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive_open import archive_reader
@@ -26,6 +36,8 @@ from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.drive_names import source_label, unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.nbd_uri import is_nbd_uri
+from pybackup.core.reflink import Snapshot
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
@@ -58,7 +70,7 @@ class _Request:
 
 
 @click.command("run", short_help="Back up one or more disks into one archive.")
-@click.argument("sources", type=NamedPath(), nargs=-1, metavar="[NAME=]SOURCE...")
+@click.argument("sources", type=NamedPath(), nargs=-1, metavar="[NAME=]SOURCE...", callback=or_from_job_file)
 @click.argument("archive", type=click.Path(), metavar="ARCHIVE")
 @click.option(
     "-c",
@@ -105,6 +117,7 @@ class _Request:
 )
 @click.option("--allow-changing", is_flag=True, help="Do not fail when the source changed while it was read.")
 @force_share_option
+@snapshot_option
 @click.option(
     "--uuid", "archive_uuid", type=click.UUID, default=None, show_default="random", help="The archive's uuid."
 )
@@ -119,6 +132,7 @@ class _Request:
 )
 @json_option
 @job_options
+@unattended
 def command(
     sources: tuple[Named, ...],
     archive: str,
@@ -133,7 +147,9 @@ def command(
     created: int | None,
     allow_changing: bool,
     force_share: bool,
+    snapshot: str,
     trace: str,
+    facts: RunFacts,
     **request: Any,
 ) -> int:
     """Back up one or more disks into one archive.
@@ -141,7 +157,8 @@ def command(
     SOURCE is a raw image file, a block device, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, - for the
     standard input (with --size), or serve:CONTROL for all disks of a running `pybackup serve`. NAME is the drive's name
     in the archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist
-    yet, a FIFO, or - for the standard output.
+    yet, a FIFO, - for the standard output, or '|COMMAND' for the standard input of a command. In its name {host},
+    {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,
@@ -150,15 +167,17 @@ def command(
         frame_size=frame_size,
         threads=threads_or_default(threads),
     )
-    source_options = SourceOptions(image_format, size, force_share, allow_changing)
+    source_options = SourceOptions(image_format, size, force_share, allow_changing, Snapshot(snapshot))
     asked = _Request(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
     _check(asked)
     tracer = make_trace(trace)
     if sources[0].what.startswith(SERVE):
         # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
         drives = served_drives(sources[0].what.removeprefix(SERVE))
-        return run_in_loop(_run_live(asked, drives, options, tracer))
-    return run_in_loop(_run(asked, options, tracer))
+        asked = _name_archive(asked, [name for name, _ in drives], options, facts)
+        return run_in_loop(_run_live(asked, drives, options, tracer, facts))
+    asked = _name_archive(asked, unique_drive_names(sources), options, facts)
+    return run_in_loop(_run(asked, options, tracer, facts))
 
 
 def _check(request: _Request) -> None:
@@ -167,6 +186,28 @@ def _check(request: _Request) -> None:
     unique_drive_names(request.sources)
     if request.source_options.size is not None and all(source.what != "-" for source in request.sources):
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")
+    if sum(source.what == "-" for source in request.sources) > 1:
+        raise RequestError("the standard input can only be one of the sources")
+    if request.source_options.snapshot is Snapshot.REFLINK:
+        for source in request.sources:
+            if source.what == "-" or source.what.startswith(SERVE) or is_nbd_uri(source.what):
+                raise RequestError(f"--snapshot reflink is for raw files, and {source.what} is none")
+    if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
+        raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
+
+
+def _name_archive(request: _Request, names: Sequence[str], options: ArchiveOptions, facts: RunFacts) -> _Request:
+    """The request with the archive's own name, which is checked."""
+    name = ArchiveName(names, facts.job_name, options.created, options.uuid).expand(request.archive)
+    facts.names, facts.archive = names, name
+    named = replace(request, archive=name)
+    _check_archive(named)
+    return named
+
+
+def _check_archive(request: _Request) -> None:
+    if request.archive.startswith(SERVE):
+        raise RequestError(f"{request.archive} can be backed up, but is no place for an archive")
     if request.as_json and own_descriptor(request.archive) == 1:
         raise RequestError("--json and the archive cannot both go to the standard output")
     if request.verify and is_stream(request.archive):
@@ -174,13 +215,11 @@ def _check(request: _Request) -> None:
     for what in (*request.sources, *request.configs):
         if same_file(what.what, request.archive):
             raise RequestError(f"{what.what} would be replaced by the archive made of it")
-    if sum(source.what == "-" for source in request.sources) > 1:
-        raise RequestError("the standard input can only be one of the sources")
-    if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
-        raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
 
 
-async def _run_live(request: _Request, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace) -> int:
+async def _run_live(
+    request: _Request, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace, facts: RunFacts
+) -> int:
     """Back up the disks of a running server: it sends the clusters, the archive is made here."""
     path = request.sources[0].what.removeprefix(SERVE)
     asked = {"speed": request.speed, "skip_unreadable": request.skip_unreadable}
@@ -192,6 +231,7 @@ async def _run_live(request: _Request, drives: Sequence[tuple[str, int]], option
         writer = make_writer(drives, [read_config(one) for one in request.configs], options, sink, pool, trace)
         verify = _verifier(request, sink, pool)
         job = RemoteBackup(path, asked, drives, writer, scanners, before_commit=verify, trace=trace)
+        facts.job = job
         await run_job(job, "backup", choose(request.progress, request.quiet))
     return report(request, job)
 
@@ -200,11 +240,15 @@ def _verifier(request: _Request, sink: Sink, pool: ThreadPoolExecutor) -> Callab
     """What reads the archive back before it gets its name, where that was asked for."""
     if not request.verify or not isinstance(sink, FileSink):
         return None
-    path = sink.partial_path
-    return lambda: verify_file(path, request.archive, pool)
+
+    async def verify() -> None:
+        await sink.flush()
+        await verify_file(sink.partial_path, request.archive, pool)
+
+    return verify
 
 
-async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
+async def _run(request: _Request, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> int:
     configs = [read_config(config) for config in request.configs]
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
@@ -214,6 +258,9 @@ async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
             one = await open_source(source.what, request.source_options)
             stack.push_async_callback(one.close)
             opened.append(one)
+            warn(one.warnings)
+            if shows_summary(request.progress, request.quiet, request.verbose):
+                warn(one.notes, "note")
         names = unique_drive_names(request.sources)
         sink = open_sink(request.archive, replace=request.force)
         sizes = [(name, one.device.size) for name, one in zip(names, opened, strict=True)]
@@ -232,6 +279,7 @@ async def _run(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
             speed=request.speed,
             trace=trace,
         )
+        facts.job = job
         await run_job(job, "backup", choose(request.progress, request.quiet))
     return report(request, job)
 

@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import click
@@ -21,7 +22,14 @@ from pybackup.core.trace import Trace
 
 T = TypeVar("T")
 
+_told: ContextVar[Callable[[int], None] | None] = ContextVar("_told", default=None)
+"""Who is told of a signal's number in this loop."""
 _CANCELLING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def cancelling_signals() -> list[int]:
+    """The signals that cancel what we do; SIGHUP that was ignored from the start (nohup) stays ignored."""
+    return [number for number in _CANCELLING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -65,6 +73,7 @@ async def run_job(job: Job, verb: str, display: Display) -> None:
 
 @contextlib.contextmanager
 def _signals_cancel(tell: Callable[[CancelledError], None]) -> Any:
+    """Within, signals are told to this; behind it again to whoever was told before."""
     loop = asyncio.get_running_loop()
     seen: list[int] = []
 
@@ -75,15 +84,27 @@ def _signals_cancel(tell: Callable[[CancelledError], None]) -> Any:
         seen.append(number)
         tell(CancelledError("cancelled", number))
 
-    # SIGHUP that was ignored from the start (nohup) stays ignored.
-    numbers = [number for number in _CANCELLING if signal.getsignal(number) is not signal.SIG_IGN]
-    for number in numbers:
+    before = {number: signal.getsignal(number) for number in cancelling_signals()}
+    for number in before:
         loop.add_signal_handler(number, cancel, number)
+    outer = _told.set(cancel)
     try:
         yield
     finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+        _told.reset(outer)
+        around = _told.get()
+        for number, handler in before.items():
+            if around is not None:
+                loop.add_signal_handler(number, around, number)
+            else:
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+
+def warn(sentences: Iterable[str], word: str = "warning") -> None:
+    """Print sentences for the user, a line each, that are no failures."""
+    for sentence in sentences:
+        click.echo(f"pybackup: {word}: {sentence}", err=True)
 
 
 def make_trace(patterns: str) -> Trace:

@@ -18,7 +18,7 @@ import click
 
 from pybackup.cli.options import format_option
 from pybackup.cli.params import Named, NamedPath, Size
-from pybackup.cli.running import run_in_loop
+from pybackup.cli.running import run_in_loop, warn
 from pybackup.cli.version import VERSION
 from pybackup.core.backup import GuestPolicy
 from pybackup.core.control import ControlSocket
@@ -163,6 +163,8 @@ async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, Blo
     )
     for disk in disks.values():
         stack.push_async_callback(disk.close)
+        if disk.warning is not None:
+            warn([disk.warning])
     return {name: disk.device for name, disk in disks.items()}
 
 

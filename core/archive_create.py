@@ -13,8 +13,9 @@ from pybackup.formats.vma import DriveInfo, Header
 from .archive_writer import ArchiveWriter
 from .errors import RequestError
 from .sinks import Sink
+from .sinks.command import open_stream
 from .sinks.file import FileSink
-from .sinks.stream import StreamSink, is_stream
+from .sinks.stream import is_stream
 from .trace import Trace
 
 
@@ -29,9 +30,9 @@ class ArchiveOptions:
     threads: int = 1
 
 
-def open_sink(archive: str, *, replace: bool) -> FileSink | StreamSink:
-    """The sink for an archive's name: a file, or a stream such as - for the standard output."""
-    return StreamSink(archive) if is_stream(archive) else FileSink(archive, replace=replace)
+def open_sink(archive: str, *, replace: bool) -> Sink:
+    """The sink for an archive's name: a file, or a stream such as - for the standard output, or |COMMAND."""
+    return open_stream(archive) if is_stream(archive) else FileSink(archive, replace=replace)
 
 
 def make_writer(

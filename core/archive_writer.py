@@ -104,7 +104,7 @@ class ArchiveWriter:
         self._trace(
             "archive.extent", offset=before, frames=len(encoded.frames), compressed=self._encoder.written - before
         )
-        if len(buffers) > len(encoded.frames):
+        if len(buffers) > sum(len(frame.pieces) for frame in encoded.frames):
             self._trace("archive.segment", length=len(buffers[-1]))
 
     async def drain(self) -> None:

@@ -25,7 +25,7 @@ from .errors import SourceError, TargetFullError
 from .guest_copies import GuestCopies, OnError
 from .inflight import Range
 from .intake import Intake, Prepared
-from .job import DriveProgress, Job
+from .job import DriveProgress, Job, with_estimate
 from .old_data import OldData
 from .trace import Trace
 from .unreadable import LostRange, joined, read_around_errors
@@ -38,6 +38,8 @@ READ_AHEAD = 3
 """Pieces read ahead of the archive."""
 SCAN_THREADS = 2
 """Threads of their own look for zeros and compute digests: in the pool that compresses, they would wait behind it."""
+FREEZE_TIMEOUT = 10.0
+"""Seconds that guests wait for writes under way to end, when a backup begins: Linux gives a disk 30 to answer."""
 PIECES_A_SECOND = 20
 """A limited job reads pieces small enough that each second has so many, so that its speed is even."""
 
@@ -140,7 +142,7 @@ class BackupJob(Job):
             await self._conclude()
             committed = True
         except TargetFullError as error:
-            raise self._with_estimate(error) from error
+            raise with_estimate(error, self.progress) from error
         finally:
             self._let_guests_go()
             if not committed:
@@ -152,7 +154,7 @@ class BackupJob(Job):
             for copying in self._copying
             if isinstance(copying.drive.device, CopyBeforeWrite)
         ]
-        await freeze(self._armed)
+        await freeze(self._armed, FREEZE_TIMEOUT)
         self.trace("job.freeze", drives=len(self._copying))
         self.frozen.set()
 
@@ -345,11 +347,3 @@ class BackupJob(Job):
         counts = self._writer.counts
         drives = [describe_drive(one.drive.drive_id, one.drive.name, one.copy.size, counts) for one in self._copying]
         return {**self._about, "drives": drives, "unreadable": [one._asdict() for one in self.lost]}
-
-    def _with_estimate(self, error: TargetFullError) -> TargetFullError:
-        progress = self.progress
-        read = sum(drive.read for drive in progress.drives)
-        if not read or not self._writer.written:
-            return error
-        missing = (progress.size - progress.done) * self._writer.written // max(1, progress.done)
-        return TargetFullError(f"{error}; {self._writer.written:,} bytes were written, about {missing:,} are missing")

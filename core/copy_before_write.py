@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from .device import BlockDevice, BlockStatus, Buffer
-from .errors import BusyError
+from .errors import BusyError, SourceError
 from .guest_copies import GuestCopies
 from .inflight import InflightRanges
 
@@ -149,10 +149,11 @@ class CopyBeforeWrite:
         await self.child.close()
 
 
-async def freeze(filters: Iterable[tuple[CopyBeforeWrite, GuestCopies]]) -> None:
+async def freeze(filters: Iterable[tuple[CopyBeforeWrite, GuestCopies]], timeout: float | None = None) -> None:
     """Arm all filters at one instant, at which no change is in flight on any drive.
 
-    BusyError, with nothing changed, where another backup of one of them begins or runs.
+    BusyError, with nothing changed, where another backup of one of them begins or runs. SourceError, likewise, where a
+    change does not end within ``timeout`` seconds, for all that time every guest waits; None: never.
     """
     pairs = list(filters)
     held: list[CopyBeforeWrite] = []
@@ -160,11 +161,23 @@ async def freeze(filters: Iterable[tuple[CopyBeforeWrite, GuestCopies]]) -> None
         for device, _ in pairs:
             device.hold()
             held.append(device)
-        for device in held:
-            await device.quiet()
+        await _all_quiet(held, timeout)
         # Nothing is awaited from here to release(): this is the instant.
         for device, guard in pairs:
             device.arm(guard)
     finally:
         for device in held:
             device.release()
+
+
+async def _all_quiet(devices: Iterable[CopyBeforeWrite], timeout: float | None) -> None:
+    # Not wait_for(): Python 3.11's loses a cancellation that comes together with the end.
+    try:
+        async with asyncio.timeout(timeout):
+            for device in devices:
+                await device.quiet()
+    except TimeoutError as error:
+        raise SourceError(
+            f"cannot begin: a write to {device.name} that was under way did not end within {timeout:g} seconds, and"
+            " guests must not wait any longer"
+        ) from error

@@ -94,6 +94,26 @@ class ImageLock:
         return any(_is_held(self._fd, offset) for offset in offsets)
 
 
+def is_written(fd: int) -> bool:
+    """Whether another program has locked the open image to write to it; False where there are no locks."""
+    return _another_holds(fd, USES + WRITE, USES + RESIZE)
+
+
+def forbids_reading(fd: int) -> bool:
+    """Whether another program has locked the open image so that nobody may rely on what it holds.
+
+    That is a program that changes the disk in ways that no guest asked for (qemu-img commit, for one). False where
+    there are no locks.
+    """
+    return _another_holds(fd, FORBIDS + CONSISTENT_READ)
+
+
+def _another_holds(fd: int, *offsets: int) -> bool:
+    with suppress(OSError):
+        return any(_is_held(fd, offset) for offset in offsets)
+    return False
+
+
 def _set(fd: int, kind: int, start: int, length: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from .errors import CancelledError, RequestError
+from .errors import CancelledError, RequestError, TargetFullError
 from .ratelimit import RateLimit
 from .trace import Trace
 
@@ -67,6 +67,14 @@ class Progress:
     def stored(self) -> int:
         """Bytes done that were not zero."""
         return self.done - self.zero
+
+
+def with_estimate(error: TargetFullError, progress: Progress) -> TargetFullError:
+    """The error with how many bytes about are missing, judged by what has been written for what is done."""
+    if not progress.stored or not progress.written:
+        return error
+    missing = (progress.size - progress.done) * progress.written // max(1, progress.done)
+    return TargetFullError(f"{error}; {progress.written:,} bytes were written, about {missing:,} are missing")
 
 
 class Job(ABC):
@@ -125,6 +133,9 @@ class Job(ABC):
             self._note(CancelledError())
         elif (error := task.exception()) is not None:
             self._note(error)
+        elif isinstance(self.error, CancelledError):
+            # Everything was done already when the cancelling came.
+            self.error = None
 
     @property
     def elapsed(self) -> float:

@@ -22,13 +22,14 @@ from .archive_writer import ArchiveWriter
 from .cluster_receiver import ClusterReceiver
 from .control_client import ask
 from .device import CLUSTER_SIZE
-from .errors import SourceError
+from .errors import SourceError, TargetFullError
 from .intake import Prepared
-from .job import DriveProgress, Job
+from .job import DriveProgress, Job, with_estimate
 from .seen_clusters import SeenClusters
 from .trace import Trace
 from .unreadable import LostRange
 
+NICENESS = 10
 AHEAD = 4
 """Messages whose clusters are scanned ahead of the archive."""
 
@@ -86,6 +87,8 @@ class RemoteBackup(Job):
                 raise
             finally:
                 await server.close()
+        except TargetFullError as error:
+            raise with_estimate(error, self.progress) from error
         finally:
             if not committed:
                 await self._drop_ahead()
@@ -152,6 +155,7 @@ class RemoteBackup(Job):
             self._ahead.popleft()
             drive = self._by_id[message.drive_id]
             drive.done += len(prepared.content)
+            drive.read += len(prepared.content)
             drive.zero += prepared.zero
             await self._writer.take(message.drive_id, message.first, prepared)
 
@@ -177,4 +181,4 @@ class RemoteBackup(Job):
 def _lower_priority() -> None:
     """Take what processor time the guests leave."""
     with contextlib.suppress(OSError):
-        os.nice(10)
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))

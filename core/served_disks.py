@@ -29,6 +29,8 @@ class ServedDisk:
 
     device: BlockDevice
     close: Callable[[], Awaitable[None]]
+    warning: str | None = None
+    """A sentence for the user where there is no lock."""
 
 
 async def open_served(
@@ -66,15 +68,17 @@ async def _open_nbd(uri: str, read_only: bool) -> ServedDisk:
 
 async def _open_disk(what: str, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
     device = RawDevice.open(what, writable=not read_only)
-    lock = None
+    lock = warning = None
     try:
         if image_format is None:
             refuse_foreign(device, what)
         try:
             lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)
+            warning = lock.note
         except BusyError:
             if not force_share:
                 raise
+            warning = f"{what} is in use by another program, and is served all the same"
     except BaseException:
         await device.close()
         raise
@@ -86,7 +90,7 @@ async def _open_disk(what: str, image_format: str | None, read_only: bool, force
             lock.release()
         await device.close()
 
-    return ServedDisk(CopyBeforeWrite(device), close)
+    return ServedDisk(CopyBeforeWrite(device), close, warning)
 
 
 def _is_archive(what: str) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from .device import BlockDevice
+from .devices.blocking_calls import BlockingCalls
 from .devices.nbd import NbdDevice
-from .devices.probe import HEAD_BYTES, TAIL_BYTES, image_format
 from .devices.raw import Fingerprint, RawDevice
 from .devices.sequential import SequentialDevice
-from .errors import RequestError, SourceChangedError, SourceError
-from .image_lock import ImageLock
+from .errors import BusyError, RequestError, SourceChangedError, SourceError
+from .image_lock import ImageLock, forbids_reading, is_written
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
+from .reflink import NoSnapshotError, Snapshot, foreign_format, snapshot
 
 STDIN = "-"
 
@@ -24,24 +24,30 @@ STDIN = "-"
 class OpenSource:
     """A source, open. ``check`` raises if it changed since it was opened; ``close`` gives everything back.
 
-    ``kind`` is told in the archive; ``warnings`` are sentences for the user.
+    ``kind`` is told in the archive. ``warnings`` and ``notes`` are sentences for the user: what may make the backup
+    worth less, and what helps to know.
     """
 
     device: BlockDevice
     check: Callable[[], None]
     close: Callable[[], Awaitable[None]]
     kind: str
-    warnings: tuple[str, ...] = ()
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How to open sources: the format told by the user, the size of the standard input in bytes, and leniencies."""
+    """How to open sources: the format told by the user, the size of the standard input in bytes, and leniencies.
+
+    ``snapshot`` is for raw files; AUTO falls back to reading under a lock.
+    """
 
     image_format: str | None = None
     size: int | None = None
     force_share: bool = False
     allow_changing: bool = False
+    snapshot: Snapshot = Snapshot.NONE
 
 
 async def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None = None) -> OpenSource:
@@ -50,18 +56,30 @@ async def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecuto
         return _open_stdin(options)
     if is_nbd_uri(what):
         return await _open_nbd(what)
-    return _open_raw(what, options, pool)
+    return await _open_raw(what, options, pool)
 
 
-def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
+async def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
     device = RawDevice.open(what, executor=pool, drop_cache=True)
     try:
         if options.image_format is None:
             refuse_foreign(device, what)
-        lock = None if options.force_share else ImageLock.for_reading(device.fileno(), what)
+        if not options.force_share and forbids_reading(device.fileno()):
+            raise BusyError(f"{what} is in use by another program (QEMU image lock)")
+        if options.snapshot is Snapshot.NONE:
+            return _open_locked(device, what, options)
+        return await _open_frozen(device, what, options, pool)
     except BaseException:
         os.close(device.fileno())
         raise
+
+
+def _open_locked(device: RawDevice, what: str, options: SourceOptions) -> OpenSource:
+    """The disk itself, of which the lock and the check say whether anybody changes it meanwhile."""
+    lock = None if options.force_share else ImageLock.for_reading(device.fileno(), what)
+    warnings = [lock.note] if lock is not None and lock.note else []
+    if lock is None and is_written(device.fileno()):
+        warnings.append(f"{what} is in use by another program; what is read may be of no one moment")
     before = device.fingerprint()
 
     async def close() -> None:
@@ -74,7 +92,36 @@ def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None
         check=_nothing if options.allow_changing else (lambda: _check_unchanged(device, before, what)),
         close=close,
         kind="block device" if device.is_block_device else "raw",
+        warnings=warnings,
     )
+
+
+async def _open_frozen(
+    device: RawDevice, what: str, options: SourceOptions, pool: ThreadPoolExecutor | None
+) -> OpenSource:
+    """A snapshot, which nobody can change; with AUTO the disk itself where there is none.
+
+    Whatever the reason is, no space for one: falling back does no harm, for a disk that somebody changes is refused.
+    """
+    calls = BlockingCalls(threads=1)
+    try:
+        # The kernel first writes out what waits in memory, which can take long.
+        frozen = await calls.run(snapshot, device, pool)
+    except NoSnapshotError as missing:
+        if options.snapshot is Snapshot.REFLINK:
+            raise
+        try:
+            source = _open_locked(device, what, options)
+        except BusyError as busy:
+            raise BusyError(f"{busy}; {missing}") from missing
+        source.notes = [] if missing.is_usual else [f"{missing}; it is read under a lock"]
+        return source
+    finally:
+        await calls.close()
+    used = is_written(device.fileno())
+    os.close(device.fileno())
+    note = f"{what} is in use: the backup is a snapshot of it, as a power failure would have left the disk"
+    return OpenSource(frozen, _nothing, frozen.close, "raw (reflink)", notes=[note] if used else [])
 
 
 def _open_stdin(options: SourceOptions) -> OpenSource:
@@ -83,7 +130,7 @@ def _open_stdin(options: SourceOptions) -> OpenSource:
     if os.isatty(0):
         raise RequestError("the standard input is a terminal, not a disk")
     device = SequentialDevice(0, options.size, "the standard input")
-    return OpenSource(device, device.check_end, device.close, "stdin")
+    return OpenSource(device, _nothing, device.close, "stdin")
 
 
 async def _open_nbd(uri: str) -> OpenSource:
@@ -92,16 +139,12 @@ async def _open_nbd(uri: str) -> OpenSource:
 
 
 def _nothing() -> None:
-    """Whether an export changed, only its server knows."""
+    """Nobody but its server knows whether an export changed, and a snapshot cannot."""
 
 
 def refuse_foreign(device: RawDevice, what: str) -> None:
     """A raw file with another format's magic is either not raw, or a guest's trick: the user must say."""
-    if stat.S_ISBLK(os.fstat(device.fileno()).st_mode):
-        return
-    head = os.pread(device.fileno(), HEAD_BYTES, 0)
-    tail = os.pread(device.fileno(), TAIL_BYTES, max(0, device.size - TAIL_BYTES))
-    found = image_format(head, tail)
+    found = None if device.is_block_device else foreign_format(device)
     if found is not None:
         raise SourceError(
             f"{what} looks like a {found} image, and its contents are not the disk; --format raw takes it as it is"

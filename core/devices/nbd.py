@@ -20,7 +20,7 @@ from pybackup.formats.errors import FormatError
 
 CONNECTIONS = 4
 """Connections where the server allows several."""
-REQUEST_SIZE = 512 << 10
+REQUEST_SIZE = 256 << 10
 """Bytes in a request: small enough to spread over connections, large enough to cost little each."""
 SMALLEST_MOST = 512
 """Bytes: the specification does not let a server ask for smaller requests."""

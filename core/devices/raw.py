@@ -88,11 +88,25 @@ class RawDevice:
             fd = _open_disk(path, writable)
         except OSError as error:
             raise failure(f"cannot open {path}: {error.strerror}") from error
+        return cls.adopt(fd, name or path, writable=writable, executor=executor, drop_cache=drop_cache, failure=failure)
+
+    @classmethod
+    def adopt(
+        cls,
+        fd: int,
+        name: str,
+        *,
+        writable: bool = False,
+        executor: ThreadPoolExecutor | None = None,
+        drop_cache: bool = False,
+        failure: type[PybackupError] = SourceError,
+    ) -> RawDevice:
+        """Make a device of an open descriptor, which belongs to it from now on, also if this fails. As open()."""
         try:
-            device = cls(fd, name or path, _disk_size(fd), _block_size(fd), writable, BlockingCalls(executor))
+            device = cls(fd, name, _disk_size(fd), _block_size(fd), writable, BlockingCalls(executor))
         except OSError as error:
             os.close(fd)
-            raise failure(f"cannot use {path}: {error.strerror}") from error
+            raise failure(f"cannot use {name}: {error.strerror}") from error
         if drop_cache:
             device._hygiene = CacheHygiene(fd)
         return device

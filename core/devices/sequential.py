@@ -5,51 +5,67 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.devices.blocking_calls import BlockingCalls
+from pybackup.core.devices.pipe_reader import PipeReader
 from pybackup.core.errors import SourceError
 
 
 class SequentialDevice:
-    """Reads a descriptor in order. Fixed: the size in bytes, which the user must tell. Changing: the position."""
+    """Reads a descriptor in order. Fixed: the size in bytes, which the user must tell.
+
+    Changing: the position, and that a cancelled read ends all reading: what it had read is lost.
+    """
 
     read_only = True
 
     def __init__(self, fd: int, size: int, name: str) -> None:
         """``fd`` stays open when the device is closed."""
         self.size, self.name = size, name
-        self._fd = fd
+        self._pipe = PipeReader(fd)
         self._at = 0
         self._turn = asyncio.Lock()
         self._calls = BlockingCalls()
+        self._closed = False
 
     async def pread(self, offset: int, length: int) -> Buffer:
-        """Read on; reads must come in order (ESPIPE). SourceError when the stream ends before the disk does."""
+        """Read on; reads must come in order (ESPIPE).
+
+        SourceError when the stream ends before the disk does, or has more. The read that comes to the disk's end waits
+        for the stream's, too.
+        """
         async with self._turn:
             if offset != self._at:
                 raise OSError(errno.ESPIPE, "a stream can only be read in order", self.name)
-            content = await self._calls.run(self._read, length)
+            content = await self._run(self._read, length)
             self._at += len(content)
-        if len(content) < length:
-            raise SourceError(f"{self.name} ended after {self._at:,} bytes; --size says {self.size:,}")
+            if len(content) < length:
+                raise SourceError(f"{self.name} ended after {self._at:,} bytes; --size says {self.size:,}")
+            if self._at == self.size and await self._run(self._read, 1):
+                raise SourceError(f"{self.name} has more than the {self.size:,} bytes that --size says")
         return content
+
+    async def _run(self, read: Callable[[int], bytes], length: int) -> bytes:
+        """Read in a thread, which is told to stop when we are cancelled: the next byte may never come."""
+        reading = asyncio.create_task(self._calls.run(read, length))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            self._pipe.stop()
+            await asyncio.gather(reading, return_exceptions=True)
+            raise
 
     def _read(self, length: int) -> bytes:
         parts = []
         while length:
-            part = os.read(self._fd, min(length, 1 << 20))
+            part = self._pipe.read(min(length, 1 << 20))
             if not part:
                 break
             parts.append(part)
             length -= len(part)
         return b"".join(parts)
-
-    def check_end(self) -> None:
-        """SourceError if anything follows the disk."""
-        if os.read(self._fd, 1):
-            raise SourceError(f"{self.name} has more than the {self.size:,} bytes that --size says")
 
     async def extents(self, offset: int, length: int) -> Sequence[BlockStatus]:
         """All data, for all that is known."""
@@ -79,5 +95,9 @@ class SequentialDevice:
         return False
 
     async def close(self) -> None:
-        """End the reading thread."""
-        await self._calls.close()
+        """End the reading thread; a second close does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._pipe.stop()
+            await self._calls.close()
+            self._pipe.close()

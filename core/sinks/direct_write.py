@@ -20,29 +20,64 @@ BUFFER = 4 << 20
 _REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 
-class DirectWriter:
-    """Writes to a file through a second descriptor, where the filesystem can.
+class AlignedWriter:
+    """Writes page-aligned memory to a file, past the page cache where the filesystem can.
 
-    Fixed: the ordinary descriptor. Changing: the direct one, and the aligned buffers that are free; any thread may
-    write, for list.append() and list.pop() are atomic.
+    Fixed: the ordinary descriptor, and the direct one. Any thread may write.
     """
 
     def __init__(self, fd: int) -> None:
         """``fd`` stays the caller's."""
         self._fd = fd
-        self._free: list[mmap.mmap] = []
         self._direct = -1
         with contextlib.suppress(OSError):
             self._direct = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
 
+    def write_at(self, offset: int, content: memoryview) -> None:
+        """Write all bytes of aligned memory from ``offset`` on (OSError)."""
+        whole = len(content) - len(content) % ALIGNMENT if offset % ALIGNMENT == 0 else 0
+        done = 0
+        if whole and self._direct >= 0:
+            try:
+                done = os.pwrite(self._direct, content[:whole], offset)
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+        # A short or refused direct write is finished the ordinary way, which also knows the reason.
+        if done < len(content):
+            write_fully(self._fd, offset + done, content[done:])
+            if whole:
+                _begin_writeback(self._fd, offset + done, len(content) - done)
+
+    def close(self) -> None:
+        """Give the direct descriptor back; the ordinary one stays open."""
+        direct, self._direct = self._direct, -1
+        if direct >= 0:
+            os.close(direct)
+
+
+def _begin_writeback(fd: int, offset: int, length: int) -> None:
+    # DONTNEED begins to write out dirty pages and drops clean ones, so that the final fsync has little left. Of our
+    # own output nobody needs the pages; what a filesystem answers to advice is no failure of ours.
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+class DirectWriter:
+    """Writes any memory to any place of a file, by way of aligned buffers.
+
+    Changing: the buffers that are free; any thread may write, for list.append() and list.pop() are atomic.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """``fd`` stays the caller's."""
+        self._writer = AlignedWriter(fd)
+        self._free: list[mmap.mmap] = []
+
     def write_at(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write all bytes of all buffers, one after the other, from ``offset`` on (OSError)."""
         for piece, start, size in self._pieces(offset, buffers):
-            whole = size - size % ALIGNMENT if offset % ALIGNMENT == 0 else 0
-            if whole:
-                self._write_direct(start, memoryview(piece)[:whole])
-            if size > whole:
-                write_fully(self._fd, start + whole, memoryview(piece)[whole:size])
+            self._writer.write_at(start, memoryview(piece)[:size])
 
     def _pieces(self, offset: int, buffers: Sequence[memoryview]) -> Iterator[tuple[mmap.mmap, int, int]]:
         """(aligned buffer, its offset in the file, bytes in it), again and again until all is copied."""
@@ -66,22 +101,7 @@ class DirectWriter:
             yield piece, offset, used
         self._free.append(piece)
 
-    def _write_direct(self, offset: int, content: memoryview) -> None:
-        if self._direct >= 0:
-            try:
-                written = os.pwrite(self._direct, content, offset)
-            except OSError as error:
-                if error.errno not in _REFUSALS:
-                    raise
-                written = 0
-            # A short or refused direct write is finished the ordinary way, which also knows the reason.
-            offset += written
-            content = content[written:]
-        write_fully(self._fd, offset, content)
-
     def close(self) -> None:
-        """Give the second descriptor and the buffers back; the ordinary descriptor stays open."""
+        """Give descriptor and buffers back."""
         self._free.clear()
-        direct, self._direct = self._direct, -1
-        if direct >= 0:
-            os.close(direct)
+        self._writer.close()

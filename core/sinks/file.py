@@ -1,39 +1,47 @@
-"""A regular file, which appears under its name only when it is whole and durable."""
+"""A regular file, which appears under its name only when it is whole and durable.
+
+Written past the page cache where the filesystem can (see direct_write.py), in large aligned pieces that are filled
+here and written by a thread meanwhile.
+"""
 
 from __future__ import annotations
 
-import os
+import asyncio
+import contextlib
+import mmap
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pybackup.core.device import Buffer
 from pybackup.core.devices.blocking_calls import BlockingCalls
+from pybackup.core.sinks.direct_write import BUFFER, AlignedWriter
 from pybackup.core.sinks.partial_file import PartialFile, target_failure
 
-WRITEBACK_STEP = 16 << 20
-"""After so many bytes the kernel is asked to begin writing them out, so that the final fsync has little left."""
-
-
-def write_all(fd: int, buffers: Sequence[Buffer]) -> int:
-    """Write every byte of every buffer; the number of bytes. Raises OSError."""
-    total = 0
-    for buffer in buffers:
-        view = memoryview(buffer)
-        while len(view):
-            written = os.write(fd, view)
-            total += written
-            view = view[written:]
-    return total
+PIECES_UNDER_WAY = 2
+"""Pieces that are being written while the next one is filled."""
 
 
 class FileSink:
-    """Writes a file. Fixed: the path. Changing: the position, in bytes."""
+    """Writes a file.
 
-    def __init__(self, path: str, *, replace: bool = False, executor: ThreadPoolExecutor | None = None) -> None:
+    Fixed: the path, and the size of a piece. Changing, in the event loop: the open piece, and those under way in order.
+
+    ``_written``: bytes of the file in front of the open piece; ``_used``: bytes in that.
+    """
+
+    def __init__(
+        self, path: str, *, replace: bool = False, executor: ThreadPoolExecutor | None = None, piece: int = BUFFER
+    ) -> None:
+        """``piece``: bytes that are written at once, whole pages."""
         self._file = PartialFile(path, replace=replace)
-        self._calls = BlockingCalls(executor)
-        self._position = 0
-        self._flushed = 0
+        self._calls = BlockingCalls(executor, threads=1)
+        self._writer: AlignedWriter | None = None
+        self._piece = piece
+        self._open = mmap.mmap(-1, piece)
+        self._free: list[mmap.mmap] = []
+        self._under_way: deque[asyncio.Task[mmap.mmap]] = deque()
+        self._written = self._used = 0
 
     @property
     def name(self) -> str:
@@ -42,7 +50,7 @@ class FileSink:
 
     @property
     def partial_path(self) -> str:
-        """Where the bytes lie until commit()."""
+        """Where the bytes lie until commit(); all of them after flush()."""
         return self._file.partial
 
     def fileno(self) -> int:
@@ -52,33 +60,67 @@ class FileSink:
     async def begin(self) -> None:
         """Create the temporary file."""
         await self._calls.run(self._file.open)
+        self._writer = AlignedWriter(self._file.fd)
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
-        """Append the buffers."""
-        await self._calls.run(self._write, buffers)
+        """Append the buffers; a failure may be told by a later call."""
+        for buffer in buffers:
+            rest = memoryview(buffer)
+            while len(rest):
+                part = rest[: self._piece - self._used]
+                self._open[self._used : self._used + len(part)] = part
+                self._used += len(part)
+                rest = rest[len(part) :]
+                if self._used == self._piece:
+                    await self._pass_on()
 
-    def _write(self, buffers: Sequence[Buffer]) -> None:
+    async def _pass_on(self) -> None:
+        """Have the open piece written, and open another."""
+        piece, offset, size = self._open, self._written, self._used
+        self._written, self._used = offset + size, 0
+        self._open = self._free.pop() if self._free else mmap.mmap(-1, self._piece)
+        self._under_way.append(asyncio.create_task(self._calls.run(self._write_out, piece, offset, size)))
+        await self._settle(PIECES_UNDER_WAY)
+
+    def _write_out(self, piece: mmap.mmap, offset: int, size: int) -> mmap.mmap:
+        assert self._writer is not None
         try:
-            self._position += write_all(self._file.fd, buffers)
-            if self._position - self._flushed >= WRITEBACK_STEP:
-                self._start_writeback()
+            self._writer.write_at(offset, memoryview(piece)[:size])
         except OSError as error:
             raise target_failure(self.name, error, "write") from error
+        return piece
 
-    def _start_writeback(self) -> None:
-        # DONTNEED begins to write out dirty pages and drops those that are clean: of our own output, all the same.
-        previous = max(0, self._flushed - WRITEBACK_STEP)
-        os.posix_fadvise(self._file.fd, previous, self._position - previous, os.POSIX_FADV_DONTNEED)
-        self._flushed = self._position
+    async def _settle(self, most: int) -> None:
+        while len(self._under_way) > most:
+            self._free.append(await asyncio.shield(self._under_way[0]))
+            self._under_way.popleft()
+
+    async def flush(self) -> None:
+        """Return when all that was written so far can be read at partial_path; for the end, or nearly."""
+        if self._used:
+            await self._pass_on()
+        await self._settle(0)
 
     async def commit(self) -> None:
-        """Make the file durable and give it its name."""
+        """Make the file durable and give it its name. Being cancelled after that is too late, and changes nothing."""
+        await self.flush()
         try:
             await self._calls.run(self._file.commit)
+        except asyncio.CancelledError:
+            if not self._file.committed:
+                raise
         finally:
-            await self._calls.close()
+            await self._end()
 
     async def abort(self) -> None:
         """Remove the temporary file."""
-        await self._calls.close()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        self._under_way.clear()
+        await self._end()
         self._file.abort()
+
+    async def _end(self) -> None:
+        await self._calls.close()
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()

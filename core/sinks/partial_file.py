@@ -34,7 +34,7 @@ class PartialFile:
     """An output file under construction.
 
     Fixed: the paths, whether an existing file may be replaced, and what to do with the parts after a failure.
-    Changing: the descriptor.
+    Changing: the descriptor, and whether the file has its name for good.
     """
 
     def __init__(self, path: str, *, replace: bool, keep_partial_as: str | None = None, mode: int = 0o666) -> None:
@@ -42,6 +42,7 @@ class PartialFile:
         self.partial = partial_name(path)
         self._replace, self._keep, self._mode = replace, keep_partial_as, mode
         self.fd = -1
+        self.committed = False
 
     def open(self) -> None:
         """Create and lock the temporary file; TargetError or BusyError with nothing changed."""
@@ -95,6 +96,7 @@ class PartialFile:
             self._sync_folder()
             fd, self.fd = self.fd, -1
             os.close(fd)
+            self.committed = True
         except OSError as error:
             raise target_failure(self.path, error, "finish") from error
 

@@ -14,6 +14,8 @@ from pybackup.core.errors import TargetError
 from pybackup.core.sinks.partial_file import target_failure
 
 STDOUT = "-"
+COMMAND = "|"
+"""Begins the name of a target that is a command's standard input (see command.py)."""
 NO_READER_PERIOD = 0.05
 """Seconds between two looks whether somebody reads a FIFO."""
 
@@ -33,13 +35,39 @@ def own_descriptor(path: str) -> int | None:
 
 def is_stream(path: str) -> bool:
     """Whether what is written to ``path`` goes to a stream; else it is a file, or will be one."""
-    if own_descriptor(path) is not None:
+    if own_descriptor(path) is not None or path.startswith(COMMAND):
         return True
     try:
         mode = os.stat(path).st_mode
     except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+async def pass_on(fd: int, buffers: Sequence[Buffer]) -> None:
+    """Write all bytes of all buffers to a descriptor that does not block; waits while the reader is slow (OSError)."""
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while len(view):
+            try:
+                view = view[os.write(fd, view[: 1 << 20]) :]
+            except BlockingIOError:
+                await _writable(fd)
+
+
+async def _writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_writer(fd, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(fd)
 
 
 class StreamSink:
@@ -50,7 +78,7 @@ class StreamSink:
     """
 
     def __init__(self, path: str) -> None:
-        """``path``: something for which is_stream() is true."""
+        """``path``: something for which is_stream() is true, but no command."""
         self.name = "the standard output" if own_descriptor(path) == 1 else path
         self._path = path
         self._fd = -1
@@ -86,29 +114,10 @@ class StreamSink:
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """Pass on all bytes; waits while the reader is slow."""
-        for buffer in buffers:
-            view = memoryview(buffer)
-            while len(view):
-                try:
-                    view = view[os.write(self._fd, view[: 1 << 20]) :]
-                except BlockingIOError:
-                    await self._writable()
-                except OSError as error:
-                    raise target_failure(self.name, error, "write") from error
-
-    async def _writable(self) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        loop.add_writer(self._fd, wake)
         try:
-            await ready
-        finally:
-            loop.remove_writer(self._fd)
+            await pass_on(self._fd, buffers)
+        except OSError as error:
+            raise target_failure(self.name, error, "write") from error
 
     async def commit(self) -> None:
         """Close the stream; a failure now is a failure."""

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -200,16 +201,39 @@ def storage_daemon(image: Path, folder: Path) -> float:
         wait_for(lambda: os.path.exists(qmp) and os.path.exists(nbd))
         uri = f"nbd+unix:///a?socket={nbd}"
         idle = fio(uri, "randwrite", "4k", SECONDS)
-        with contextlib.closing(Monitor(qmp)) as monitor:
+        with contextlib.closing(Monitor(qmp)) as monitor, daemon_backups(monitor, target):
+            busy = fio(uri, "randwrite", "4k", 10)
+        process.terminate()
+        process.wait()
+    return busy.iops / idle.iops
+
+
+@contextlib.contextmanager
+def daemon_backups(monitor: Monitor, target: Path) -> Iterator[None]:
+    """One backup of qemu-storage-daemon's after the other, for as long as the body runs."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(target), str(SIZE)], check=True)
             file = {"driver": "file", "filename": str(target)}
             monitor.ask("blockdev-add", {"driver": "qcow2", "node-name": "t", "file": file})
             monitor.ask("blockdev-backup", {"job-id": "b", "device": "d", "target": "t", "sync": "full"})
-            busy = fio(uri, "randwrite", "4k", 2)
-        process.terminate()
-        process.wait()
-    target.unlink()
-    return busy.iops / idle.iops
+            monitor.wait_for("BLOCK_JOB_COMPLETED", over)
+            if over.is_set():
+                monitor.ask("block-job-cancel", {"device": "b", "force": True})
+                return
+            monitor.ask("blockdev-del", {"node-name": "t"})
+            target.unlink()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        target.unlink(missing_ok=True)
 
 
 class Monitor:
@@ -218,18 +242,37 @@ class Monitor:
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.connect(path)
-        self._lines = self._sock.makefile("r")
-        self._lines.readline()
+        self._rest = b""
+        self._events: list[str] = []
+        self._line(None)
         self.ask("qmp_capabilities", {})
 
     def ask(self, command: str, arguments: dict[str, Any]) -> None:
         """Send a command and wait for its answer."""
         self._sock.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while "return" not in (answer := json.loads(self._lines.readline())):
+        while "return" not in (answer := self._line(None) or {}):
             if "error" in answer:
                 raise SystemExit(f"qemu-storage-daemon: {answer['error']['desc']}")
+            self._events.append(str(answer.get("event")))
+
+    def wait_for(self, event: str, over: threading.Event) -> None:
+        """Return when the event has come, or it is all over."""
+        while event not in self._events and not over.is_set():
+            message = self._line(0.1)
+            self._events.append(str((message or {}).get("event")))
+        self._events.clear()
+
+    def _line(self, timeout: float | None) -> dict[str, Any] | None:
+        self._sock.settimeout(timeout)
+        while b"\n" not in self._rest:
+            try:
+                self._rest += self._sock.recv(65536)
+            except TimeoutError:
+                return None
+        line, _, self._rest = self._rest.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     def close(self) -> None:
         """End the connection."""
-        self._lines.close()
         self._sock.close()

@@ -44,8 +44,10 @@ def qemu_nbd(path: Path, *options: str) -> Iterator[None]:
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGTERM)
-        select.select([fd], [], [])
+        # More than once: qemu-nbd forgets a signal that comes just before its main loop.
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+        while not select.select([fd], [], [], 0.2)[0]:
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
         os.close(fd)
 
 

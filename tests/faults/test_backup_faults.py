@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import mmap
 import os
 import random
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,10 +24,12 @@ from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import SourceError, TargetError, TargetFullError
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile
+from pybackup.core.sinks.direct_write import AlignedWriter
 from pybackup.core.sinks.file import FileSink
 
 NOISE = random.Random(21)
 DISK = NOISE.randbytes(900_001) + bytes(5_000_000) + NOISE.randbytes(5000)
+OPTIONS = ArchiveOptions(uuid=bytes(16), created=0, level=1, frame_size=65536, threads=2)
 
 
 def backup(device: BlockDevice, sink: FileSink, *, skip_unreadable: bool = False) -> BackupJob:
@@ -33,8 +37,7 @@ def backup(device: BlockDevice, sink: FileSink, *, skip_unreadable: bool = False
 
     async def run() -> BackupJob:
         with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(2) as scanners:
-            options = ArchiveOptions(uuid=bytes(16), created=0, level=1, frame_size=65536, threads=2)
-            writer = make_writer([("disk", device.size)], [], options, sink, pool)
+            writer = make_writer([("disk", device.size)], [], OPTIONS, sink, pool)
             drive = Drive(1, "disk", CheckedDevice(device))
             job = BackupJob([drive], writer, scanners, skip_unreadable=skip_unreadable)
             await job.run()
@@ -44,33 +47,32 @@ def backup(device: BlockDevice, sink: FileSink, *, skip_unreadable: bool = False
 
 
 class FailingSink(FileSink):
-    """Fails at its write number ``number``, or at its commit."""
+    """Fails at its write number ``number``."""
 
     def __init__(self, path: Path, number: int | None, code: int) -> None:
-        super().__init__(str(path))
+        super().__init__(str(path), piece=65536)
         self._number, self._code = number, code
         self.writes = 0
 
-    def _write(self, buffers: Sequence[Buffer]) -> None:
+    def _write_out(self, piece: mmap.mmap, offset: int, size: int) -> mmap.mmap:
         self.writes += 1
-        if self.writes - 1 == self._number:
-            self._file.fd, kept = _broken(self._code), self._file.fd
-            try:
-                super()._write(buffers)
-            finally:
-                os.close(self._file.fd)
-                self._file.fd = kept
-            return
-        super()._write(buffers)
+        if self.writes - 1 != self._number:
+            return super()._write_out(piece, offset, size)
+        kept, self._writer = self._writer, BrokenWriter(self._code)
+        try:
+            return super()._write_out(piece, offset, size)
+        finally:
+            self._writer = kept
 
 
-def _broken(code: int) -> int:
-    """A descriptor whose writes fail with ``code``."""
-    if code == errno.ENOSPC:
-        return os.open("/dev/full", os.O_WRONLY)
-    reader, writer = os.pipe()
-    os.close(reader)
-    return writer
+class BrokenWriter(AlignedWriter):
+    """Writes nothing."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def write_at(self, offset: int, content: memoryview) -> None:
+        raise OSError(self._code, os.strerror(self._code))
 
 
 def writes_of_a_good_run(tmp_path: Path) -> int:
@@ -230,3 +232,32 @@ def test_a_commit_of_a_restored_file_that_fails_leaves_what_says_so(
     with pytest.raises(TargetError, match="cannot finish"):
         restore(content, NewFile(str(tmp_path / "back"), replace=False))
     assert [path.name for path in tmp_path.iterdir()] == ["back.partial"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_a_cancel_comes_too_late_when_the_archive_gets_its_name(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has begun in a thread is waited for: then the archive is there, and the run must not say otherwise."""
+    real = getattr(os, call)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(*arguments: object) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        real(*arguments)
+
+    monkeypatch.setattr(os, call, wait)
+
+    async def test() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            writer = make_writer([("disk", len(DISK))], [], OPTIONS, FileSink(str(tmp_path / "out.vma")), pool)
+            job = BackupJob([Drive(1, "disk", MemoryDevice(DISK))], writer, pool)
+            running = asyncio.create_task(job.run())
+            await asyncio.to_thread(begun.wait, 30)
+            job.cancel()
+            go_on.set()
+            await running
+
+    asyncio.run(test())
+    assert decode((tmp_path / "out.vma").read_bytes()).drives == {"disk": DISK}

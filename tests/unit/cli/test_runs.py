@@ -150,6 +150,22 @@ def test_a_standard_input_of_another_size(tmp_path: Path, size: int, sentence: s
     assert listing(tmp_path) == {}
 
 
+@pytest.mark.parametrize("sent", [0, 5000, 1 << 20])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_a_standard_input_that_stalls(
+    tmp_path: Path, sent: int, number: signal.Signals
+) -> None:
+    process = start("run", "-", "--size", "1M", tmp_path / "out.vma", "--trace", "job.state")
+    assert process.stdin is not None and process.stderr is not None
+    assert b"running" in process.stderr.readline()
+    process.stdin.write(bytes(sent))
+    process.stdin.flush()
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 128 + number
+    assert end(process).err.endswith("pybackup: cancelled\n")
+    assert listing(tmp_path) == {}
+
+
 @pytest.mark.parametrize("target", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "-"])
 def test_the_standard_output_by_all_its_names(made: Path, tmp_path: Path, target: str) -> None:
     assert decode(pybackup("run", "scsi1.img", target, cwd=made).out).drives == {"scsi1": DISKS["scsi1"]}
@@ -237,7 +253,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("number, code", SIGNALS)
 def test_a_signal_ends_a_run_and_leaves_nothing(slow: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = start("run", "--speed", "1M", "--compress", "none", slow / "slow.img", tmp_path / "out.vma")
+    process = start("run", "--speed", "6M", "--compress", "none", slow / "slow.img", tmp_path / "out.vma")
     partial = tmp_path / ".out.vma.partial"
     wait_until(lambda: partial.exists() and partial.stat().st_size > 0, "the partial file", [process])
     assert end(process, number) == (code, b"", "pybackup: cancelled\n")
@@ -272,10 +288,14 @@ def test_a_signal_ends_the_wait_for_a_pipe_that_says_no_more(slow: Path, tmp_pat
     process.stdout.close()
 
 
+def is_locked(path: Path) -> bool:
+    return path.exists() and f":{path.stat().st_ino} " in Path("/proc/locks").read_text()
+
+
 def test_the_second_of_two_runs_is_busy(slow: Path, tmp_path: Path) -> None:
     first = start("run", "--speed", "1M", "--compress", "none", slow / "slow.img", tmp_path / "out.vma")
     partial = tmp_path / ".out.vma.partial"
-    wait_until(lambda: partial.exists() and partial.stat().st_size > 0, "the partial file", [first])
+    wait_until(lambda: is_locked(partial), "the partial file", [first])
     second = pybackup("run", slow / "slow.img", tmp_path / "out.vma")
     assert (second.code, second.out) == (6, b"")
     assert "another run" in second.err
@@ -286,7 +306,7 @@ def test_the_second_of_two_runs_is_busy(slow: Path, tmp_path: Path) -> None:
 def test_a_lock_of_a_killed_run_is_no_lock(slow: Path, tmp_path: Path) -> None:
     first = start("run", "--speed", "1M", "--compress", "none", slow / "slow.img", tmp_path / "out.vma")
     partial = tmp_path / ".out.vma.partial"
-    wait_until(lambda: partial.exists() and partial.stat().st_size > 0, "the partial file", [first])
+    wait_until(lambda: is_locked(partial), "the partial file", [first])
     assert end(first, signal.SIGKILL).code == 137
     assert list(listing(tmp_path)) == [".out.vma.partial"]
     assert pybackup("run", "--level", "1", slow / "slow.img", tmp_path / "out.vma").code == 0

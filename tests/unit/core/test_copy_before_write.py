@@ -192,6 +192,35 @@ def test_a_freeze_that_is_cancelled_lets_everybody_go() -> None:
     run(main())
 
 
+def test_a_write_that_hangs_fails_the_backup_and_no_guest_waits_longer() -> None:
+    class HungDevice(MemoryDevice):
+        def write_now(self, offset: int, data: Buffer) -> bool:
+            return False
+
+        async def pwrite(self, offset: int, data: Buffer) -> None:
+            await hung.wait()
+
+    async def main() -> None:
+        backups = [Backup(MemoryDevice(K)), Backup(HungDevice(K, name="stuck.img"))]
+        change = asyncio.create_task(backups[1].filter.pwrite(0, b"x"))
+        await asyncio.sleep(0)
+        pairs = [(backup.filter, backup.guard) for backup in backups]
+        freezing = asyncio.create_task(freeze(pairs, timeout=30))
+        await asyncio.sleep(29)
+        waits = asyncio.create_task(backups[0].filter.pwrite(1, b"y"))
+        with pytest.raises(SourceError, match=r"a write to stuck\.img .* did not end within 30 seconds"):
+            await freezing
+        await waits
+        assert asyncio.get_running_loop().time() == 30
+        assert not any(backup.filter.is_armed for backup in backups)
+        hung.set()
+        await change
+        await freeze(pairs, timeout=30)
+
+    hung = asyncio.Event()
+    run(main())
+
+
 def test_a_second_backup_is_refused_and_the_first_goes_on() -> None:
     async def main() -> None:
         first, other = Backup(MemoryDevice(K)), Backup(MemoryDevice(K))

@@ -1,0 +1,95 @@
+"""Names of archives with fields in them, such as {host}-{name}-{now:%Y%m%d}.vma.zst."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from pybackup.core.errors import RequestError
+
+FIELDS = {
+    "host": "the name of this machine",
+    "name": "the drives' names, joined by -",
+    "job": "the name of the job file up to its last dot; without one as {name}",
+    "now": "the archive's creation time, local; {now:FORMAT} as in strftime(3)",
+    "uuid": "the archive's uuid",
+}
+"""Every field, and what stands in its place."""
+
+DEFAULT_TIME = "%Y%m%dT%H%M%S"
+"""ISO 8601 without the colons that no file name should have."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.,:+@%=][A-Za-z0-9_.,:+@%=-]*")
+"""What means nothing to a shell, in no kind of quotes, and nothing in a URL."""
+
+
+class ArchiveName:
+    """What the fields of a name stand for. Nothing changes.
+
+    ``created``: seconds since 1970.
+    """
+
+    def __init__(self, names: Sequence[str], job: str | None, created: int, uuid: bytes) -> None:
+        name = "-".join(names)
+        self._values = {
+            "host": os.uname().nodename,
+            "name": name,
+            "job": job or name,
+            "uuid": str(UUID(bytes=uuid)),
+        }
+        self._created = created
+
+    def expand(self, template: str) -> str:
+        """The name with every field replaced; RequestError for a field that is unknown or would leave the folder."""
+        is_plain_only = template.startswith("|") or "://" in template
+        parts = []
+        for literal, field, form, conversion in _parsed(template):
+            parts.append(literal)
+            if field is None:
+                continue
+            if conversion is not None or "{" in (form or ""):
+                raise RequestError(
+                    f"{{{field}}} in {template!r} is written in a way that is not understood; {_known()}"
+                )
+            parts.append(self._value(field, form or "", template, is_plain_only))
+        return "".join(parts)
+
+    def _value(self, field: str, form: str, template: str, is_plain_only: bool) -> str:
+        if field == "now":
+            value = self._time(form or DEFAULT_TIME)
+        elif field not in self._values:
+            raise RequestError(f"{{{field}}} in {template!r} is no field; {_known()}")
+        elif form:
+            raise RequestError(f"{{{field}:{form}}} in {template!r}: only {{now}} has a format")
+        else:
+            value = self._values[field]
+            if is_plain_only and not _PLAIN.fullmatch(value):
+                raise RequestError(
+                    f"{{{field}}} is {value!r} here, which is not safe in a command or URL; give it a plain name:"
+                    " NAME=SOURCE"
+                )
+        if "/" in value or "\0" in value or value in ("", ".", ".."):
+            raise RequestError(f"{{{field}}} is {value!r} here, which is not part of a file's name")
+        return value
+
+    def _time(self, form: str) -> str:
+        try:
+            return datetime.fromtimestamp(self._created).astimezone().strftime(form)
+        except (ValueError, OverflowError, OSError) as error:
+            raise RequestError(f"the time {self._created} cannot be written as {form!r}: {error}") from None
+
+
+def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    try:
+        return list(string.Formatter().parse(template))
+    except ValueError:
+        raise RequestError(f"the braces in {template!r} do not match; {_known()}") from None
+
+
+def _known() -> str:
+    names = ", ".join(f"{{{name}}}" for name in FIELDS)
+    return f"there are {names} and {{now:FORMAT}}, and {{{{ and }}}} stand for braces"

@@ -1,0 +1,299 @@
+"""What a run needs where nobody watches: patience, priorities, metrics, and commands that are told how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from pybackup.cli.failures import describe
+from pybackup.cli.hooks import HookError, run_hook
+from pybackup.cli.job_file import read_job_file
+from pybackup.cli.numbers import counted, duration
+from pybackup.cli.options import all_of
+from pybackup.cli.params import Duration, IoClass, Named, Whole
+from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_priority
+from pybackup.cli.running import cancelling_signals
+from pybackup.core.backup import BackupJob
+from pybackup.core.drive_names import drive_name
+from pybackup.core.errors import BusyError, CancelledError, ExitCode
+from pybackup.core.job import Progress
+from pybackup.core.remote_backup import RemoteBackup
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+"""Seconds between two tries for a lock: each pause is twice as long as the one before, up to this."""
+
+_HAS_SCHEME = re.compile(r"[a-z][a-z0-9+]*:")
+
+
+@dataclass(slots=True)
+class RunFacts:
+    """What is known of a run so far; the run itself fills it in.
+
+    ``archive`` is its name once the fields in it are replaced, ``names`` are the drives', ``job_name`` is the job
+    file's.
+    """
+
+    archive: str
+    job_name: str | None
+    names: Sequence[str] = ()
+    job: BackupJob | RemoteBackup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. ``sentence``: what went wrong, or nothing; ``seconds`` it took."""
+
+    code: int
+    sentence: str
+    error: BaseException | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What was asked for, beside the run itself. ``lock_wait`` in seconds."""
+
+    lock_wait: float
+    metrics_file: str | None
+    on_success: str | None
+    on_failure: str | None
+
+
+_options = all_of(
+    click.option(
+        "--job",
+        type=click.Path(),
+        default=None,
+        metavar="FILE",
+        is_eager=True,
+        callback=read_job_file,
+        help='Take what the command line leaves out from a TOML file: `level = 5`, `archive = "..."`,'
+        ' `sources = {scsi0 = "..."}`. The keys are the long names of the options.',
+    ),
+    click.option(
+        "--lock-wait",
+        type=Duration(),
+        default="0",
+        show_default=True,
+        metavar="DURATION",
+        help="Where something is busy, try again until DURATION has passed, for example 90s, 10m or 2h.",
+    ),
+    click.option(
+        "--metrics-file",
+        type=click.Path(),
+        default=None,
+        metavar="FILE",
+        help="Write metrics for Prometheus to FILE when the run has ended, in whatever way.",
+    ),
+    click.option(
+        "--on-success", default=None, metavar="COMMAND", help="A shell command to run when the archive is complete."
+    ),
+    click.option(
+        "--on-failure",
+        default=None,
+        metavar="COMMAND",
+        help="A shell command to run when the run has failed or was cancelled; $PYBACKUP_ERROR says why.",
+    ),
+    click.option(
+        "--nice", "niceness", type=Whole(0, 19), default=0, metavar="N", help="Run with niceness N, 19 is the nicest."
+    ),
+    click.option(
+        "--ionice",
+        "io_priority",
+        type=IoClass(),
+        default=None,
+        metavar="CLASS[:LEVEL]",
+        help="Read and write with this I/O priority: idle, or best-effort with a LEVEL from 0 to 7, the last.",
+    ),
+)
+
+
+def unattended(run: Callable[..., int]) -> Callable[..., int]:
+    """Give the command `run` the options of this module, and a parameter ``facts``, which it fills in (RunFacts)."""
+
+    @functools.wraps(run)
+    def whole_run(
+        *,
+        job: str | None,
+        lock_wait: float,
+        metrics_file: str | None,
+        on_success: str | None,
+        on_failure: str | None,
+        niceness: int,
+        io_priority: IoPriority | None,
+        **given: Any,
+    ) -> int:
+        _set_priorities(niceness, io_priority)
+        wishes = Wishes(lock_wait, metrics_file, on_success, on_failure)
+        facts = RunFacts(given["archive"], None if job is None else Path(job).stem)
+        attempt = functools.partial(run, facts=facts, **given)
+        if wishes == Wishes(0, None, None, None):
+            return attempt()
+        labels = {"archive": given["archive"], "job": facts.job_name or _label(given["sources"])}
+        with _signals_raise():
+            outcome = _outcome(lambda: patiently(attempt, lock_wait, quiet=given["quiet"]), facts)
+            outcome = _after(outcome, wishes, facts, labels)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.code
+
+    return _options(whole_run)
+
+
+def _set_priorities(niceness: int, io_priority: IoPriority | None) -> None:
+    be_nice(niceness)
+    if io_priority is not None:
+        try:
+            set_io_priority(io_priority)
+        except PriorityError as error:
+            _tell(f"{error}; going on without")
+
+
+def _label(sources: Sequence[Named]) -> str:
+    """What a job without a file is called: the same today and tomorrow, whether it succeeds or not."""
+    return "-".join(one.what if _HAS_SCHEME.match(one.what) and not one.name else drive_name(one) for one in sources)
+
+
+def patiently(
+    attempt: Callable[[], int],
+    patience: float,
+    *,
+    quiet: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Try until nothing is busy any more, or ``patience`` seconds have passed (BusyError)."""
+    deadline = clock() + patience
+    pause, told = FIRST_PAUSE, quiet
+    while True:
+        try:
+            return attempt()
+        except BusyError as error:
+            left = deadline - clock()
+            if left <= 0:
+                raise
+            if not told:
+                _tell(f"{error}; waiting up to {duration(patience)}")
+            told = True
+        sleep(min(pause, left))
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Make every signal that cancels an exception, as Python does with SIGINT: then we still tell how it ended."""
+
+    def cancel(number: int, _frame: object) -> NoReturn:
+        raise CancelledError("cancelled", number)
+
+    before = {number: signal.signal(number, cancel) for number in cancelling_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _outcome(run: Callable[[], int], facts: RunFacts) -> Outcome:
+    began = time.monotonic()
+    try:
+        code = run()
+    except click.exceptions.Exit:
+        raise
+    except BaseException as error:
+        sentence, code = _described(error)
+        return Outcome(code, sentence, error, time.monotonic() - began)
+    lost = sum(one.length for one in facts.job.lost) if facts.job is not None and code else 0
+    sentence = f"{counted(lost, 'byte')} could not be read and are zeros in the archive" if code else ""
+    return Outcome(code, sentence, None, time.monotonic() - began)
+
+
+def _described(error: BaseException) -> tuple[str, int]:
+    """(sentence, exit code); a mistake of ours must be told to those who wait for the outcome, too."""
+    try:
+        return describe(error)
+    except BaseException:
+        return f"{type(error).__name__}: {error}", int(ExitCode.FAILED)
+
+
+# -- when it is over --
+
+
+def _after(outcome: Outcome, wishes: Wishes, facts: RunFacts, labels: dict[str, str]) -> Outcome:
+    """Run the commands, and write the metrics; what has become of the run."""
+    if outcome.code == 0 and wishes.on_success is not None:
+        outcome = _hook("--on-success", wishes.on_success, outcome, facts)
+    if outcome.code != 0 and wishes.on_failure is not None:
+        outcome = _hook("--on-failure", wishes.on_failure, outcome, facts)
+    if wishes.metrics_file is not None:
+        _write_metrics(wishes.metrics_file, outcome, facts, labels)
+    return outcome
+
+
+def _hook(option: str, command: str, outcome: Outcome, facts: RunFacts) -> Outcome:
+    try:
+        run_hook(option, command, _environment(outcome, facts))
+    except (HookError, CancelledError) as error:
+        if outcome.code:
+            _tell(str(error))  # the failure that it was to tell about remains the one that counts
+            return outcome
+        sentence, code = describe(error)
+        return Outcome(code, sentence, error, outcome.seconds)
+    return outcome
+
+
+def _environment(outcome: Outcome, facts: RunFacts) -> dict[str, str]:
+    progress = facts.job.progress if facts.job is not None else Progress()
+    return {
+        "PYBACKUP_ARCHIVE": facts.archive,
+        "PYBACKUP_JOB": facts.job_name or "",
+        "PYBACKUP_NAMES": " ".join(facts.names),
+        "PYBACKUP_EXIT_CODE": str(outcome.code),
+        "PYBACKUP_ERROR": outcome.sentence,
+        "PYBACKUP_SIZE": str(progress.size),
+        "PYBACKUP_READ": str(_read_bytes(progress)),
+        "PYBACKUP_ZERO": str(progress.zero),
+        "PYBACKUP_STORED": str(progress.stored),
+        "PYBACKUP_WRITTEN": str(progress.written),
+        "PYBACKUP_SECONDS": f"{outcome.seconds:.3f}",
+    }
+
+
+def _read_bytes(progress: Progress) -> int:
+    return sum(drive.read for drive in progress.drives)
+
+
+def _write_metrics(path: str, outcome: Outcome, facts: RunFacts, labels: dict[str, str]) -> None:
+    from pybackup.cli import metrics
+
+    progress = facts.job.progress if facts.job is not None else Progress()
+    now = time.time()
+    values = {
+        "pybackup_last_run_timestamp_seconds": now,
+        metrics.LAST_SUCCESS: now if outcome.code == 0 else metrics.last_success(path, labels),
+        "pybackup_duration_seconds": outcome.seconds,
+        "pybackup_size_bytes": progress.size,
+        "pybackup_read_bytes": _read_bytes(progress),
+        "pybackup_zero_bytes": progress.zero,
+        "pybackup_stored_bytes": progress.stored,
+        "pybackup_written_bytes": progress.written,
+        "pybackup_exit_code": outcome.code,
+    }
+    try:
+        metrics.write(path, metrics.render(values, labels))
+    except metrics.MetricsFileError as error:
+        _tell(str(error))  # a good backup is not bad because of that
+
+
+def _tell(sentence: str) -> None:
+    click.echo(f"pybackup: {sentence}", err=True)
