@@ -26,6 +26,8 @@ from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.drive_names import source_label, unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.qemu.machine import CONFIG_NAME
+from pybackup.core.qemu.running import RunningQemu, default_folder
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
@@ -37,6 +39,8 @@ from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAM
 
 SERVE = "serve:"
 """Begins a source that is a running server's control socket."""
+QMP = "qmp:"
+"""Begins a source that is the monitor of a running QEMU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,9 @@ class _Request:
     archive: str
     configs: Sequence[Named]
     source_options: SourceOptions
+    chosen: Sequence[str]
+    fleece: str | None
+    max_fleece: int | None
     force: bool
     skip_unreadable: bool
     verify: bool
@@ -71,6 +78,28 @@ class _Request:
 )
 @format_option
 @click.option("--size", type=Size(1), default=None, metavar="SIZE", help="The size of the disk on the standard input.")
+@click.option(
+    "--drive",
+    "chosen",
+    multiple=True,
+    metavar="NAME",
+    help="With qmp: only this disk of the machine; may be given several times.",
+)
+@click.option(
+    "--fleece",
+    type=click.Path(file_okay=False),
+    default=None,
+    show_default="$TMPDIR or /var/tmp",
+    metavar="DIR",
+    help="With qmp: a folder for the temporary images, which take what the guest overwrites.",
+)
+@click.option(
+    "--max-fleece",
+    type=Size(1 << 20),
+    default=None,
+    metavar="SIZE",
+    help="With qmp: fail the backup when the temporary images take more than SIZE.",
+)
 @click.option(
     "--compress",
     type=click.Choice(["zstd", "none"]),
@@ -138,9 +167,10 @@ def command(
 ) -> int:
     """Back up one or more disks into one archive.
 
-    SOURCE is a raw image file, a block device, - for the standard input (with --size), or serve:CONTROL for all disks
-    of a running `pybackup serve`. NAME is the drive's name in the archive; without it, the file's name up to its first
-    dot. ARCHIVE is a file that does not exist yet, a FIFO, or - for the standard output.
+    SOURCE is a raw image file, a block device, - for the standard input (with --size), serve:CONTROL for all disks of a
+    running `pybackup serve`, or qmp:SOCKET for the disks of a running QEMU whose monitor listens there. NAME is the
+    drive's name in the archive; without it, the file's name up to its first dot. ARCHIVE is a file that does not exist
+    yet, a FIFO, or - for the standard output.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,
@@ -157,6 +187,8 @@ def command(
         # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
         drives = served_drives(sources[0].what.removeprefix(SERVE))
         return run_in_loop(_run_live(asked, drives, options, tracer))
+    if sources[0].what.startswith(QMP):
+        return run_in_loop(_run_qemu(asked, options, tracer))
     return run_in_loop(_run(asked, options, tracer))
 
 
@@ -177,6 +209,11 @@ def _check(request: _Request) -> None:
         raise RequestError("the standard input can only be one of the sources")
     if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
         raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
+    from_qemu = any(source.what.startswith(QMP) for source in request.sources)
+    if len(request.sources) > 1 and from_qemu:
+        raise RequestError("a machine's disks are backed up together and alone: name one qmp:SOCKET and nothing else")
+    if not from_qemu and (request.chosen or request.fleece is not None or request.max_fleece is not None):
+        raise RequestError("--drive, --fleece and --max-fleece go with a source qmp:SOCKET")
 
 
 async def _run_live(request: _Request, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace) -> int:
@@ -192,6 +229,40 @@ async def _run_live(request: _Request, drives: Sequence[tuple[str, int]], option
         verify = _verifier(request, sink, pool)
         job = RemoteBackup(path, asked, drives, writer, scanners, before_commit=verify, trace=trace)
         await run_job(job, "backup", choose(request.progress, request.quiet))
+    return report(request, job)
+
+
+async def _run_qemu(request: _Request, options: ArchiveOptions, trace: Trace) -> int:
+    """Back up the disks of a running QEMU."""
+    source = request.sources[0]
+    configs = [read_config(config) for config in request.configs]
+    async with AsyncExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
+        scanners = stack.enter_context(ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan"))
+        qemu = await RunningQemu.connect(source.what.removeprefix(QMP), request.chosen, source.name)
+        stack.push_async_callback(qemu.close)
+        if all(name != CONFIG_NAME for name, _ in configs):
+            configs.append((CONFIG_NAME, qemu.description))
+        sink = open_sink(request.archive, replace=request.force)
+        writer = make_writer([(disk.name, disk.size) for disk in qemu.disks], configs, options, sink, pool, trace)
+        job = qemu.backup(
+            writer,
+            scanners,
+            folder=request.fleece or default_folder(),
+            max_fleece=request.max_fleece,
+            about={
+                "tool": f"pybackup {VERSION}",
+                "created": options.created,
+                "sources": [{"name": disk.name, "kind": "qemu"} for disk in qemu.disks],
+            },
+            skip_unreadable=request.skip_unreadable,
+            before_commit=_verifier(request, sink, pool),
+            speed=request.speed,
+            trace=trace,
+        )
+        await run_job(job, "backup", choose(request.progress, request.quiet))
+    for name in job.left:
+        click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
     return report(request, job)
 
 

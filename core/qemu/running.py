@@ -1,0 +1,72 @@
+"""A running QEMU, from the connection to its monitor to the job that backs up its disks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pybackup.core.errors import RequestError
+from pybackup.core.intake import Intake
+from pybackup.core.trace import Trace
+
+from .backup import QemuBackup
+from .disks import QemuDisk, find_disks, select
+from .fleecing import Fleecing
+from .handover import default_folder
+from .leftovers import remove_leftovers
+from .machine import describe_machine
+from .monitor import Monitor
+
+__all__ = ["RunningQemu", "default_folder"]
+
+
+class RunningQemu:
+    """A QEMU that we are connected to. Fixed: the disks to back up, and the description of the machine as JSON."""
+
+    def __init__(self, monitor: Monitor, disks: Sequence[QemuDisk], description: bytes) -> None:
+        self._monitor = monitor
+        self.disks, self.description = disks, description
+
+    @classmethod
+    async def connect(cls, path: str, chosen: Sequence[str] = (), name: str | None = None) -> RunningQemu:
+        """Connect to the monitor at ``path``, remove what killed runs left behind, and look for the disks.
+
+        ``chosen`` are the names of the disks wanted, all if there are none; ``name`` is a new one for the only disk.
+        Raises SourceError, BusyError, RequestError.
+        """
+        monitor = await Monitor.connect(path)
+        try:
+            await remove_leftovers(monitor)
+            disks = select(await find_disks(monitor), chosen)
+            return cls(monitor, _renamed(disks, name), await describe_machine(monitor))
+        except BaseException:
+            await monitor.close()
+            raise
+
+    def backup(
+        self,
+        writer: Intake,
+        pool: ThreadPoolExecutor,
+        *,
+        folder: str,
+        max_fleece: int | None = None,
+        trace: Trace | None = None,
+        **options: Any,
+    ) -> QemuBackup:
+        """The job; temporary images go to ``folder`` and take at most ``max_fleece`` bytes (SourceError)."""
+        fleecing = Fleecing(self._monitor, self.disks, folder, max_fleece, trace or Trace())
+        return QemuBackup(fleecing, writer, pool, trace=trace, **options)
+
+    async def close(self) -> None:
+        """Leave the monitor."""
+        await self._monitor.close()
+
+
+def _renamed(disks: Sequence[QemuDisk], name: str | None) -> Sequence[QemuDisk]:
+    if name is None:
+        return disks
+    if len(disks) > 1:
+        known = ", ".join(disk.name for disk in disks)
+        raise RequestError(f"{name}= names one disk, and the machine has {known}; choose one with --drive")
+    return [disks[0]._replace(name=name)]
