@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 from pybackup.core.device import BlockStatus, Buffer
-from pybackup.core.devices.nbd_negotiation import Refused, connect, disconnect
+from pybackup.core.devices.nbd_negotiation import Prepare, Refused, connect, disconnect
 from pybackup.core.devices.nbd_session import Batch, ConnectionLost, NbdSession
 from pybackup.core.errors import PybackupError, SourceError
 from pybackup.core.nbd_uri import NbdAddress
@@ -53,13 +53,14 @@ class NbdDevice:
         connections: int = CONNECTIONS,
         name: str | None = None,
         failure: type[PybackupError] = SourceError,
+        prepare: Prepare | None = None,
     ) -> NbdDevice:
-        """Connect to an export; raises ``failure`` with the reason."""
+        """Connect to an export; raises ``failure`` with the reason. ``prepare`` gets the first connection's socket."""
         name = name or str(address)
         sessions: list[NbdSession] = []
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                sessions.append(await _open(address))
+                sessions.append(await _open(address, prepare))
             _check(sessions[0], name, writable, failure)
             if sessions[0].agreed.flags & wire.FLAG_CAN_MULTI_CONN:
                 await _open_more(address, sessions, connections)
@@ -212,6 +213,11 @@ class NbdDevice:
         for session in self._sessions:
             await session.close()
 
+    async def abort(self) -> None:
+        """Go without a word."""
+        for session in self._sessions:
+            await session.abort()
+
     # -- --
 
     def _next(self) -> NbdSession:
@@ -237,8 +243,8 @@ class NbdDevice:
         return self._outwards(offset, offset + length) == (offset, offset + length)
 
 
-async def _open(address: NbdAddress) -> NbdSession:
-    sock, agreed = await connect(address)
+async def _open(address: NbdAddress, prepare: Prepare | None) -> NbdSession:
+    sock, agreed = await connect(address, prepare)
     return await NbdSession.over(sock, agreed)
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pybackup.core.nbd_uri import NbdAddress
 from pybackup.formats import nbd_client_wire as client
@@ -24,6 +25,7 @@ _REASONS = {
     wire.REP_ERROR + 5: "it wants TLS, which is not supported",
     wire.REP_ERROR + 7: "it is shutting down",
 }
+Prepare: TypeAlias = Callable[[socket.socket], Awaitable[None]]
 MOST_REPLIES = 100
 """Replies to one option; a server that sends more never comes to an end."""
 
@@ -50,10 +52,15 @@ class Refused(Exception):  # noqa: N818 - not an error of ours
     """The server does not give us the export; the text says why."""
 
 
-async def connect(address: NbdAddress) -> tuple[socket.socket, Agreed]:
-    """Connect and negotiate (OSError, FormatError, Refused); the socket is non-blocking and the caller's."""
+async def connect(address: NbdAddress, prepare: Prepare | None = None) -> tuple[socket.socket, Agreed]:
+    """Connect and negotiate (OSError, FormatError, Refused); the socket is non-blocking and the caller's.
+
+    ``prepare`` gets the socket before anything is said.
+    """
     sock = await _open_socket(address)
     try:
+        if prepare is not None:
+            await prepare(sock)
         return sock, await _Negotiation(sock, address.export).run()
     except BaseException:
         sock.close()

@@ -96,7 +96,7 @@ class QemuBackup(BackupJob):
             await uninterrupted(self._end())
 
     async def _freeze(self) -> None:
-        opened = await self._fleecing.start()
+        opened = await uninterrupted(self._fleecing.start())
         for disk, device in zip(self._disks, opened, strict=True):
             disk.frozen = device
         self._watch = asyncio.create_task(self._fail_when_broken())

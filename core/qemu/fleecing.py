@@ -18,7 +18,7 @@ from pybackup.core.trace import Trace
 
 from .disks import QemuDisk
 from .handover import Handover
-from .leftovers import RunMark, remove_run
+from .leftovers import RunMark, keep_connection, remove_run
 from .monitor import Monitor, MonitorLostError, RefusedError
 
 NEEDED = (
@@ -83,8 +83,7 @@ class Fleecing:
         await self._freeze()
         for number, disk in enumerate(self.disks):
             await self._export(number)
-            address = NbdAddress(self._name(number), socket=handover.socket)
-            self._opened.append(await NbdDevice.connect(address, name=f"disk {disk.name} of {self._monitor.path}"))
+            self._opened.append(await self._open(handover, number, disk))
         handover.remove_folder()
         for disk, device in zip(self.disks, self._opened, strict=True):
             if device.size != disk.size:
@@ -157,6 +156,15 @@ class Fleecing:
             backup["on-cbw-error"] = "break-snapshot"
         return [{"type": "blockdev-backup", "data": backup}]
 
+    async def _open(self, handover: Handover, number: int, disk: QemuDisk) -> NbdDevice:
+        """One connection: QEMU serves all of them in one thread."""
+        return await NbdDevice.connect(
+            NbdAddress(self._name(number), socket=handover.socket),
+            name=f"disk {disk.name} of {self._monitor.path}",
+            connections=1,
+            prepare=lambda sock: keep_connection(self._monitor, self._mark.run, number, sock),
+        )
+
     async def _export(self, number: int) -> None:
         name = self._name(number)
         export = {"type": "nbd", "id": name, "node-name": name, "name": name, "writable": False}
@@ -227,12 +235,13 @@ class Fleecing:
 
     async def end(self) -> list[str]:
         """Take everything out of QEMU again; the names of what would not go. A second time nothing happens."""
-        for device in self._opened:
-            await device.close()
-        self._opened = []
         left: list[str] = []
         if self._handover is not None:
             left = await self._remove()
+            for device in self._opened:
+                # Not a word to an NBD server that was not stopped: see keep_connection().
+                await device.abort()
+            self._opened = []
             self._handover.close()
             self._handover = None
             self._trace("qemu.end")

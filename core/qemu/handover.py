@@ -107,7 +107,11 @@ class Handover:
         """Give everything back; a second time nothing happens."""
         self.remove_folder()
         while self._images:
-            os.close(self._images.pop())
+            fd = self._images.pop()
+            # QEMU may keep the descriptor of a machine that is paused; it shall not keep the room.
+            with contextlib.suppress(OSError):
+                os.ftruncate(fd, 0)
+            os.close(fd)
 
 
 def _remove_stale_folders(parent: str) -> None:

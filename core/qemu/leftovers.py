@@ -13,6 +13,7 @@ import secrets
 import socket
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from pybackup.core.errors import BusyError
@@ -67,15 +68,22 @@ class Found:
 
     @property
     def names(self) -> list[str]:
-        """The names of all."""
-        return [*self.jobs, *self.exports, *self.nodes, *self.descriptors.values()]
+        """The names of all that somebody else could stumble over."""
+        return [*self.jobs, *self.exports, *self.nodes]
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs that left something."""
+        matches = map(OURS.fullmatch, [*self.names, *self.descriptors.values()])
+        return sorted({match[1] for match in matches if match})
 
 
 async def look(monitor: Monitor, run: str = "") -> Found:
     """What there is of one run, or of all."""
 
     def ours(name: str) -> bool:
-        return bool(match := OURS.fullmatch(name)) and run in ("", match[1])
+        match = OURS.fullmatch(name)
+        return match is not None and run in ("", match[1])
 
     jobs = await monitor.execute("query-jobs")
     exports = await monitor.execute("query-block-exports")
@@ -94,30 +102,53 @@ async def look(monitor: Monitor, run: str = "") -> Found:
 async def remove_run(monitor: Monitor, run: str, *, server: bool) -> list[str]:
     """Remove all that a run put into QEMU, its NBD server too with ``server``; the names of what would not go."""
     deadline = time.monotonic() + REMOVE_SECONDS
+    released = not monitor.knows("closefd")
     while (found := await look(monitor, run)).names or server:
         for export in found.exports:
             await _try(monitor, "block-export-del", {"id": export, "mode": "hard"})
+        if not found.exports and not released:
+            await release_connections(monitor, run)
+            released = True
         if server and not found.exports:
             await _try(monitor, "nbd-server-stop")
             server = False
         for job, status in found.jobs.items():
             await _try(monitor, "job-dismiss" if status == "concluded" else "job-cancel", {"id": job})
-        if not found.exports and not found.jobs:
-            await _remove_nodes(monitor, found)
+        # An image's node uses that of its file, whose name is the longer one.
+        for node in () if found.exports or found.jobs else sorted(found.nodes, key=len):
+            await _try(monitor, "blockdev-del", {"node-name": node})
         if time.monotonic() > deadline:
             return found.names
-        if found.exports or found.jobs:
-            await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS if found.exports or found.jobs else 0)
+    # QEMU closes descriptors of sets only while the machine runs, at the next occasion: there is nothing to wait for.
+    for number in found.descriptors:
+        await _try(monitor, "remove-fd", {"fdset-id": number})
     return []
 
 
-async def _remove_nodes(monitor: Monitor, found: Found) -> None:
-    # An image's node uses that of its file, whose name is the longer one.
-    for node in sorted(found.nodes, key=lambda name: (len(name), name)):
-        await _try(monitor, "blockdev-del", {"node-name": node})
-    for number in found.descriptors:
-        await _try(monitor, "remove-fd", {"fdset-id": number})
-    await asyncio.sleep(LOOK_SECONDS)
+async def keep_connection(monitor: Monitor, run: str, number: int, sock: socket.socket) -> None:
+    """Give QEMU our end of a connection to its NBD server to keep, so that it does not see us go when we are killed.
+
+    Several QEMUs, such as 7.2 of Debian 12, end themselves, and the guest with them, by a failed assertion
+    (nbd_blockdev_client_closed) when a client leaves an export of a disk that has an I/O thread. What ends a connection
+    well is to delete its export, and that is what this run or, when it was killed, the next one does first.
+    """
+    if monitor.knows("getfd") and monitor.knows("closefd"):
+        monitor.send_descriptor(sock.fileno())
+        await monitor.execute("getfd", {"fdname": _connection(run, number)})
+
+
+async def release_connections(monitor: Monitor, run: str) -> None:
+    """Let QEMU close what it kept, of exports that are gone. No command lists them, but their names are known."""
+    for number in count():
+        try:
+            await monitor.execute("closefd", {"fdname": _connection(run, number)})
+        except RefusedError:
+            return
+
+
+def _connection(run: str, number: int) -> str:
+    return f"pybackup-{run}-{number}-nbd"
 
 
 async def _try(monitor: Monitor, command: str, arguments: dict[str, Any] | None = None) -> None:
@@ -129,7 +160,7 @@ async def _try(monitor: Monitor, command: str, arguments: dict[str, Any] | None 
 async def remove_leftovers(monitor: Monitor) -> list[str]:
     """Remove what killed runs left behind; the runs. BusyError where a run is under way, or something will not go."""
     found = await look(monitor)
-    runs = sorted({match[1] for name in found.names if (match := OURS.fullmatch(name))})
+    runs = found.runs
     if any(is_alive(run) for run in runs):
         raise BusyError(f"another pybackup is backing up the machine of the monitor at {monitor.path}")
     for run in runs:
