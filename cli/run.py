@@ -26,8 +26,10 @@ from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.drive_names import source_label, unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.qemu.fleecing import FleecingOptions
+from pybackup.core.qemu.handover import default_folder
 from pybackup.core.qemu.machine import CONFIG_NAME
-from pybackup.core.qemu.running import RunningQemu, default_folder
+from pybackup.core.qemu.running import RunningQemu
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
@@ -54,6 +56,7 @@ class _Request:
     chosen: Sequence[str]
     fleece: str | None
     max_fleece: int | None
+    nbd_socket: str | None
     force: bool
     skip_unreadable: bool
     verify: bool
@@ -99,6 +102,13 @@ class _Request:
     default=None,
     metavar="SIZE",
     help="With qmp: fail the backup when the temporary images take more than SIZE.",
+)
+@click.option(
+    "--nbd-socket",
+    type=click.Path(),
+    default=None,
+    metavar="PATH",
+    help="With qmp: QEMU's NBD server, of which it has only one, runs already and listens on this Unix socket.",
 )
 @click.option(
     "--compress",
@@ -212,8 +222,9 @@ def _check(request: _Request) -> None:
     from_qemu = any(source.what.startswith(QMP) for source in request.sources)
     if len(request.sources) > 1 and from_qemu:
         raise RequestError("a machine's disks are backed up together and alone: name one qmp:SOCKET and nothing else")
-    if not from_qemu and (request.chosen or request.fleece is not None or request.max_fleece is not None):
-        raise RequestError("--drive, --fleece and --max-fleece go with a source qmp:SOCKET")
+    for_qemu = (request.chosen, request.fleece, request.max_fleece, request.nbd_socket)
+    if not from_qemu and any(option not in (None, ()) for option in for_qemu):
+        raise RequestError("--drive, --fleece, --max-fleece and --nbd-socket go with a source qmp:SOCKET")
 
 
 async def _run_live(request: _Request, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace) -> int:
@@ -248,8 +259,7 @@ async def _run_qemu(request: _Request, options: ArchiveOptions, trace: Trace) ->
         job = qemu.backup(
             writer,
             scanners,
-            folder=request.fleece or default_folder(),
-            max_fleece=request.max_fleece,
+            fleecing=FleecingOptions(request.fleece or default_folder(), request.max_fleece, request.nbd_socket),
             about={
                 "tool": f"pybackup {VERSION}",
                 "created": options.created,

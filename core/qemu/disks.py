@@ -10,8 +10,10 @@ from pybackup.core.errors import RequestError, SourceError
 
 from .monitor import Monitor
 
-OURS = re.compile(r"pybackup-([0-9a-f]{8})-.+")
-"""Names that we give to nodes, jobs and exports in QEMU; the group is the run."""
+SHARED = "s"
+"""Stands before the number in names of a run that shares QEMU's NBD server with others."""
+OURS = re.compile(rf"pybackup-([0-9a-f]{{8}})-({SHARED}?)\d+(?:-[a-z]+)?")
+"""Names that we give to nodes, jobs and exports in QEMU; the groups are the run and whether it shares the server."""
 
 
 class QemuDisk(NamedTuple):

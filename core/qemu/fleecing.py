@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pybackup.core.devices.nbd import NbdDevice
@@ -16,7 +17,7 @@ from pybackup.core.errors import BusyError, PybackupError, SourceError, TargetEr
 from pybackup.core.nbd_uri import NbdAddress
 from pybackup.core.trace import Trace
 
-from .disks import QemuDisk
+from .disks import SHARED, QemuDisk
 from .handover import Handover
 from .leftovers import RunMark, keep_connection, remove_run
 from .monitor import Monitor, MonitorLostError, RefusedError
@@ -45,20 +46,30 @@ POLL_SECONDS = 0.01
 _JOB_EVENTS = ("BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 
+@dataclass(frozen=True, slots=True)
+class FleecingOptions:
+    """The folder of the temporary images, the most bytes that they may take, and a socket.
+
+    On the socket QEMU's NBD server listens already, for somebody else; None where it has to be started.
+    """
+
+    folder: str
+    max_size: int | None = None
+    nbd_socket: str | None = None
+
+
 class Fleecing:
     """The frozen disks of one run.
 
-    Fixed: monitor, disks, the run's mark, the most bytes that the images may take. Changing: what was started.
+    Fixed: monitor, disks, the run's mark, the options. Changing: what was started.
     """
 
-    def __init__(
-        self, monitor: Monitor, disks: Sequence[QemuDisk], folder: str, max_size: int | None, trace: Trace
-    ) -> None:
+    def __init__(self, monitor: Monitor, disks: Sequence[QemuDisk], options: FleecingOptions, trace: Trace) -> None:
         missing = [command for command in NEEDED if not monitor.knows(command)]
         if missing:
             raise SourceError(f"QEMU at {monitor.path} is too old: it does not know {', '.join(missing)}")
         self.disks = disks
-        self._monitor, self._folder, self._max_size, self._trace = monitor, folder, max_size, trace
+        self._monitor, self._options, self._trace = monitor, options, trace
         self._mark = RunMark()
         self._handover: Handover | None = None
         self._serves = False
@@ -66,7 +77,7 @@ class Fleecing:
 
     def _name(self, number: int) -> str:
         """The name of a disk's image, job and export in QEMU, where node names have at most 31 characters."""
-        return f"pybackup-{self._mark.run}-{number}"
+        return f"pybackup-{self._mark.run}-{SHARED if self._options.nbd_socket else ''}{number}"
 
     # -- the course of events --
 
@@ -75,11 +86,12 @@ class Fleecing:
 
         Raises SourceError, BusyError, TargetError.
         """
-        handover = self._handover = Handover(self._monitor, self._folder, self._mark.run)
+        handover = self._handover = Handover(self._monitor, self._options.folder, self._mark.run)
         self._check_room(handover)
         for number, disk in enumerate(self.disks):
             await self._add_image(handover, number, disk)
-        await self._serve(handover)
+        if self._options.nbd_socket is None:
+            await self._serve(handover)
         await self._freeze()
         for number, disk in enumerate(self.disks):
             await self._export(number)
@@ -112,7 +124,7 @@ class Fleecing:
             await asyncio.sleep(POLL_SECONDS)
         await self._monitor.execute("job-dismiss", {"id": job})
         if "error" in state:
-            raise TargetError(f"QEMU cannot write a temporary image in {self._folder}: {state['error']}")
+            raise TargetError(f"QEMU cannot write a temporary image in {self._options.folder}: {state['error']}")
 
     async def _serve(self, handover: Handover) -> None:
         address = await handover.listen()
@@ -123,8 +135,8 @@ class Fleecing:
             self._serves = False
             if "already" in error.reason:
                 raise BusyError(
-                    f"QEMU at {self._monitor.path} runs its NBD server for somebody else (a migration, another backup),"
-                    " and has only one"
+                    f"QEMU at {self._monitor.path} runs its NBD server for somebody else, and has only one: wait for"
+                    " its end (a migration, another backup), or say where it listens: --nbd-socket"
                 ) from None
             raise
         self._trace("qemu.serve")
@@ -159,7 +171,7 @@ class Fleecing:
     async def _open(self, handover: Handover, number: int, disk: QemuDisk) -> NbdDevice:
         """One connection: QEMU serves all of them in one thread."""
         return await NbdDevice.connect(
-            NbdAddress(self._name(number), socket=handover.socket),
+            NbdAddress(self._name(number), socket=self._options.nbd_socket or handover.socket),
             name=f"disk {disk.name} of {self._monitor.path}",
             connections=1,
             prepare=lambda sock: keep_connection(self._monitor, self._mark.run, number, sock),
@@ -209,10 +221,11 @@ class Fleecing:
             await asyncio.sleep(WATCH_SECONDS)
 
     def _check_room(self, handover: Handover) -> None:
-        if self._max_size is not None and handover.allocated() > self._max_size:
+        most, taken = self._options.max_size, handover.allocated()
+        if most is not None and taken > most:
             raise TargetError(
-                f"the temporary images have grown to {handover.allocated():,} bytes of what the guest overwrote, and"
-                f" --max-fleece allows {self._max_size:,}; a faster backup needs less"
+                f"the temporary images have grown to {taken:,} bytes of what the guest overwrote, and --max-fleece"
+                f" allows {most:,}; a faster backup needs less"
             )
         if handover.free() < RESERVE:
             raise TargetError(

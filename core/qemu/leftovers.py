@@ -72,10 +72,10 @@ class Found:
         return [*self.jobs, *self.exports, *self.nodes]
 
     @property
-    def runs(self) -> list[str]:
-        """The runs that left something."""
+    def runs(self) -> dict[str, bool]:
+        """The runs that left something, and whether they shared QEMU's NBD server with others."""
         matches = map(OURS.fullmatch, [*self.names, *self.descriptors.values()])
-        return sorted({match[1] for match in matches if match})
+        return {match[1]: bool(match[2]) for match in matches if match}
 
 
 async def look(monitor: Monitor, run: str = "") -> Found:
@@ -157,20 +157,18 @@ async def _try(monitor: Monitor, command: str, arguments: dict[str, Any] | None 
         await monitor.execute(command, arguments)
 
 
-async def remove_leftovers(monitor: Monitor) -> list[str]:
-    """Remove what killed runs left behind; the runs. BusyError where a run is under way, or something will not go."""
+async def remove_leftovers(monitor: Monitor) -> None:
+    """Remove what killed runs left behind. BusyError where a run is under way, or something will not go."""
     found = await look(monitor)
-    runs = found.runs
-    if any(is_alive(run) for run in runs):
+    if any(is_alive(run) for run in found.runs):
         raise BusyError(f"another pybackup is backing up the machine of the monitor at {monitor.path}")
-    for run in runs:
+    for run, shared in found.runs.items():
         # The server was started after the run's first node, and is stopped before the last one goes. Only where
         # somebody else's export is on it, it is not for us to stop.
-        if left := await remove_run(monitor, run, server=not found.foreign_exports):
+        if left := await remove_run(monitor, run, server=not shared and not found.foreign_exports):
             raise BusyError(
                 f"a killed run has left {', '.join(left)} in QEMU at {monitor.path}, and QEMU does not remove it"
             )
-    return runs
 
 
 def is_run(name: str) -> str | None:

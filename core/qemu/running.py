@@ -12,13 +12,10 @@ from pybackup.core.trace import Trace
 
 from .backup import QemuBackup
 from .disks import QemuDisk, find_disks, select
-from .fleecing import Fleecing
-from .handover import default_folder
+from .fleecing import Fleecing, FleecingOptions
 from .leftovers import remove_leftovers
 from .machine import describe_machine
 from .monitor import Monitor
-
-__all__ = ["RunningQemu", "default_folder"]
 
 
 class RunningQemu:
@@ -49,14 +46,13 @@ class RunningQemu:
         writer: Intake,
         pool: ThreadPoolExecutor,
         *,
-        folder: str,
-        max_fleece: int | None = None,
+        fleecing: FleecingOptions,
         trace: Trace | None = None,
         **options: Any,
     ) -> QemuBackup:
-        """The job; temporary images go to ``folder`` and take at most ``max_fleece`` bytes (SourceError)."""
-        fleecing = Fleecing(self._monitor, self.disks, folder, max_fleece, trace or Trace())
-        return QemuBackup(fleecing, writer, pool, trace=trace, **options)
+        """The job (SourceError)."""
+        frozen = Fleecing(self._monitor, self.disks, fleecing, trace or Trace())
+        return QemuBackup(frozen, writer, pool, trace=trace, **options)
 
     async def close(self) -> None:
         """Leave the monitor."""
