@@ -33,6 +33,8 @@ async def find_disks(monitor: Monitor) -> list[QemuDisk]:
     nodes = {node["node-name"]: node for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
     if monitor.knows("query-status"):
         found = _machine_disks(await monitor.execute("query-block"), nodes)
+    elif not monitor.knows("x-debug-query-block-graph"):
+        raise SourceError(f"QEMU at {monitor.path} has no machine, and does not tell how its nodes belong together")
     else:
         found = _root_nodes(await monitor.execute("x-debug-query-block-graph"), nodes)
     if not found:

@@ -22,22 +22,6 @@ from .handover import Handover
 from .leftovers import RunMark, keep_connection, remove_run
 from .monitor import Monitor, MonitorLostError, RefusedError
 
-NEEDED = (
-    "block-export-add",
-    "block-export-del",
-    "blockdev-add",
-    "blockdev-backup",
-    "blockdev-create",
-    "blockdev-del",
-    "job-cancel",
-    "job-dismiss",
-    "nbd-server-start",
-    "nbd-server-stop",
-    "query-block-exports",
-    "query-jobs",
-    "transaction",
-)
-"""The commands used; QEMU has all of them since 5.2."""
 RESERVE = 256 << 20
 """Bytes that stay free beside the temporary images: most QEMUs fail a guest's write when they cannot save old data."""
 WATCH_SECONDS = 0.1
@@ -65,9 +49,6 @@ class Fleecing:
     """
 
     def __init__(self, monitor: Monitor, disks: Sequence[QemuDisk], options: FleecingOptions, trace: Trace) -> None:
-        missing = [command for command in NEEDED if not monitor.knows(command)]
-        if missing:
-            raise SourceError(f"QEMU at {monitor.path} is too old: it does not know {', '.join(missing)}")
         self.disks = disks
         self._monitor, self._options, self._trace = monitor, options, trace
         self._mark = RunMark()

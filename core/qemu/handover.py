@@ -116,6 +116,6 @@ class Handover:
 
 def _remove_stale_folders(parent: str) -> None:
     for name in os.listdir(parent):
-        run = is_run(name)
-        if run is not None and not is_alive(run):
-            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+        run, path = is_run(name), os.path.join(parent, name)
+        if run is not None and not is_alive(run) and os.geteuid() in (0, os.lstat(path).st_uid):
+            shutil.rmtree(path, ignore_errors=True)

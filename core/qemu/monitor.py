@@ -67,8 +67,9 @@ class Monitor:
                 await client.connect(sock)
         except TimeoutError:
             raise BusyError(
-                f"the QMP monitor at {path} does not greet: another client is connected to it; a monitor serves one at"
-                " a time, so give the machine a second one (-qmp unix:PATH,server=on,wait=off)"
+                f"the QMP monitor at {path} does not greet: another client is connected to it, or it is no QMP monitor;"
+                " a monitor serves one client at a time, so give the machine a second one (-qmp"
+                " unix:PATH,server=on,wait=off)"
             ) from None
         except ConnectError as error:
             if isinstance(error.exc, (EOFError, OSError)):

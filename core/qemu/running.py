@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pybackup.core.errors import RequestError
+from pybackup.core.errors import RequestError, SourceError
 from pybackup.core.intake import Intake
 from pybackup.core.trace import Trace
 
@@ -16,6 +16,25 @@ from .fleecing import Fleecing, FleecingOptions
 from .leftovers import remove_leftovers
 from .machine import describe_machine
 from .monitor import Monitor
+
+NEEDED = (
+    "block-export-add",
+    "block-export-del",
+    "blockdev-add",
+    "blockdev-backup",
+    "blockdev-create",
+    "blockdev-del",
+    "job-cancel",
+    "job-dismiss",
+    "nbd-server-start",
+    "nbd-server-stop",
+    "query-block",
+    "query-block-exports",
+    "query-jobs",
+    "query-named-block-nodes",
+    "transaction",
+)
+"""The commands used; QEMU has all of them since 5.2."""
 
 
 class RunningQemu:
@@ -34,6 +53,9 @@ class RunningQemu:
         """
         monitor = await Monitor.connect(path)
         try:
+            missing = [command for command in NEEDED if not monitor.knows(command)]
+            if missing:
+                raise SourceError(f"QEMU at {monitor.path} is too old: it does not know {', '.join(missing)}")
             await remove_leftovers(monitor)
             disks = select(await find_disks(monitor), chosen)
             return cls(monitor, _renamed(disks, name), await describe_machine(monitor))
