@@ -18,7 +18,7 @@ from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import force_share_option, format_option, job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, Size, Whole, same_file
 from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.running import make_trace, run_in_loop, run_job, run_preparation, threads_or_default
 from pybackup.cli.version import VERSION
 from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive_open import archive_reader
@@ -250,7 +250,8 @@ async def _run_qemu(request: _Request, options: ArchiveOptions, trace: Trace) ->
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
         scanners = stack.enter_context(ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan"))
-        qemu = await RunningQemu.connect(source.what.removeprefix(QMP), request.chosen, source.name)
+        path = source.what.removeprefix(QMP)
+        qemu = await run_preparation(RunningQemu.connect(path, request.chosen, source.name))
         stack.push_async_callback(qemu.close)
         if all(name != CONFIG_NAME for name, _ in configs):
             configs.append((CONFIG_NAME, qemu.description))

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import click
@@ -33,7 +33,7 @@ def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
 async def run_job(job: Job, verb: str, display: Display) -> None:
     """Run a job to its end; a signal cancels it, a second SIGINT ends the program at once."""
     task = asyncio.create_task(job.run())
-    with _signals_cancel(job):
+    with _signals_cancel(job.cancel):
         display.start(job, verb)
         try:
             while not task.done():
@@ -44,8 +44,24 @@ async def run_job(job: Job, verb: str, display: Display) -> None:
     task.result()
 
 
+async def run_preparation(work: Coroutine[Any, Any, T]) -> T:
+    """Do what comes before a job; a signal cancels it as it does a job."""
+    task = asyncio.create_task(work)
+    reasons: list[CancelledError] = []
+
+    def cancel(reason: CancelledError) -> None:
+        reasons.append(reason)
+        task.cancel()
+
+    with _signals_cancel(cancel):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise reasons[0] if reasons else asyncio.CancelledError() from None
+
+
 @contextlib.contextmanager
-def _signals_cancel(job: Job) -> Any:
+def _signals_cancel(cancel_with: Callable[[CancelledError], object]) -> Any:
     loop = asyncio.get_running_loop()
     seen: list[int] = []
 
@@ -54,7 +70,7 @@ def _signals_cancel(job: Job) -> Any:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         seen.append(number)
-        job.cancel(CancelledError("cancelled", number))
+        cancel_with(CancelledError("cancelled", number))
 
     # SIGHUP that was ignored from the start (nohup) stays ignored.
     numbers = [number for number in _CANCELLING if signal.getsignal(number) is not signal.SIG_IGN]

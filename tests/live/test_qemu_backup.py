@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import need
 from live.guests import Guest, History
-from live.processes import PYBACKUP, call, ended, info, restored
+from live.processes import PYBACKUP, call, ended, info, interrupt, restored
 from live.qemu_processes import SIZES, Qemu, machine, make_disks, read_disks, storage_daemon
 
 from pybackup.core.trace import EVENTS
@@ -183,6 +184,17 @@ def test_a_run_that_is_cancelled_leaves_nothing(
         assert said.splitlines()[-1] == "pybackup: cancelled"
         qemu.check_clean(nodes)
     assert not list(tmp_path.glob("x.vma*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_wait_for_a_monitor_can_be_cancelled(tmp_path: Path, number: int) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "busy.qmp"))
+        listener.listen()
+        command = [PYBACKUP, "run", f"qmp:{tmp_path}/busy.qmp", str(tmp_path / "x.vma")]
+        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with listener.accept()[0]:
+            assert interrupt(client, number) == (128 + number, "pybackup: cancelled\n")
 
 
 # -- failures --
