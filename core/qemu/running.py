@@ -28,6 +28,7 @@ NEEDED = (
     "job-dismiss",
     "nbd-server-start",
     "nbd-server-stop",
+    "qom-list",
     "query-block",
     "query-block-exports",
     "query-jobs",
@@ -56,6 +57,7 @@ class RunningQemu:
             missing = [command for command in NEEDED if not monitor.knows(command)]
             if missing:
                 raise SourceError(f"QEMU at {monitor.path} is too old: it does not know {', '.join(missing)}")
+            await _refuse_dangerous(monitor)
             await remove_leftovers(monitor)
             disks = select(await find_disks(monitor), chosen)
             return cls(monitor, _renamed(disks, name), await describe_machine(monitor))
@@ -79,6 +81,25 @@ class RunningQemu:
     async def close(self) -> None:
         """Leave the monitor."""
         await self._monitor.close()
+
+
+async def _refuse_dangerous(monitor: Monitor) -> None:
+    """Where to ask for a backup would end QEMU, and with it the guests.
+
+    Until 9.0, whose successor has discard-source, a storage daemon aborts when a node gets a backing file whose export
+    runs in an I/O thread (seen with 7.2: qemu_mutex_unlock_impl). Machines with I/O threads are not concerned.
+    """
+    if monitor.knows("query-status") or monitor.knows("blockdev-backup", "discard-source"):
+        return
+    objects: list[dict[str, str]] = []
+    # The folder of objects comes with the first of them.
+    if any(one["name"] == "objects" for one in await monitor.execute("qom-list", {"path": "/"})):
+        objects = await monitor.execute("qom-list", {"path": "/objects"})
+    if any(one["type"] == "child<iothread>" for one in objects):
+        raise SourceError(
+            f"the storage daemon at {monitor.path} has I/O threads, and daemons as old as this one end themselves when"
+            " a backup of an export in such a thread begins; start it without --object iothread"
+        )
 
 
 def _renamed(disks: Sequence[QemuDisk], name: str | None) -> Sequence[QemuDisk]:

@@ -7,9 +7,9 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from conftest import need
 from live.processes import PYBACKUP, until
@@ -17,6 +17,7 @@ from live.processes import PYBACKUP, until
 from pybackup.core.qemu.leftovers import Found, look
 from pybackup.core.qemu.monitor import Monitor
 
+T = TypeVar("T")
 SIZES = {"a": 12 << 20, "b": (8 << 20) + 66_048, "c": 9 << 20}
 """A raw disk, a qcow2, and a qcow2 with a backing file."""
 
@@ -35,25 +36,27 @@ class Qemu:
         """The command line of a backup."""
         return [PYBACKUP, "run", f"qmp:{self.monitor}", str(archive), "--fleece", str(self.fleece), *options]
 
-    def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        async def asked() -> Any:
+    def _with_monitor(self, work: Callable[[Monitor], Awaitable[T]]) -> T:
+        async def worked() -> T:
             monitor = await Monitor.connect(self.second)
             try:
-                return await monitor.execute(command, arguments)
+                return await work(monitor)
             finally:
                 await monitor.close()
 
-        return asyncio.run(asked())
+        return asyncio.run(worked())
+
+    def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        return self._with_monitor(lambda monitor: monitor.execute(command, arguments))
+
+    def knows(self, command: str, argument: str) -> bool:
+        async def asked(monitor: Monitor) -> bool:
+            return monitor.knows(command, argument)
+
+        return self._with_monitor(asked)
 
     def found(self) -> Found:
-        async def looked() -> Found:
-            monitor = await Monitor.connect(self.second)
-            try:
-                return await look(monitor)
-            finally:
-                await monitor.close()
-
-        return asyncio.run(looked())
+        return self._with_monitor(look)
 
     def nodes(self) -> set[str]:
         return {node["node-name"] for node in self.ask("query-named-block-nodes")}

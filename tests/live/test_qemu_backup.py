@@ -266,6 +266,15 @@ def test_a_second_run_and_a_foreign_nbd_server_are_refused(tmp_path: Path, befor
     assert not list(tmp_path.glob("?.vma*"))
 
 
+def test_a_storage_daemon_that_would_not_survive_is_refused(tmp_path: Path, before: dict[str, bytes]) -> None:
+    with storage_daemon(tmp_path, "--object", "iothread,id=io") as qemu:
+        if qemu.knows("blockdev-backup", "discard-source"):
+            assert run(qemu.run(tmp_path / "x.vma")) == ""
+        else:
+            assert "has I/O threads" in run(qemu.run(tmp_path / "x.vma"), 3)
+        assert qemu.nodes()
+
+
 def test_it_needs_little_memory(tmp_path: Path, before: dict[str, bytes]) -> None:
     with (tmp_path / "a.raw").open("r+b") as file:
         for number in range(256):
