@@ -87,6 +87,21 @@ def test_the_disks_that_can_be_written_to_are_backed_up(
     assert [one["kind"] for one in info(tmp_path / "x.vma")["about"]["sources"]] == ["qemu"] * 3
 
 
+def test_what_a_machine_overwrites_after_the_instant_is_saved(tmp_path: Path, before: dict[str, bytes]) -> None:
+    with machine(tmp_path) as qemu:
+        nodes = qemu.nodes()
+        command = qemu.run(tmp_path / "x.vma", "--trace", "qemu.freeze", "--speed", "16M")
+        client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        next(lines(client))
+        for name, device in (("a", "-d a/virtio-backend"), ("b", "b"), ("c", "c")):
+            line = f'qemu-io {device} "write -P 99 0 {SIZES[name]}"'
+            qemu.ask("human-monitor-command", {"command-line": line})
+        assert ended(client) == (0, "")
+        qemu.check_clean(nodes)
+    assert restored(tmp_path / "x.vma", tmp_path / "out") == before
+    assert read_disks(tmp_path) == {name: b"\x63" * size for name, size in SIZES.items()}
+
+
 def test_disks_are_chosen_and_renamed(tmp_path: Path, before: dict[str, bytes]) -> None:
     with storage_daemon(tmp_path) as qemu:
         run(qemu.run(tmp_path / "two.vma", "--drive", "c", "--drive", "a"))
