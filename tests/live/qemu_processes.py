@@ -69,8 +69,12 @@ class Qemu:
         assert self.ask("query-jobs") == []
         assert list(self.fleece.iterdir()) == []
         # The files have no names, so only their descriptors tell whether they are still there.
-        held = [os.readlink(fd) for fd in Path(f"/proc/{self.process.pid}/fd").iterdir()]
-        assert not [name for name in held if str(self.fleece) in name]
+        until(lambda: not any(str(self.fleece) in name for name in self._open_files()))
+
+    def _open_files(self) -> Iterator[str]:
+        for fd in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                yield os.readlink(fd)
 
 
 def make_disks(folder: Path) -> dict[str, bytes]:
