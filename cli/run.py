@@ -37,6 +37,10 @@ from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.drive_names import source_label, unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.nbd_uri import is_nbd_uri
+from pybackup.core.qemu.fleecing import FleecingOptions
+from pybackup.core.qemu.handover import default_folder
+from pybackup.core.qemu.machine import CONFIG_NAME
+from pybackup.core.qemu.running import RunningQemu
 from pybackup.core.reflink import Snapshot
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
@@ -49,6 +53,8 @@ from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAM
 
 SERVE = "serve:"
 """Begins a source that is a running server's control socket."""
+QMP = "qmp:"
+"""Begins a source that is the monitor of a running QEMU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,10 @@ class _Request:
     archive: str
     configs: Sequence[Named]
     source_options: SourceOptions
+    chosen: Sequence[str]
+    fleece: str | None
+    max_fleece: int | None
+    nbd_socket: str | None
     force: bool
     skip_unreadable: bool
     verify: bool
@@ -83,6 +93,35 @@ class _Request:
 )
 @format_option
 @click.option("--size", type=Size(1), default=None, metavar="SIZE", help="The size of the disk on the standard input.")
+@click.option(
+    "--drive",
+    "chosen",
+    multiple=True,
+    metavar="NAME",
+    help="With qmp: only this disk of the machine; may be given several times.",
+)
+@click.option(
+    "--fleece",
+    type=click.Path(file_okay=False),
+    default=None,
+    show_default="$TMPDIR or /var/tmp",
+    metavar="DIR",
+    help="With qmp: a folder for the temporary images, which take what the guest overwrites.",
+)
+@click.option(
+    "--max-fleece",
+    type=Size(1 << 20),
+    default=None,
+    metavar="SIZE",
+    help="With qmp: fail the backup when the temporary images take more than SIZE.",
+)
+@click.option(
+    "--nbd-socket",
+    type=click.Path(),
+    default=None,
+    metavar="PATH",
+    help="With qmp: QEMU's NBD server, of which it has only one, runs already and listens on this Unix socket.",
+)
 @click.option(
     "--compress",
     type=click.Choice(["zstd", "none"]),
@@ -155,10 +194,11 @@ def command(
     """Back up one or more disks into one archive.
 
     SOURCE is an image file (raw, qcow2, vmdk, vdi, vhdx, vhd...), a block device, nbd://HOST[:PORT]/EXPORT,
-    nbd+unix:///EXPORT?socket=PATH, - for the standard input (with --size), or serve:CONTROL for all disks of a running
-    `pybackup serve`. NAME is the drive's name in the archive; without it, the export's, or the file's up to its first
-    dot. ARCHIVE is a file that does not exist yet, a FIFO, - for the standard output, or '|COMMAND' for the standard
-    input of a command. In its name {host}, {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace.
+    nbd+unix:///EXPORT?socket=PATH, - for the standard input (with --size), serve:CONTROL for all disks of a running
+    `pybackup serve`, or qmp:SOCKET for the disks of a running QEMU with that monitor. NAME is the drive's name
+    in the archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist
+    yet, a FIFO, - for the standard output, or '|COMMAND' for the standard input of a command. In its name {host},
+    {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,
@@ -176,6 +216,8 @@ def command(
         drives = served_drives(sources[0].what.removeprefix(SERVE))
         asked = _name_archive(asked, [name for name, _ in drives], options, facts)
         return run_in_loop(_run_live(asked, drives, options, tracer, facts))
+    if sources[0].what.startswith(QMP):
+        return run_in_loop(_run_qemu(asked, options, tracer, facts))
     asked = _name_archive(asked, unique_drive_names(sources), options, facts)
     return run_in_loop(_run(asked, options, tracer, facts))
 
@@ -190,10 +232,16 @@ def _check(request: _Request) -> None:
         raise RequestError("the standard input can only be one of the sources")
     if request.source_options.snapshot is Snapshot.REFLINK:
         for source in request.sources:
-            if source.what == "-" or source.what.startswith(SERVE) or is_nbd_uri(source.what):
+            if source.what == "-" or source.what.startswith((SERVE, QMP)) or is_nbd_uri(source.what):
                 raise RequestError(f"--snapshot reflink is for raw files, and {source.what} is none")
     if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
         raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
+    from_qemu = any(source.what.startswith(QMP) for source in request.sources)
+    if len(request.sources) > 1 and from_qemu:
+        raise RequestError("a machine's disks are backed up together and alone: name one qmp:SOCKET and nothing else")
+    for_qemu = (request.chosen, request.fleece, request.max_fleece, request.nbd_socket)
+    if not from_qemu and any(option not in (None, ()) for option in for_qemu):
+        raise RequestError("--drive, --fleece, --max-fleece and --nbd-socket go with a source qmp:SOCKET")
 
 
 def _name_archive(request: _Request, names: Sequence[str], options: ArchiveOptions, facts: RunFacts) -> _Request:
@@ -206,7 +254,7 @@ def _name_archive(request: _Request, names: Sequence[str], options: ArchiveOptio
 
 
 def _check_archive(request: _Request) -> None:
-    if request.archive.startswith(SERVE):
+    if request.archive.startswith((SERVE, QMP)):
         raise RequestError(f"{request.archive} can be backed up, but is no place for an archive")
     if request.as_json and own_descriptor(request.archive) == 1:
         raise RequestError("--json and the archive cannot both go to the standard output")
@@ -233,6 +281,42 @@ async def _run_live(
         job = RemoteBackup(path, asked, drives, writer, scanners, before_commit=verify, trace=trace)
         facts.job = job
         await run_job(job, "backup", choose(request.progress, request.quiet))
+    return report(request, job)
+
+
+async def _run_qemu(request: _Request, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> int:
+    """Back up the disks of a running QEMU."""
+    source = request.sources[0]
+    configs = [read_config(config) for config in request.configs]
+    async with AsyncExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
+        scanners = stack.enter_context(ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan"))
+        path = source.what.removeprefix(QMP)
+        qemu = await RunningQemu.connect(path, request.chosen, source.name)
+        stack.push_async_callback(qemu.close)
+        request = _name_archive(request, [disk.name for disk in qemu.disks], options, facts)
+        if all(name != CONFIG_NAME for name, _ in configs):
+            configs.append((CONFIG_NAME, qemu.description))
+        sink = open_sink(request.archive, replace=request.force)
+        writer = make_writer([(disk.name, disk.size) for disk in qemu.disks], configs, options, sink, pool, trace)
+        job = qemu.backup(
+            writer,
+            scanners,
+            fleecing=FleecingOptions(request.fleece or default_folder(), request.max_fleece, request.nbd_socket),
+            about={
+                "tool": f"pybackup {VERSION}",
+                "created": options.created,
+                "sources": [{"name": disk.name, "kind": "qemu"} for disk in qemu.disks],
+            },
+            skip_unreadable=request.skip_unreadable,
+            before_commit=_verifier(request, sink, pool),
+            speed=request.speed,
+            trace=trace,
+        )
+        facts.job = job
+        await run_job(job, "backup", choose(request.progress, request.quiet))
+    for name in job.left:
+        click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
     return report(request, job)
 
 

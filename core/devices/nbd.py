@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeAlias
 
 from pybackup.core.device import BlockStatus, Buffer
-from pybackup.core.devices.nbd_negotiation import Refused, connect, disconnect
+from pybackup.core.devices.nbd_negotiation import Prepare, Refused, connect, disconnect
 from pybackup.core.devices.nbd_session import Batch, ConnectionLost, NbdSession
 from pybackup.core.errors import PybackupError, SourceError
 from pybackup.core.inflight import InflightRanges
@@ -61,13 +61,14 @@ class NbdDevice:
         connections: int = CONNECTIONS,
         name: str | None = None,
         failure: Failure = SourceError,
+        prepare: Prepare | None = None,
     ) -> NbdDevice:
-        """Connect to an export; raises ``failure`` with the reason."""
+        """Connect to an export; raises ``failure`` with the reason. ``prepare`` gets the first connection's socket."""
         name = name or str(address)
         sessions: list[NbdSession] = []
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                sessions.append(await _open(address))
+                sessions.append(await _open(address, prepare))
             _check(sessions[0], name, writable, failure)
             if sessions[0].agreed.flags & wire.FLAG_CAN_MULTI_CONN:
                 await _open_more(address, sessions, connections)
@@ -227,6 +228,11 @@ class NbdDevice:
         for session in self._sessions:
             await session.close()
 
+    async def abort(self) -> None:
+        """Go without a word."""
+        for session in self._sessions:
+            await session.abort()
+
     # -- --
 
     @contextlib.asynccontextmanager
@@ -262,8 +268,8 @@ class NbdDevice:
         return -(-start // block) * block, end // block * block
 
 
-async def _open(address: NbdAddress) -> NbdSession:
-    sock, agreed = await connect(address)
+async def _open(address: NbdAddress, prepare: Prepare | None) -> NbdSession:
+    sock, agreed = await connect(address, prepare)
     return await NbdSession.over(sock, agreed)
 
 

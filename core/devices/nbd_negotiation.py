@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from pybackup.core.nbd_uri import NbdAddress
 from pybackup.formats import nbd_client_wire as client
@@ -31,6 +32,7 @@ QUEUE_SECONDS = 0.05
 """How long until a Unix socket whose queue is full is tried again."""
 KEEPALIVE_SECONDS = 60
 """Seconds of silence after which a host is asked whether it is still there, and the same until it counts as gone."""
+Prepare: TypeAlias = Callable[[socket.socket], Awaitable[None]]
 MOST_REPLIES = 100
 """Replies to one option; a server that sends more never comes to an end."""
 
@@ -57,10 +59,15 @@ class Refused(Exception):  # noqa: N818 - not an error of ours
     """The server does not give us the export; the text says why."""
 
 
-async def connect(address: NbdAddress) -> tuple[socket.socket, Agreed]:
-    """Connect and negotiate (OSError, FormatError, Refused); the socket is non-blocking and the caller's."""
+async def connect(address: NbdAddress, prepare: Prepare | None = None) -> tuple[socket.socket, Agreed]:
+    """Connect and negotiate (OSError, FormatError, Refused); the socket is non-blocking and the caller's.
+
+    ``prepare`` gets the socket before anything is said.
+    """
     sock = await _open_socket(address)
     try:
+        if prepare is not None:
+            await prepare(sock)
         return sock, await _Negotiation(sock, address.export).run()
     except BaseException:
         sock.close()

@@ -153,8 +153,13 @@ class NbdSession(asyncio.BufferedProtocol):
                 async with asyncio.timeout(1):
                     await self._gone.wait()
             except TimeoutError:
-                self._transport.abort()
-                await self._gone.wait()
+                await self.abort()
+
+    async def abort(self) -> None:
+        """Close without taking leave; requests in flight fail."""
+        if self._transport is not None:
+            self._transport.abort()
+            await self._gone.wait()
 
     # -- called by the transport --
 

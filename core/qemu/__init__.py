@@ -1,0 +1,1 @@
+"""Running QEMUs: the monitor, their disks, and backing these up by fleecing."""

@@ -1,0 +1,123 @@
+"""The backup of a running QEMU's disks: a backup job whose instant is made by fleecing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pybackup.core.backup import BackupJob, Drive
+from pybackup.core.device import BlockDevice, BlockStatus, Buffer
+from pybackup.core.intake import Intake
+
+from .disks import QemuDisk
+from .fleecing import Fleecing
+from .uninterrupted import uninterrupted
+
+
+class FrozenDisk:
+    """A disk as it was at the instant; implements BlockDevice.
+
+    Fixed: name and size. Changing: ``frozen``, what it is read from, which is there from the instant on.
+    """
+
+    read_only = True
+
+    def __init__(self, disk: QemuDisk) -> None:
+        self.name, self.size = disk.name, disk.size
+        self.frozen: BlockDevice | None = None
+
+    async def pread(self, offset: int, length: int) -> Buffer:
+        """Read what was there at the instant (OSError)."""
+        assert self.frozen is not None
+        return await self.frozen.pread(offset, length)
+
+    async def extents(self, offset: int, length: int) -> Sequence[BlockStatus]:
+        """What was where at the instant (OSError)."""
+        assert self.frozen is not None
+        return await self.frozen.extents(offset, length)
+
+    async def pwrite(self, offset: int, data: Buffer) -> None:
+        """EPERM."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_punch: bool = True, fast_only: bool = False) -> None:
+        """EPERM."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """EPERM."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
+
+    async def flush(self) -> None:
+        """Nothing to do."""
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Never."""
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Never; a write fails with EPERM."""
+        return False
+
+    async def close(self) -> None:
+        """Nothing to do: what was opened belongs to the fleecing."""
+
+
+class QemuBackup(BackupJob):
+    """Backs up disks of a running QEMU.
+
+    Fixed: the fleecing. Changing: ``left``, the names of what QEMU would not give up at the end.
+    """
+
+    def __init__(
+        self,
+        fleecing: Fleecing,
+        writer: Intake,
+        pool: ThreadPoolExecutor,
+        *,
+        before_commit: Callable[[], Awaitable[None]] | None = None,
+        **options: Any,
+    ) -> None:
+        self._fleecing, self._verify = fleecing, before_commit
+        self._disks = [FrozenDisk(disk) for disk in fleecing.disks]
+        self._watch: asyncio.Task[None] | None = None
+        self.left: list[str] = []
+        drives = [Drive(number, disk.name, disk) for number, disk in enumerate(self._disks, 1)]
+        super().__init__(drives, writer, pool, before_commit=self._before, **options)
+
+    async def _work(self) -> None:
+        try:
+            await super()._work()
+        finally:
+            await uninterrupted(self._end())
+
+    async def _freeze(self) -> None:
+        opened = await uninterrupted(self._fleecing.start())
+        for disk, device in zip(self._disks, opened, strict=True):
+            disk.frozen = device
+        self._watch = asyncio.create_task(self._fail_when_broken())
+        await super()._freeze()
+
+    async def _fail_when_broken(self) -> None:
+        self.fail(await self._fleecing.watch())
+
+    async def _before(self) -> None:
+        """Everything was read: make sure of it, and let the machine go before the archive is read back."""
+        await self._fleecing.check()
+        await uninterrupted(self._end())
+        if self._verify is not None:
+            await self._verify()
+
+    async def _end(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        self.left += await self._fleecing.end()
+
+    async def _abandon(self) -> None:
+        await super()._abandon()
+        await self._fleecing.end()

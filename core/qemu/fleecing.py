@@ -1,0 +1,251 @@
+"""Fleecing: QEMU itself freezes its disks and saves what guests overwrite, and we read the frozen disks over NBD.
+
+For each disk a temporary image is added whose backing file is the disk. Backup jobs of kind sync=none, all begun by one
+transaction, put the old data of every write into it: so the image reads as the disk did at that instant. QEMU's NBD
+server offers the images. See docs/interop/live-block-operations.rst of QEMU, "Notes on image fleecing".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pybackup.core.devices.nbd import NbdDevice
+from pybackup.core.errors import BusyError, PybackupError, SourceError, TargetError
+from pybackup.core.nbd_uri import NbdAddress
+from pybackup.core.trace import Trace
+
+from .disks import SHARED, QemuDisk
+from .handover import Handover
+from .leftovers import RunMark, keep_connection, remove_run
+from .monitor import Monitor, MonitorLostError, RefusedError
+
+RESERVE = 256 << 20
+"""Bytes that stay free beside the temporary images: most QEMUs fail a guest's write when they cannot save old data."""
+WATCH_SECONDS = 0.1
+"""A guest would have to write RESERVE within this time to fill the disk before the backup ends itself."""
+POLL_SECONDS = 0.01
+_JOB_EVENTS = ("BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
+
+
+@dataclass(frozen=True, slots=True)
+class FleecingOptions:
+    """The folder of the temporary images, the most bytes that they may take, and a socket.
+
+    On the socket QEMU's NBD server listens already, for somebody else; None where it has to be started.
+    """
+
+    folder: str
+    max_size: int | None = None
+    nbd_socket: str | None = None
+
+
+class Fleecing:
+    """The frozen disks of one run.
+
+    Fixed: monitor, disks, the run's mark, the options. Changing: what was started.
+    """
+
+    def __init__(self, monitor: Monitor, disks: Sequence[QemuDisk], options: FleecingOptions, trace: Trace) -> None:
+        self.disks = disks
+        self._monitor, self._options, self._trace = monitor, options, trace
+        self._mark = RunMark()
+        self._handover: Handover | None = None
+        self._serves = False
+        self._opened: list[NbdDevice] = []
+
+    def _name(self, number: int) -> str:
+        """The name of a disk's image, job and export in QEMU, where node names have at most 31 characters."""
+        return f"pybackup-{self._mark.run}-{SHARED if self._options.nbd_socket else ''}{number}"
+
+    # -- the course of events --
+
+    async def start(self) -> Sequence[NbdDevice]:
+        """Freeze all disks; the devices that read as they were at that instant.
+
+        Raises SourceError, BusyError, TargetError.
+        """
+        handover = self._handover = Handover(self._monitor, self._options.folder, self._mark.run)
+        self._check_room(handover)
+        for number, disk in enumerate(self.disks):
+            await self._add_image(handover, number, disk)
+        if self._options.nbd_socket is None:
+            await self._serve(handover)
+        await self._freeze()
+        for number, disk in enumerate(self.disks):
+            await self._export(number)
+            self._opened.append(await self._open(handover, number, disk))
+        handover.remove_folder()
+        for disk, device in zip(self.disks, self._opened, strict=True):
+            if device.size != disk.size:
+                raise SourceError(f"disk {disk.name} of {self._monitor.path} was resized just now")
+        return self._opened
+
+    async def _add_image(self, handover: Handover, number: int, disk: QemuDisk) -> None:
+        name = self._name(number)
+        filename = await handover.image(name)
+        file = {"driver": "file", "node-name": f"{name}-file", "filename": filename}
+        try:
+            await self._monitor.execute("blockdev-add", file)
+        except RefusedError as error:
+            raise TargetError(
+                f"{error}; QEMU must be able to use temporary images in {handover.parent}: choose another --fleece"
+            ) from None
+        handover.is_open(filename)
+        await self._format(f"{name}-create", {"driver": "qcow2", "file": f"{name}-file", "size": disk.size})
+        image = {"driver": "qcow2", "node-name": name, "file": f"{name}-file", "backing": disk.node}
+        await self._monitor.execute("blockdev-add", image)
+        self._trace("qemu.image", drive=disk.name, node=name)
+
+    async def _format(self, job: str, options: dict[str, Any]) -> None:
+        await self._monitor.execute("blockdev-create", {"job-id": job, "options": options})
+        while (state := (await self._jobs())[job])["status"] != "concluded":  # noqa: ASYNC110 - in QEMU
+            await asyncio.sleep(POLL_SECONDS)
+        await self._monitor.execute("job-dismiss", {"id": job})
+        if "error" in state:
+            raise TargetError(f"QEMU cannot write a temporary image in {self._options.folder}: {state['error']}")
+
+    async def _serve(self, handover: Handover) -> None:
+        address = await handover.listen()
+        self._serves = True
+        try:
+            await self._monitor.execute("nbd-server-start", {"addr": address})
+        except RefusedError as error:
+            self._serves = False
+            if "already" in error.reason:
+                raise BusyError(
+                    f"QEMU at {self._monitor.path} runs its NBD server for somebody else, and has only one: wait for"
+                    " its end (a migration, another backup), or say where it listens: --nbd-socket"
+                ) from None
+            raise
+        self._trace("qemu.serve")
+
+    async def _freeze(self) -> None:
+        """All disks in one transaction, so that they share one instant."""
+        actions: list[dict[str, Any]] = []
+        for number, disk in enumerate(self.disks):
+            actions += self._freeze_actions(self._name(number), disk)
+        try:
+            await self._monitor.execute("transaction", {"actions": actions})
+        except RefusedError as error:
+            if "busy" in error.reason or "in use" in error.reason:
+                raise BusyError(f"a disk of QEMU at {self._monitor.path} is in use: {error.reason}") from None
+            raise
+        self._trace("qemu.freeze", drives=len(self.disks))
+
+    def _freeze_actions(self, name: str, disk: QemuDisk) -> list[dict[str, Any]]:
+        """What belongs to one instant of one disk; actions on its dirty bitmaps would go here."""
+        backup = {
+            "job-id": name,
+            "device": disk.node,
+            "target": name,
+            "sync": "none",
+            "filter-node-name": f"{name}-cbw",
+        }
+        if self._monitor.knows("blockdev-backup", "on-cbw-error"):
+            # Where old data cannot be saved the backup fails, and not the guest's write.
+            backup["on-cbw-error"] = "break-snapshot"
+        return [{"type": "blockdev-backup", "data": backup}]
+
+    async def _open(self, handover: Handover, number: int, disk: QemuDisk) -> NbdDevice:
+        """One connection: QEMU serves all of them in one thread."""
+        return await NbdDevice.connect(
+            NbdAddress(self._name(number), socket=self._options.nbd_socket or handover.socket),
+            name=f"disk {disk.name} of {self._monitor.path}",
+            connections=1,
+            prepare=lambda sock: keep_connection(self._monitor, self._mark.run, number, sock),
+        )
+
+    async def _export(self, number: int) -> None:
+        name = self._name(number)
+        export = {"type": "nbd", "id": name, "node-name": name, "name": name, "writable": False}
+        await self._monitor.execute("block-export-add", export)
+        self._trace("qemu.export", drive=self.disks[number].name)
+
+    # -- while it runs --
+
+    async def watch(self) -> PybackupError:
+        """Return when what is read is not the instant any more, or must not be read further: why."""
+        causes = [self._watch_events(), self._watch_room(), self._monitor.wait_lost()]
+        tasks = [asyncio.ensure_future(cause) for cause in causes]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return next(iter(done)).result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch_events(self) -> PybackupError:
+        names = {self._name(number): disk.name for number, disk in enumerate(self.disks)}
+        async for event in self._monitor.events():
+            data = event.get("data", {})
+            if event["event"] in _JOB_EVENTS and data.get("device") in names:
+                return self._broken(names[data["device"]], data.get("error", ""))
+        raise AssertionError("events have no end")
+
+    def _broken(self, drive: str, reason: str) -> SourceError:
+        return SourceError(
+            f"QEMU at {self._monitor.path} has stopped to save what the guest overwrites on drive {drive}"
+            + (f": {reason}" if reason else "")
+        )
+
+    async def _watch_room(self) -> PybackupError:
+        while True:
+            try:
+                if self._handover is not None:
+                    self._check_room(self._handover)
+            except TargetError as error:
+                return error
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _check_room(self, handover: Handover) -> None:
+        most, taken = self._options.max_size, handover.allocated()
+        if most is not None and taken > most:
+            raise TargetError(
+                f"the temporary images have grown to {taken:,} bytes of what the guest overwrote, and --max-fleece"
+                f" allows {most:,}; a faster backup needs less"
+            )
+        if handover.free() < RESERVE:
+            raise TargetError(
+                f"only {handover.free():,} bytes are free in {handover.parent}, and {RESERVE:,} must stay free beside"
+                " the temporary images, lest a guest's write fails; choose another --fleece"
+            )
+
+    async def _jobs(self) -> dict[str, dict[str, Any]]:
+        return {job["id"]: job for job in await self._monitor.execute("query-jobs")}
+
+    async def check(self) -> None:
+        """All that was read is of the instant: every job has lived until now, without an error (SourceError)."""
+        jobs = await self._jobs()
+        for number, disk in enumerate(self.disks):
+            job = jobs.get(self._name(number))
+            if job is None or job["status"] not in ("running", "ready", "paused") or "error" in job:
+                raise self._broken(disk.name, (job or {}).get("error", ""))
+
+    # -- the end --
+
+    async def end(self) -> list[str]:
+        """Take everything out of QEMU again; the names of what would not go. A second time nothing happens."""
+        left: list[str] = []
+        if self._handover is not None:
+            left = await self._remove()
+            for device in self._opened:
+                # Not a word to an NBD server that was not stopped: see keep_connection().
+                await device.abort()
+            self._opened = []
+            self._handover.close()
+            self._handover = None
+            self._trace("qemu.end")
+        self._mark.close()
+        return left
+
+    async def _remove(self) -> list[str]:
+        server, self._serves = self._serves, False
+        try:
+            return await remove_run(self._monitor, self._mark.run, server=server)
+        except MonitorLostError:
+            # Either QEMU has ended, or the next run finds what is left.
+            return []

@@ -1,0 +1,177 @@
+"""Removes from a QEMU what a run put into it: at the run's end, and at the next one's start when it was killed.
+
+Nobody keeps a list of what was done, for a command may have been sent by a run that did not live to see the answer.
+Everything of ours has a name that begins with ``pybackup-`` and the run, so QEMU itself is asked what there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+import socket
+import time
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from pybackup.core.errors import BusyError
+
+from .disks import OURS
+from .monitor import Monitor, RefusedError
+
+REMOVE_SECONDS = 60.0
+"""How long the removal may take; jobs and exports have to finish what is under way on slow disks."""
+LOOK_SECONDS = 0.02
+
+
+class RunMark:
+    """Tells other runs that this one lives: the process's end, however it ends, is that of the mark.
+
+    The mark is a socket in Linux's abstract namespace, which leaves no file behind. Fixed: the run.
+    """
+
+    def __init__(self) -> None:
+        self.run = secrets.token_hex(4)
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.bind(_mark(self.run))
+
+    def close(self) -> None:
+        """Take the mark away."""
+        self._sock.close()
+
+
+def _mark(run: str) -> str:
+    return f"\0pybackup-qemu-{run}"
+
+
+def is_alive(run: str) -> bool:
+    """Whether the run's process is there."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.bind(_mark(run))
+        except OSError:
+            return True
+    return False
+
+
+@dataclass(slots=True)
+class Found:
+    """What runs have left in QEMU: the state of jobs by id, exports, nodes, and numbers of descriptor sets."""
+
+    jobs: dict[str, str] = field(default_factory=dict)
+    exports: list[str] = field(default_factory=list)
+    nodes: list[str] = field(default_factory=list)
+    descriptors: dict[int, str] = field(default_factory=dict)
+    foreign_exports: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all that somebody else could stumble over."""
+        return [*self.jobs, *self.exports, *self.nodes]
+
+    @property
+    def runs(self) -> dict[str, bool]:
+        """The runs that left something, and whether they shared QEMU's NBD server with others."""
+        matches = map(OURS.fullmatch, [*self.names, *self.descriptors.values()])
+        return {match[1]: bool(match[2]) for match in matches if match}
+
+
+async def look(monitor: Monitor, run: str = "") -> Found:
+    """What there is of one run, or of all."""
+
+    def ours(name: str) -> bool:
+        match = OURS.fullmatch(name)
+        return match is not None and run in ("", match[1])
+
+    jobs = await monitor.execute("query-jobs")
+    exports = await monitor.execute("query-block-exports")
+    nodes = await monitor.execute("query-named-block-nodes", {"flat": True})
+    sets: list[dict[str, Any]] = await monitor.execute("query-fdsets") if monitor.knows("query-fdsets") else []
+    opaque = {one["fdset-id"]: str(fd.get("opaque", "")) for one in sets for fd in one["fds"]}
+    return Found(
+        jobs={job["id"]: job["status"] for job in jobs if ours(job["id"])},
+        exports=[export["id"] for export in exports if ours(export["id"])],
+        nodes=[node["node-name"] for node in nodes if ours(node["node-name"])],
+        descriptors={number: name for number, name in opaque.items() if ours(name)},
+        foreign_exports=any(not ours(export["id"]) for export in exports),
+    )
+
+
+async def remove_run(monitor: Monitor, run: str, *, server: bool) -> list[str]:
+    """Remove all that a run put into QEMU, its NBD server too with ``server``; the names of what would not go."""
+    deadline = time.monotonic() + REMOVE_SECONDS
+    released = not monitor.knows("closefd")
+    while (found := await look(monitor, run)).names or server:
+        for export in found.exports:
+            await _try(monitor, "block-export-del", {"id": export, "mode": "hard"})
+        if not found.exports and not released:
+            await release_connections(monitor, run)
+            released = True
+        if server and not found.exports:
+            await _try(monitor, "nbd-server-stop")
+            server = False
+        for job, status in found.jobs.items():
+            await _try(monitor, "job-dismiss" if status == "concluded" else "job-cancel", {"id": job})
+        # An image's node uses that of its file, whose name is the longer one.
+        for node in () if found.exports or found.jobs else sorted(found.nodes, key=len):
+            await _try(monitor, "blockdev-del", {"node-name": node})
+        if time.monotonic() > deadline:
+            return found.names
+        await asyncio.sleep(LOOK_SECONDS if found.exports or found.jobs else 0)
+    # QEMU closes descriptors of sets only while the machine runs, at the next occasion: there is nothing to wait for.
+    for number in found.descriptors:
+        await _try(monitor, "remove-fd", {"fdset-id": number})
+    return []
+
+
+async def keep_connection(monitor: Monitor, run: str, number: int, sock: socket.socket) -> None:
+    """Give QEMU our end of a connection to its NBD server to keep, so that it does not see us go when we are killed.
+
+    Several QEMUs, such as 7.2 of Debian 12, end themselves, and the guest with them, by a failed assertion
+    (nbd_blockdev_client_closed) when a client leaves an export of a disk that has an I/O thread. What ends a connection
+    well is to delete its export, and that is what this run or, when it was killed, the next one does first.
+    """
+    if monitor.knows("getfd") and monitor.knows("closefd"):
+        monitor.send_descriptor(sock.fileno())
+        await monitor.execute("getfd", {"fdname": _connection(run, number)})
+
+
+async def release_connections(monitor: Monitor, run: str) -> None:
+    """Let QEMU close what it kept, of exports that are gone. No command lists them, but their names are known."""
+    for number in count():
+        try:
+            await monitor.execute("closefd", {"fdname": _connection(run, number)})
+        except RefusedError:
+            return
+
+
+def _connection(run: str, number: int) -> str:
+    return f"pybackup-{run}-{number}-nbd"
+
+
+async def _try(monitor: Monitor, command: str, arguments: dict[str, Any] | None = None) -> None:
+    """What is refused now is tried again as long as it is there."""
+    with contextlib.suppress(RefusedError):
+        await monitor.execute(command, arguments)
+
+
+async def remove_leftovers(monitor: Monitor) -> None:
+    """Remove what killed runs left behind. BusyError where a run is under way, or something will not go."""
+    found = await look(monitor)
+    if any(is_alive(run) for run in found.runs):
+        raise BusyError(f"another pybackup is backing up the machine of the monitor at {monitor.path}")
+    for run, shared in found.runs.items():
+        # The server was started after the run's first node, and is stopped before the last one goes. Only where
+        # somebody else's export is on it, it is not for us to stop.
+        if left := await remove_run(monitor, run, server=not shared and not found.foreign_exports):
+            raise BusyError(
+                f"a killed run has left {', '.join(left)} in QEMU at {monitor.path}, and QEMU does not remove it"
+            )
+
+
+def is_run(name: str) -> str | None:
+    """The run whose folder has this name."""
+    match = re.fullmatch(r"pybackup-([0-9a-f]{8})", name)
+    return match[1] if match else None
