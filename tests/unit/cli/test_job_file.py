@@ -131,11 +131,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_every_option_of_run_can_stand_in_a_job_file(tmp_path: Path) -> None:
+    from pybackup.cli.group import group
     from pybackup.cli.run import command as run
 
     with pytest.raises(RequestError) as refused:
         (tmp_path / "j.toml").write_text("qqqqq = 1")
-        run.main(["--job", str(tmp_path / "j.toml"), "a", "b"], standalone_mode=False)
+        group.main(["run", "--job", str(tmp_path / "j.toml"), "a", "b"], standalone_mode=False)
     keys = str(refused.value).rpartition("there are ")[2].split(", ")
     options = [name[2:] for param in run.params for name in param.opts if name.startswith("--")]
     assert sorted(keys) == sorted([*set(options) - {"job"}, "sources", "archive"])
