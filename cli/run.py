@@ -26,6 +26,7 @@ from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.drive_names import unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.remote import is_url, shown
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
@@ -140,7 +141,7 @@ def command(
 
     SOURCE is a raw image file, a block device, - for the standard input (with --size), or serve:CONTROL for all disks
     of a running `pybackup serve`. NAME is the drive's name in the archive; without it, the file's name up to its first
-    dot. ARCHIVE is a file that does not exist yet, a FIFO, or - for the standard output.
+    dot. ARCHIVE is a file that does not exist yet, a URL such as s3://BUCKET/KEY, a FIFO, or - for the standard output.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,
@@ -168,6 +169,11 @@ def _check(request: _Request) -> None:
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")
     if request.as_json and own_descriptor(request.archive) == 1:
         raise RequestError("--json and the archive cannot both go to the standard output")
+    if request.verify and is_url(request.archive):
+        raise RequestError(
+            "--verify reads an archive before it gets its name, which is possible for a file only; afterwards:"
+            f" pybackup verify {shown(request.archive)}"
+        )
     if request.verify and is_stream(request.archive):
         raise RequestError("--verify needs an archive that is a file, to read it back")
     for what in (*request.sources, *request.configs):
@@ -269,7 +275,7 @@ def report(request: _Request, job: BackupJob | RemoteBackup) -> int:
         print(json.dumps(_summary(request, job)))
     if shows_summary(request.progress, request.quiet, request.verbose):
         click.echo(
-            f"{request.archive}: {short(progress.size)} in {duration(job.elapsed)},"
+            f"{shown(request.archive)}: {short(progress.size)} in {duration(job.elapsed)},"
             f" {percent(progress.zero, progress.size)} zeros,"
             f" {short(progress.stored)} stored in {short(progress.written)}"
             f" ({percent(progress.written, progress.stored)})" + (", verified" if request.verify else ""),
@@ -287,7 +293,7 @@ def report(request: _Request, job: BackupJob | RemoteBackup) -> int:
 def _summary(request: _Request, job: BackupJob | RemoteBackup) -> dict[str, Any]:
     progress = job.progress
     return {
-        "archive": request.archive,
+        "archive": shown(request.archive),
         "seconds": round(job.elapsed, 3),
         "size": progress.size,
         "zero": progress.zero,
