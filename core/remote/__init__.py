@@ -10,6 +10,7 @@ import re
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 S3_SCHEMES = frozenset({"s3", "s3a"})
+HTTP_SCHEMES = frozenset({"http", "https"})
 SFTP_SCHEMES = frozenset({"sftp", "ssh"})
 BUCKET_SCHEMES = S3_SCHEMES | {"gs", "gcs"}
 WRITABLE_SCHEMES = frozenset({"gs", "gcs", "memory"})

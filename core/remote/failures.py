@@ -46,15 +46,13 @@ _TRANSIENT_ERRNO = frozenset(
     }
 )
 _TRANSIENT_CLASSES = frozenset(
-    {"HTTPClientError", "ResponseParserError", "ClientError", "SSHException", "ChannelException"}
+    {"HTTPClientError", "ConnectionError", "ResponseParserError", "ClientError", "SSHException", "ChannelException"}
 )
 """Of botocore, aiohttp and paramiko: what they raise when a connection or what came through it is broken."""
 _LASTING_CLASSES = frozenset(
     {"AuthenticationException", "BadHostKeyException", "InvalidURL", "NonHttpUrlClientError", "UnknownHostKeyError"}
 )
-_UNREACHABLE_CLASSES = frozenset(
-    {"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "ClientConnectorError"}
-)
+_UNREACHABLE_CLASSES = frozenset({"ConnectTimeoutError", "ProxyConnectionError", "ClientConnectorError"})
 _TIMEOUT_CLASSES = frozenset({"ReadTimeoutError", "ConnectTimeoutError", "SocketTimeoutError", "FSTimeoutError"})
 
 _REASONS = {
@@ -141,8 +139,15 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and (error.errno in _TRANSIENT_ERRNO or str(error) == "Socket is closed")
 
 
+def _innermost(error: BaseException) -> BaseException:
+    """What botocore wraps: it says that it could not connect also where an open connection broke."""
+    inner = getattr(error, "kwargs", {}).get("error")
+    return inner if isinstance(inner, BaseException) else error
+
+
 def is_unreachable(error: BaseException) -> bool:
     """Whether no connection came about: the address may be wrong."""
+    error = _innermost(error)
     return bool(_classes(error) & _UNREACHABLE_CLASSES) or isinstance(error, socket.gaierror | ConnectionRefusedError)
 
 
@@ -158,15 +163,17 @@ def reason(error: BaseException) -> str:
     if "AuthenticationException" in classes:
         return "the login was refused"
     if is_unreachable(error):
-        return f"the server cannot be reached ({_first_line(error)})"
-    if isinstance(error, FileNotFoundError):
+        return f"the server cannot be reached ({_first_line(_innermost(error))})"
+    if isinstance(error, FileNotFoundError) or status_of(error) == 404:
         return "it does not exist"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or status_of(error) in (401, 403):
         return "access is denied"
     if isinstance(error, OSError) and error.strerror and not classes & _TRANSIENT_CLASSES:
         return error.strerror
-    if is_transient(error) and status_of(error) == 0:
-        return f"the connection broke ({_first_line(error)})"
+    if is_transient(error) and not status_of(error):
+        return f"the connection broke ({_first_line(_innermost(error))})"
+    if status := status_of(error):
+        return f"the server {'fails' if status >= 500 else 'refuses'} ({status} {getattr(error, 'message', '')})"
     return _first_line(error)
 
 
@@ -185,4 +192,5 @@ def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     # Addresses of requests may be signed.
+    text = text.replace(" ssl:default", "")
     return re.sub(r"(\w+://[^\s?\"]*)\?[^\s\"]*", r"\1", text)[:200].rstrip(".")

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from typing import Any, Protocol
 
-from . import S3_SCHEMES, SFTP_SCHEMES, scheme_of
+from . import HTTP_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, scheme_of
 from .failures import ReplacedError, is_missing
 from .filesystem import open_filesystem
 from .patience import Patience
@@ -37,6 +37,8 @@ def source_of(url: str, patience: Patience) -> RangeSource:
     scheme = scheme_of(url)
     if scheme in S3_SCHEMES:
         return S3Object(url, patience)
+    if scheme in HTTP_SCHEMES:
+        return HttpFile(url, patience)
     return SftpFile(url, patience) if scheme in SFTP_SCHEMES else FilesystemFile(url, patience)
 
 
@@ -88,6 +90,61 @@ class S3Object:
         """Nothing to do: its calls can be cancelled."""
 
 
+class HttpFile:
+    """A file of a web server, which may be asked to sign nothing but GET. Fixed after open()."""
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        self._url, self._patience = url, patience
+        self._session: Any = None
+        self._etag: str | None = None
+
+    async def open(self) -> int:
+        """Fetch the first byte: the answer tells the size, and whether the server knows ranges."""
+        if self._session is None:
+            loop = asyncio.get_running_loop()
+            filesystem, _ = open_filesystem(self._url, self._patience, asynchronous=True, loop=loop)
+            self._session = await filesystem.set_session()
+        async with self._get(0, 1) as answer:
+            if answer.status == 416:
+                return 0
+            size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            if answer.status != 206 or not size.isdecimal():
+                raise OSError(None, "the server does not offer ranges of it")
+            self._etag = answer.headers.get("ETag")
+            return int(size)
+
+    def _get(self, offset: int, length: int) -> Any:
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(sock_connect=self._patience.stall, sock_read=self._patience.stall)
+        headers = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
+        return self._session.get(self._url, headers=headers, timeout=timeout, raise_for_status=_refuse)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """One range."""
+        async with self._get(offset, length) as answer:
+            if answer.headers.get("ETag") != self._etag:
+                raise ReplacedError
+            if answer.status != 206 or answer.content_length != length:
+                return b""
+            content: bytes = await answer.read()
+            return content
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def interrupt(self) -> None:
+        """Nothing to do: its calls can be cancelled."""
+
+
+async def _refuse(answer: Any) -> None:
+    """416 is what a server says of any range of an empty file."""
+    if answer.status != 416:
+        answer.raise_for_status()
+
+
 class FilesystemFile:
     """A file of any filesystem that fsspec knows. Fixed after open()."""
 
@@ -108,8 +165,8 @@ class FilesystemFile:
             found = await asyncio.to_thread(self._filesystem.info, self._path)
         if found.get("type") == "directory":
             raise IsADirectoryError(None, "it is a folder")
-        if found.get("size") is None or (scheme_of(self._url) in ("http", "https") and not found.get("partial")):
-            raise OSError(None, "the server does not offer ranges of it")
+        if found.get("size") is None:
+            raise OSError(None, "the server does not tell its size")
         return int(found["size"])
 
     async def read(self, offset: int, length: int) -> bytes:
