@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from pybackup.core.errors import RequestError
@@ -21,6 +22,7 @@ def open_filesystem(url: str, patience: Patience, **options: Any) -> tuple[Any, 
     ``options`` go to the filesystem. This may connect, and then fails as the library does.
     """
     scheme = scheme_of(url)
+    _be_quiet()
     if scheme in ("file", "local"):
         raise RequestError(f"{shown(url)}: name a local file by its path alone")
     try:
@@ -39,6 +41,14 @@ def open_filesystem(url: str, patience: Patience, **options: Any) -> tuple[Any, 
     if scheme in SFTP_SCHEMES and not found.get("host"):
         raise RequestError(f"{shown(url)} names no host")
     return kind(skip_instance_cache=True, **{**_options(scheme, patience), **found, **options}), path
+
+
+def _be_quiet() -> None:
+    """What the libraries log is what they raise too; without a handler Python would print it between our lines."""
+    for name in ("aiobotocore", "aiohttp", "fsspec", "gcsfs", "paramiko", "s3fs"):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
 
 
 def io_loop(url: str) -> asyncio.AbstractEventLoop:

@@ -100,12 +100,14 @@ def test_disks_in_use_are_backed_up_to_a_url(store: Store, disk: bytes) -> None:
 
 def test_memory_stays_bounded(store: Store) -> None:
     """In a process of its own, whose only child is pybackup: the high-water mark of children is that one's."""
-    with open(store.folder / "noise.img", "wb") as noise:
-        for seed in range(300):
-            noise.write(random.Random(seed).randbytes(MIB))
+    for name, size in (("300M", 300), ("80M", 80)):
+        with open(store.folder / name, "wb") as noise:
+            for seed in range(size):
+                noise.write(random.Random(seed).randbytes(MIB))
+    store.run("run", "80M", store.url("80M"))
     for arguments in (
-        ("run", "--threads", "2", "--compress", "none", "noise.img", store.url("x.vma")),
-        ("verify", "--threads", "2", store.url("x.vma")),
+        ("run", "--threads", "2", "--compress", "none", "300M", store.url("300M")),
+        ("verify", "--threads", "2", store.url("80M")),
     ):
         program = (
             "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:]).returncode;"
@@ -146,7 +148,7 @@ def test_what_is_not_there(store: Store, disk: bytes) -> None:
     for command in (("verify",), ("info",), ("config",), ("restore", "out.img"), ("compare", "disk.img"), ("serve",)):
         name, *rest = command
         store.fails(4, "it does not exist", name, store.url("nothing"), *rest)
-        store.fails(4, "the bucket does not exist", name, "s3://no-such-bucket/x", *rest)
+    store.fails(4, "the bucket does not exist", "verify", "s3://no-such-bucket/x")
     store.fails(5, "the bucket does not exist", "run", "disk.img", "s3://no-such-bucket/x")
     assert not (store.folder / "out.img").exists()
 

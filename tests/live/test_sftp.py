@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,20 +87,31 @@ def test_a_connection_that_breaks_while_reading_is_made_anew(run: Run, files: Fi
     assert files.reads > 40
 
 
+@contextlib.contextmanager
+def writing(files: Files, environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A backup of which something has arrived, and whose source says no more."""
+    url = url_of(files, "x")
+    with start("run", "disk=-", "--size", "60M", url, env=environment, cwd=folder) as process:
+        assert process.stdin is not None
+        process.stdin.write(8 * DISK)
+        process.stdin.flush()
+        wait_until(lambda: files.writes > 0, "a write", [process])
+        yield process
+
+
 def test_a_connection_that_breaks_leaves_nothing_under_the_name(
     files: Files, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    with start("run", "--speed", "256K", "disk.img", url_of(files, "x"), env=environment, cwd=tmp_path) as process:
-        wait_until(lambda: files.writes > 0, "a write", [process])
+    with writing(files, environment, tmp_path) as process:
         files.drop_connections()
-        done = end(process)
-    assert done.code == 5 and "Traceback" not in done.err, done.err
+        out, err = process.communicate(4 * DISK, timeout=60)
+    assert process.returncode == 5 and out == b"", err
+    assert b"Traceback" not in err and len(err.splitlines()) == 1, err
     assert "x" not in os.listdir(files.folder)
 
 
 def test_a_signal_leaves_nothing(files: Files, environment: dict[str, str], tmp_path: Path) -> None:
-    with start("run", "--speed", "256K", "disk.img", url_of(files, "x"), env=environment, cwd=tmp_path) as process:
-        wait_until(lambda: files.writes > 0, "a write", [process])
+    with writing(files, environment, tmp_path) as process:
         assert end(process, signal.SIGINT).code == 130
     assert os.listdir(files.folder) == []
 
