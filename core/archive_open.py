@@ -8,12 +8,12 @@ import select
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
 from pybackup.formats.vma import DriveInfo, Header
 
-from .archive_index import ArchiveIndex, NoIndexError
+from .archive_index import ArchiveIndex
 from .archive_stream import ArchiveStream, Digests
 from .drives_by_index import FETCHES, DrivesByIndex
 from .errors import ArchiveError, RequestError
@@ -171,16 +171,24 @@ def open_drives(
     with ExitStack() as stack:
         if has_ranges(archive):
             source = stack.enter_context(range_reader(archive))
-            with suppress(NoIndexError):
-                index = ArchiveIndex(source.pread, source.size, shown(archive))
-                chosen = {drive.drive_id for drive in wanted(index.header)}
-                if len(chosen) < len(index.header.drives):
-                    pool = ThreadPoolExecutor(threads + FETCHES, thread_name_prefix="pybackup-decompress")
-                    stack.enter_context(pool)
-                    yield DrivesByIndex(index, pool, stop=source.stop)
-                    return
+            index = _sound_index(source, archive)
+            chosen = {drive.drive_id for drive in wanted(index.header)} if index else set()
+            if index and len(chosen) < len(index.header.drives):
+                pool = ThreadPoolExecutor(threads + FETCHES, thread_name_prefix="pybackup-decompress")
+                yield DrivesByIndex(index, stack.enter_context(pool), stop=source.stop)
+                return
         stack.close()
         yield stack.enter_context(open_archive(archive, threads=threads, digests=digests))
+
+
+def _sound_index(source: RangeReader, archive: str) -> ArchiveIndex | None:
+    """The index; None where there is none, or a damaged one: who reads the archive through tells what is wrong."""
+    try:
+        return ArchiveIndex(source.pread, source.size, shown(archive))
+    except ArchiveError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return None
 
 
 def archive_header(archive: str) -> Header:

@@ -24,8 +24,11 @@ from pybackup.core.remote.upload_record import UploadRecord
 
 MARK = "pybackup-run"
 """Metadata of the object that tells our own from one that somebody else wrote meanwhile."""
-ABORT_PATIENCE = 10.0
+ABORT_PATIENCE = 20.0
 """Seconds for the cleaning up after a failure; what remains is aborted by the next run."""
+COMPLETE = "complete_multipart_upload"
+COMPLETING = 10
+"""Times the patience: putting thousands of parts together takes minutes, in which the server sends blanks."""
 ABORTS = 3
 """So often an upload is aborted in which parts turn up."""
 PART_FACTS = frozenset(
@@ -115,9 +118,11 @@ class S3Upload:
 
     async def _call(self, method: str, patience: Patience | None = None, **arguments: Any) -> Any:
         """One request about the object, repeated while its failure may pass."""
-        return await (patience or self._patience).retry(lambda: self._attempt(method, **arguments))
+        patience = patience or self._patience
+        stall = patience.seconds * COMPLETING if method == COMPLETE else patience.stall
+        return await patience.retry(lambda: self._attempt(method, stall, **arguments))
 
-    async def _attempt(self, method: str, part: UploadPart | None = None, **arguments: Any) -> Any:
+    async def _attempt(self, method: str, stall: float, part: UploadPart | None = None, **arguments: Any) -> Any:
         """One attempt; given up when it makes no progress, which the library does not see while it sends."""
         body = PartReader(part) if part is not None else None
         if body is not None:
@@ -126,7 +131,7 @@ class S3Upload:
         try:
             while True:
                 reads = body.reads if body is not None else 0
-                if (await asyncio.wait([request], timeout=self._patience.stall))[0]:
+                if (await asyncio.wait([request], timeout=stall))[0]:
                     return request.result()
                 if body is None or body.reads == reads:
                     raise StalledError
@@ -182,18 +187,18 @@ class S3Upload:
             return
         self._parts += 1
         self._size += part.filled
-        self._sending.add(asyncio.create_task(self._send(self._parts, part)))
+        sending = asyncio.create_task(self._send(self._parts, part))
+        # Also of a task that is cancelled before it begins.
+        sending.add_done_callback(lambda _: part.close())
+        self._sending.add(sending)
 
     async def _send(self, number: int, part: UploadPart) -> None:
-        try:
-            answer = await self._call(
-                "upload_part", part=part, UploadId=self._upload_id, PartNumber=number, ContentLength=part.filled
-            )
-            # What the store tells of the part, the ETag and maybe a checksum, is repeated when the upload is completed.
-            told = {key: value for key, value in answer.items() if key in PART_FACTS}
-            self._sent[number] = {"PartNumber": number, **told}
-        finally:
-            part.close()
+        answer = await self._call(
+            "upload_part", part=part, UploadId=self._upload_id, PartNumber=number, ContentLength=part.filled
+        )
+        # What the store tells of the part, the ETag and maybe a checksum, is repeated when the upload is completed.
+        told = {key: value for key, value in answer.items() if key in PART_FACTS}
+        self._sent[number] = {"PartNumber": number, **told}
 
     async def _arrived(self, keep: int) -> None:
         """Wait until at most so many parts are on their way; their first failure is ours."""
@@ -224,7 +229,7 @@ class S3Upload:
         request: dict[str, Any] = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": parts}}
         condition: dict[str, Any] = {} if self._replace else {"IfNoneMatch": "*"}
         try:
-            await self._call("complete_multipart_upload", **request, **condition)
+            await self._call(COMPLETE, **request, **condition)
         except Exception as error:
             if await self._is_there():
                 return  # the answer that said so was lost, and the upload is no more
@@ -235,7 +240,7 @@ class S3Upload:
             # A store without conditions on writes: look just before instead.
             if await self._look() is not None:
                 raise TargetError(f"{self.name} appeared while it was being written; --force replaces it") from None
-            await self._call("complete_multipart_upload", **request)
+            await self._call(COMPLETE, **request)
 
     async def _is_there(self) -> bool:
         """Whether the object is there, whole and ours."""

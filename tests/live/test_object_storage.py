@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import itertools
 import os
 import random
@@ -19,6 +21,11 @@ from command_line import PROGRAM, wait_until
 from faulty_proxy import ABORT, COMPLETE, CREATE, HEAD, PART, RANGE, Fault, FaultyProxy
 from live.nbd_client import Nbd
 from object_store import Store, moto_server
+
+from pybackup.core.errors import TargetError, TargetFullError
+from pybackup.core.remote import upload_part
+from pybackup.core.remote.upload_part import Step
+from pybackup.core.sinks.s3_upload import S3Upload
 
 MIB = 1 << 20
 _numbers = itertools.count()
@@ -81,6 +88,43 @@ def test_an_archive_of_several_parts(store: Store, large: bytes) -> None:
     assert sizes[1:] == [8 * MIB, 8 * MIB]
     store.run("verify", store.url("x.vma"))
     assert store.run("restore", store.url("x.vma"), "-").out == large
+
+
+def test_parts_grow_and_large_ones_wait_on_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, store.environment[name])
+    monkeypatch.setattr(upload_part, "MEMORY", 5 * MIB)
+    plan = (Step(2, 5 * MIB, 3), Step(2, 6 * MIB, 2))
+    content = random.Random(1).randbytes(22 * MIB)
+
+    async def write(content: bytes) -> None:
+        sink = S3Upload(store.url("x"), plan=plan)
+        try:
+            await sink.begin()
+            for at in range(0, len(content), 3 * MIB):
+                await sink.write([content[at : at + MIB], memoryview(content)[at + MIB : at + 3 * MIB]])
+            await sink.commit()
+        finally:
+            await sink.abort()
+
+    with pytest.raises(TargetError, match="it is larger than an object may be"):
+        asyncio.run(write(content + b"x"))
+    assert store.is_clean()
+    store.proxy.seen.clear()
+    asyncio.run(write(content))
+    assert store.content("x") == content
+    sizes = [one.sent for one in store.proxy.seen if re.match(PART, one.what)]
+    assert sorted(sizes) == [5 * MIB, 5 * MIB, 6 * MIB, 6 * MIB]
+
+    monkeypatch.setattr(upload_part.tempfile, "TemporaryFile", _no_room)
+    store.s3.delete_object(Bucket=store.bucket, Key="x")
+    with pytest.raises(TargetFullError, match="no space is left in the temporary folder"):
+        asyncio.run(write(content))
+    assert store.is_clean()
+
+
+def _no_room(**_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_large_empty_disk_takes_one_part(store: Store) -> None:

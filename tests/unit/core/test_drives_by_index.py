@@ -4,16 +4,20 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from archives import decode, encode, frames_of, read_of, with_index
 
 from pybackup.core import drives_by_index
 from pybackup.core.archive_index import ArchiveIndex
+from pybackup.core.archive_open import archive_header, open_drives
+from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.archive_walk import runs_of
 from pybackup.core.drives_by_index import BATCH, GAP, DrivesByIndex
 from pybackup.core.errors import ArchiveError
 from pybackup.formats import cluster_index as index
+from pybackup.formats.vma import DriveInfo, Header
 
 CLUSTER = 65536
 NOISE = random.Random(3)
@@ -165,3 +169,24 @@ def test_a_read_that_fails_is_told() -> None:
 
     with pytest.raises(ArchiveError, match=r"cannot read test.vma at byte \d+: the server fails"):
         read_drives(ARCHIVE, ["a"], fail)
+
+
+def test_a_damaged_index_does_not_hide_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "x.vma"
+    for at in range(1, 400, 3):
+        broken = bytearray(ARCHIVE)
+        broken[-at] ^= 0x10
+        path.write_bytes(broken)
+        assert [drive.name for drive in archive_header(str(path)).drives] == ["a", "b", "c"]
+
+
+def test_when_all_drives_are_wanted_the_archive_is_read_through(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.vma")
+    (tmp_path / "x.vma").write_bytes(ARCHIVE)
+    for wanted, kind in (("abc", ArchiveStream), ("b", DrivesByIndex)):
+
+        def chosen(header: Header, wanted: str = wanted) -> list[DriveInfo]:
+            return [drive for drive in header.drives if drive.name in wanted]
+
+        with open_drives(path, chosen, threads=1) as opened:
+            assert isinstance(opened, kind)
