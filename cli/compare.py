@@ -20,8 +20,8 @@ from pybackup.cli.options import (
 from pybackup.cli.params import Named, NamedPath
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
-from pybackup.core.archive_open import open_archive
-from pybackup.core.archive_stream import ArchiveStream
+from pybackup.core.archive_open import open_drives
+from pybackup.core.archive_walk import Extents
 from pybackup.core.compare import CompareJob
 from pybackup.core.device import BlockDevice
 from pybackup.core.drive_names import drive_name
@@ -29,7 +29,7 @@ from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.reflink import Snapshot
 from pybackup.core.sources import SourceOptions, open_source
 from pybackup.core.trace import Trace
-from pybackup.formats.vma import DriveInfo
+from pybackup.formats.vma import DriveInfo, Header
 
 SHOWN = 20
 """Differences listed for a person; --json has all."""
@@ -59,14 +59,17 @@ def command(
     """Tell whether disks are what an archive holds. The exit code is 0 if so, and 1 if they differ.
 
     NAME is the drive that SOURCE is compared with. Without it, the archive must have just one drive, or one with the
-    file's name up to its first dot. ARCHIVE may be - for the standard input.
+    file's name up to its first dot. ARCHIVE may be - for the standard input, or a URL.
     """
     tracer = make_trace(trace)
     source_options = SourceOptions(image_format, force_share=force_share, snapshot=Snapshot(snapshot))
     plan: dict[DriveInfo, str] = {}
-    with open_archive(archive, threads=threads_or_default(options["threads"])) as stream:
-        for source in sources:
-            info = _drive_for(stream, source, drive, len(sources))
+
+    def wanted(header: Header) -> list[DriveInfo]:
+        return [_drive_for(header, source, drive, len(sources)) for source in sources]
+
+    with open_drives(archive, wanted, threads=threads_or_default(options["threads"])) as stream:
+        for source, info in zip(sources, wanted(stream.header), strict=True):
             if info in plan:
                 raise RequestError(f"drive {info.name} is compared twice")
             plan[info] = source.what
@@ -74,20 +77,20 @@ def command(
     return _report(job, as_json, options)
 
 
-def _drive_for(stream: ArchiveStream, source: Named, drive: str | None, count: int) -> DriveInfo:
+def _drive_for(header: Header, source: Named, drive: str | None, count: int) -> DriveInfo:
     name = source.name or drive
-    if name is None and len(stream.header.drives) == 1 and count == 1:
-        return stream.header.drives[0]
+    if name is None and len(header.drives) == 1 and count == 1:
+        return header.drives[0]
     name = name or drive_name(source)
-    found = stream.header.drive(name)
+    found = header.drive(name)
     if found is None:
-        known = ", ".join(one.name for one in stream.header.drives)
+        known = ", ".join(one.name for one in header.drives)
         raise RequestError(f"the archive has no drive {name}; it has {known}: write NAME=SOURCE")
     return found
 
 
 async def _compare(
-    stream: ArchiveStream,
+    stream: Extents,
     plan: dict[DriveInfo, str],
     source_options: SourceOptions,
     options: dict[str, Any],

@@ -8,7 +8,7 @@ import sys
 import click
 
 from pybackup.cli.options import json_option
-from pybackup.core.archive_open import open_archive
+from pybackup.core.archive_open import archive_header
 from pybackup.core.errors import RequestError
 
 
@@ -21,8 +21,7 @@ def command(archive: str, name: str | None, as_json: bool) -> int:
 
     Without NAME the archive must hold just one; --json lists all, with their contents as text.
     """
-    with open_archive(archive, threads=1) as stream:
-        configs = dict(stream.header.configs)
+    configs = dict(archive_header(archive).configs)
     if as_json:
         chosen = configs if name is None else {name: _pick(configs, name)}
         print(json.dumps({key: content.decode("utf-8", "replace") for key, content in chosen.items()}))

@@ -15,6 +15,7 @@ from pybackup.cli.options import json_option, threads_option
 from pybackup.cli.running import threads_or_default
 from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
 from pybackup.core.archive_open import STDIN
+from pybackup.core.remote import shown
 from pybackup.formats.vma import DriveInfo
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def command(archive: str, with_map: bool, threads: int | None, as_json: bool) ->
     """Tell what an archive holds: its drives with their sizes, its configurations, and where it comes from.
 
     Only the index is read where there is one; other archives are read through. ARCHIVE may be - for the standard
-    input.
+    input, or a URL.
     """
     facts = archive_facts(archive, threads=threads_or_default(threads))
     if as_json:
@@ -63,7 +64,7 @@ def _as_dict(archive: str, facts: ArchiveFacts, with_map: bool) -> dict[str, Any
             drive_map = facts.maps[drive.drive_id]
             row["map"] = {"clusters_per_cell": drive_map.clusters_per_cell, "stored_clusters": drive_map.cells}
     return {
-        "archive": archive,
+        "archive": shown(archive),
         "uuid": str(uuid.UUID(bytes=header.uuid)),
         "created": header.created,
         "size": facts.size,
@@ -80,7 +81,7 @@ def _as_dict(archive: str, facts: ArchiveFacts, with_map: bool) -> dict[str, Any
 def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
     header = facts.header
     created = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(header.created, 253402300799)))
-    called = "the standard input" if archive == STDIN else archive
+    called = "the standard input" if archive == STDIN else shown(archive)
     click.echo(
         f"{called}: {'VMA' if facts.compression == 'vma' else 'VMA in ' + facts.compression},"
         f" {short(facts.size) if facts.size is not None else 'size unknown'},"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import click
@@ -16,22 +16,24 @@ from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, same_file
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
-from pybackup.core.archive_open import open_archive
+from pybackup.core.archive_open import open_archive, open_drives
 from pybackup.core.archive_stream import ArchiveStream, Digests
 from pybackup.core.device_in_use import device_in_use
 from pybackup.core.devices.probe import suffix_format
 from pybackup.core.devices.raw import RawDevice
+from pybackup.core.drives_by_index import DrivesByIndex
 from pybackup.core.errors import ArchiveError, ExitCode, RequestError, TargetError
 from pybackup.core.image_formats import ALIASES, FORMATS
 from pybackup.core.image_lock import ImageLock
 from pybackup.core.image_targets import NbdExport, NewImage
 from pybackup.core.nbd_uri import is_nbd_uri
+from pybackup.core.remote import is_url, shown
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile, RestoreTarget, Stream
 from pybackup.core.sinks.command import open_stream
 from pybackup.core.sinks.partial_file import target_failure
 from pybackup.core.sinks.stream import COMMAND, is_stream, own_descriptor
-from pybackup.formats.vma import DriveInfo
+from pybackup.formats.vma import DriveInfo, Header
 
 
 @click.command("restore", short_help="Write an archive's drives to files, a folder, a disk or a stream.")
@@ -82,27 +84,22 @@ def command(
     TARGET is a folder (every drive becomes a file NAME.raw in it), or, for one drive, a new file, a block device (with
     --force), nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, - for the standard output, or '|COMMAND' for the
     standard input of a command. A file that is called .qcow2, .vmdk, .vdi, .vhdx, .vhd, .qed or .hdd becomes such an
-    image, any other is raw. Files are sparse and have
-    the drive's exact size. A restore that fails leaves its file as TARGET.partial. ARCHIVE may be - for the standard
-    input.
+    image, any other is raw. Files are sparse and have the drive's exact size. A restore that fails leaves its file as
+    TARGET.partial. ARCHIVE may be - for the standard input, or a URL. Of an archive with an index only the wanted
+    drives are read.
     """
     tracer = make_trace(trace)
     image_format = ALIASES.get(image_format or "", image_format)
     with (
-        open_archive(
-            archive,
-            threads=threads_or_default(options["threads"]),
-            tolerant=options["skip_damaged"],
-            digests=Digests.UNPROVEN,
-        ) as stream,
+        _open(archive, lambda header: _plan(header, target, names, places, _ending(image_format)), options) as stream,
         ExitStack() as stack,
     ):
-        plan = _plan(stream, target, names, places, _ending(image_format))
+        plan = _plan(stream.header, target, names, places, _ending(image_format))
         if options["as_json"] and any(own_descriptor(path) == 1 for path in plan.values()):
             raise RequestError("--json and a drive cannot both go to the standard output")
-        configs = _plan_configs(stream, target, plan, options)
+        configs = _plan_configs(stream.header, target, plan, options)
         if any(same_file(path, archive) for path in plan.values()):
-            raise RequestError(f"{archive} would be replaced by what is restored from it")
+            raise RequestError(f"{shown(archive)} would be replaced by what is restored from it")
         targets = {drive: _open_target(path, image_format, options["force"], stack) for drive, path in plan.items()}
         job = RestoreJob(stream, targets, speed=options["speed"], trace=tracer)
         run_in_loop(run_job(job, "restore", choose(options["progress"], options["quiet"])))
@@ -111,19 +108,31 @@ def command(
     return _report(job, plan, options)
 
 
+def _open(
+    archive: str, wanted: Callable[[Header], Iterable[DriveInfo]], options: dict[str, Any]
+) -> AbstractContextManager[ArchiveStream | DrivesByIndex]:
+    """Only what is wanted is read, but of a damaged archive all: what its index says may be lost too."""
+    threads = threads_or_default(options["threads"])
+    if options["skip_damaged"]:
+        return open_archive(archive, threads=threads, tolerant=True, digests=Digests.UNPROVEN)
+    return open_drives(archive, wanted, threads=threads, digests=Digests.UNPROVEN)
+
+
 # -- what goes where --
 
 
 def _plan(
-    stream: ArchiveStream, target: str | None, names: Sequence[str], places: Sequence[Named], ending: str
+    header: Header, target: str | None, names: Sequence[str], places: Sequence[Named], ending: str
 ) -> dict[DriveInfo, str]:
-    drives = [_drive(stream, name) for name in names] or list(stream.header.drives)
+    drives = [_drive(header, name) for name in names] or list(header.drives)
     if places:
         if target is not None or names:
             raise RequestError("--to says where everything goes: neither TARGET nor --drive go with it")
-        return _plan_places(stream, places, ending)
+        return _plan_places(header, places, ending)
     if target is None:
         raise RequestError("where to? name a TARGET, or --to NAME=TARGET")
+    if is_url(target):
+        raise RequestError(f"{shown(target)}: drives are restored to files, folders and disks, not to URLs")
     if _is_folder(target):
         return {drive: os.path.join(target, f"{drive.name}{ending}") for drive in drives}
     if len(drives) > 1:
@@ -132,12 +141,14 @@ def _plan(
     return {drives[0]: target}
 
 
-def _plan_places(stream: ArchiveStream, places: Sequence[Named], ending: str) -> dict[DriveInfo, str]:
+def _plan_places(header: Header, places: Sequence[Named], ending: str) -> dict[DriveInfo, str]:
     plan: dict[DriveInfo, str] = {}
     for place in places:
         if place.name is None:
             raise RequestError(f"--to {place.what}: write NAME=TARGET")
-        drive = _drive(stream, place.name)
+        if is_url(place.what):
+            raise RequestError(f"{shown(place.what)}: drives are restored to files, folders and disks, not to URLs")
+        drive = _drive(header, place.name)
         if drive in plan:
             raise RequestError(f"--to names drive {place.name} twice")
         path = os.path.join(place.what, f"{drive.name}{ending}") if _is_folder(place.what) else place.what
@@ -158,10 +169,10 @@ def _is_folder(target: str) -> bool:
     return os.path.isdir(target) or target.endswith("/")
 
 
-def _drive(stream: ArchiveStream, name: str) -> DriveInfo:
-    drive = stream.header.drive(name)
+def _drive(header: Header, name: str) -> DriveInfo:
+    drive = header.drive(name)
     if drive is None:
-        known = ", ".join(one.name for one in stream.header.drives)
+        known = ", ".join(one.name for one in header.drives)
         raise RequestError(f"the archive has no drive {name}; it has {known}")
     return drive
 
@@ -196,13 +207,13 @@ def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarge
 
 
 def _plan_configs(
-    stream: ArchiveStream, target: str | None, plan: dict[DriveInfo, str], options: dict[str, Any]
+    header: Header, target: str | None, plan: dict[DriveInfo, str], options: dict[str, Any]
 ) -> list[tuple[str, bytes]]:
     if not options["with_config"]:
         return []
     if target is None or not _is_folder(target):
         raise RequestError("--with-config needs a folder as TARGET")
-    configs = [(os.path.join(target, name), content) for name, content in stream.header.configs]
+    configs = [(os.path.join(target, name), content) for name, content in header.configs]
     for path, _ in configs:
         if path in plan.values():
             raise ArchiveError(f"a drive and a configuration of the archive would both be {path}; restore them apart")

@@ -42,6 +42,7 @@ from pybackup.core.qemu.handover import default_folder
 from pybackup.core.qemu.machine import CONFIG_NAME
 from pybackup.core.qemu.running import RunningQemu
 from pybackup.core.reflink import Snapshot
+from pybackup.core.remote import is_url, shown
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
@@ -195,10 +196,10 @@ def command(
 
     SOURCE is an image file (raw, qcow2, vmdk, vdi, vhdx, vhd...), a block device, nbd://HOST[:PORT]/EXPORT,
     nbd+unix:///EXPORT?socket=PATH, - for the standard input (with --size), serve:CONTROL for all disks of a running
-    `pybackup serve`, or qmp:SOCKET for the disks of a running QEMU with that monitor. NAME is the drive's name
-    in the archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist
-    yet, a FIFO, - for the standard output, or '|COMMAND' for the standard input of a command. In its name {host},
-    {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace.
+    `pybackup serve`, or qmp:SOCKET for the disks of a running QEMU with that monitor. NAME is the drive's name in the
+    archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist yet, a
+    URL such as s3://BUCKET/KEY, a FIFO, - for the standard output, or '|COMMAND' for the standard input of a command.
+    In its name {host}, {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,
@@ -258,6 +259,11 @@ def _check_archive(request: _Request) -> None:
         raise RequestError(f"{request.archive} can be backed up, but is no place for an archive")
     if request.as_json and own_descriptor(request.archive) == 1:
         raise RequestError("--json and the archive cannot both go to the standard output")
+    if request.verify and is_url(request.archive):
+        raise RequestError(
+            "--verify reads an archive before it gets its name, which is possible for a file only; afterwards:"
+            f" pybackup verify {shown(request.archive)}"
+        )
     if request.verify and is_stream(request.archive):
         raise RequestError("--verify needs an archive that is a file, to read it back")
     for what in (*request.sources, *request.configs):
@@ -402,7 +408,7 @@ def report(request: _Request, job: BackupJob | RemoteBackup) -> int:
         print(json.dumps(_summary(request, job)))
     if shows_summary(request.progress, request.quiet, request.verbose):
         click.echo(
-            f"{request.archive}: {short(progress.size)} in {duration(job.elapsed)},"
+            f"{shown(request.archive)}: {short(progress.size)} in {duration(job.elapsed)},"
             f" {percent(progress.zero, progress.size)} zeros,"
             f" {short(progress.stored)} stored in {short(progress.written)}"
             f" ({percent(progress.written, progress.stored)})" + (", verified" if request.verify else ""),
@@ -420,7 +426,7 @@ def report(request: _Request, job: BackupJob | RemoteBackup) -> int:
 def _summary(request: _Request, job: BackupJob | RemoteBackup) -> dict[str, Any]:
     progress = job.progress
     return {
-        "archive": request.archive,
+        "archive": shown(request.archive),
         "seconds": round(job.elapsed, 3),
         "size": progress.size,
         "zero": progress.zero,

@@ -14,6 +14,7 @@ from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_de
 from pybackup.core.archive_open import open_archive
 from pybackup.core.archive_stream import Damage
 from pybackup.core.errors import ArchiveError, ExitCode
+from pybackup.core.remote import shown
 from pybackup.core.trace import Trace
 from pybackup.core.verify import VerifyJob
 
@@ -28,7 +29,7 @@ def command(archives: tuple[str, ...], as_json: bool, trace: str, **options: Any
 
     Checked are the zstd checksums, the MD5s, the digests of extents and clusters, the index and the seek table, and
     that every cluster of every drive is there exactly once. Damage is listed with drive, clusters and bytes.
-    ARCHIVE may be - for the standard input.
+    ARCHIVE may be - for the standard input, or a URL.
     """
     tracer = make_trace(trace)
     code = 0
@@ -43,9 +44,9 @@ def _verify_one(archive: str, as_json: bool, options: dict[str, Any], trace: Tra
             job = VerifyJob(stream, speed=options["speed"], trace=trace)
             run_in_loop(run_job(job, "verify", choose(options["progress"], options["quiet"])))
     except ArchiveError as error:
-        _report(archive, [Damage(str(error))], as_json)
+        _report(shown(archive), [Damage(str(error))], as_json)
         return int(ExitCode.ARCHIVE)
-    _report(archive, job.damage, as_json)
+    _report(shown(archive), job.damage, as_json)
     if not job.damage and not as_json and not options["quiet"]:
         index = "" if stream.has_seek_table else ", without an index"
         click.echo(
@@ -55,8 +56,8 @@ def _verify_one(archive: str, as_json: bool, options: dict[str, Any], trace: Tra
     return int(ExitCode.ARCHIVE) if job.damage else 0
 
 
-def _report(archive: str, damage: list[Damage], as_json: bool) -> None:
+def _report(name: str, damage: list[Damage], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"archive": archive, "sound": not damage, "damage": [one.as_dict() for one in damage]}))
+        print(json.dumps({"archive": name, "sound": not damage, "damage": [one.as_dict() for one in damage]}))
     for one in damage:
-        click.echo(f"pybackup: {archive}: {one}" if archive not in one.what else f"pybackup: {one}", err=True)
+        click.echo(f"pybackup: {name}: {one}" if name not in one.what else f"pybackup: {one}", err=True)

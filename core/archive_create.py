@@ -12,6 +12,7 @@ from pybackup.formats.vma import DriveInfo, Header
 
 from .archive_writer import ArchiveWriter
 from .errors import RequestError
+from .remote import S3_SCHEMES, SFTP_SCHEMES, WRITABLE_SCHEMES, is_url, scheme_of, shown
 from .sinks import Sink
 from .sinks.command import open_stream
 from .sinks.file import FileSink
@@ -31,8 +32,25 @@ class ArchiveOptions:
 
 
 def open_sink(archive: str, *, replace: bool) -> Sink:
-    """The sink for an archive's name: a file, or a stream such as - for the standard output, or |COMMAND."""
+    """The sink for an archive's name: a file, a URL, or a stream such as - for the standard output, or |COMMAND."""
+    if is_url(archive):
+        return _remote_sink(archive, replace)
     return open_stream(archive) if is_stream(archive) else FileSink(archive, replace=replace)
+
+
+def _remote_sink(url: str, replace: bool) -> Sink:
+    scheme = scheme_of(url)
+    if scheme in S3_SCHEMES:
+        from .sinks.s3_upload import S3Upload
+
+        return S3Upload(url, replace=replace)
+    if scheme in SFTP_SCHEMES or scheme in WRITABLE_SCHEMES:
+        from .sinks.remote_file import RemoteFileSink
+
+        return RemoteFileSink(url, replace=replace)
+    if scheme == "file":
+        raise RequestError(f"{shown(url)}: name a local file by its path alone")
+    raise RequestError(f"{shown(url)}: archives are not written to {scheme}://, where a partial one might be seen")
 
 
 def make_writer(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pybackup.formats.cluster_index import RUN_ZERO, DriveCounts
+from pybackup.formats.cluster_index import RUN_ZERO, DriveCounts, Segment
 from pybackup.formats.vma import Header
 from pybackup.formats.vma_layout import BLOCK_SIZE
 
-from .archive_index import ArchiveIndex, NoIndexError
-from .archive_open import STDIN, open_archive
+from .archive_index import SEGMENTS_AHEAD, ArchiveIndex, NoIndexError
+from .archive_open import has_ranges, open_archive, range_reader
 from .archive_stream import ArchiveStream, Digests
-from .errors import ArchiveError
+from .remote import shown
 
 MAP_CELLS = 512
 """A drive's map is gathered in at most so many cells."""
@@ -44,33 +43,13 @@ class ArchiveFacts:
 
 def archive_facts(archive: str, *, threads: int = 1) -> ArchiveFacts:
     """Gather the facts; only the index is read where there is one (ArchiveError)."""
-    if archive == STDIN or not os.path.isfile(archive):
+    if not has_ranges(archive):
         return _from_reading(archive, None, threads)
-    try:
-        file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise ArchiveError(f"cannot open {archive}: {error.strerror}") from error
-    with file:
-        size = os.fstat(file.fileno()).st_size
+    with range_reader(archive) as source:
         try:
-            return _from_index(ArchiveIndex(pread_exactly(file.fileno(), archive), size, archive))
+            return _from_index(ArchiveIndex(source.pread, source.size, shown(archive)))
         except NoIndexError:
-            return _from_reading(archive, size, threads)
-
-
-def pread_exactly(fd: int, name: str) -> Callable[[int, int], bytes]:
-    """A pread() that gives all bytes or raises OSError."""
-
-    def pread(offset: int, length: int) -> bytes:
-        content = os.pread(fd, length, offset)
-        while len(content) < length:
-            more = os.pread(fd, length - len(content), offset + len(content))
-            if not more:
-                raise OSError(f"{name} ends too early")
-            content += more
-        return content
-
-    return pread
+            return _from_reading(archive, source.size, threads)
 
 
 def _new_maps(header: Header) -> dict[int, DriveMap]:
@@ -94,21 +73,28 @@ def _from_index(archive: ArchiveIndex) -> ArchiveFacts:
     maps = _new_maps(archive.header)
     counts = {drive.drive_id: DriveCounts() for drive in archive.header.drives}
     compressed = dict.fromkeys(counts, 0)
-    for segment in archive.segments():
-        shares: dict[int, int] = {}
-        number = 0
-        for drive_id, kind, first, count in segment.runs:
-            if kind == RUN_ZERO:
-                counts[drive_id].zero_clusters += count
-            else:
-                counts[drive_id].stored_clusters += count
-                counts[drive_id].stored_bytes += segment.blocks_in(number, count) * BLOCK_SIZE
-                number += count
-                shares[drive_id] = shares.get(drive_id, 0) + count
-                _mark(maps[drive_id], first, count)
-        for drive_id, share in shares.items():
-            compressed[drive_id] += segment.compressed_size * share // sum(shares.values())
+    with ThreadPoolExecutor(SEGMENTS_AHEAD, thread_name_prefix="pybackup-index") as pool:
+        for segment in archive.segments(archive.directory.segments, pool):
+            _count_segment(segment, counts, compressed, maps)
     return ArchiveFacts(archive.header, archive.size, "zstd", True, counts, compressed, archive.directory.about, maps)
+
+
+def _count_segment(
+    segment: Segment, counts: dict[int, DriveCounts], compressed: dict[int, int], maps: dict[int, DriveMap]
+) -> None:
+    shares: dict[int, int] = {}
+    number = 0
+    for drive_id, kind, first, count in segment.runs:
+        if kind == RUN_ZERO:
+            counts[drive_id].zero_clusters += count
+        else:
+            counts[drive_id].stored_clusters += count
+            counts[drive_id].stored_bytes += segment.blocks_in(number, count) * BLOCK_SIZE
+            number += count
+            shares[drive_id] = shares.get(drive_id, 0) + count
+            _mark(maps[drive_id], first, count)
+    for drive_id, share in shares.items():
+        compressed[drive_id] += segment.compressed_size * share // sum(shares.values())
 
 
 def _from_reading(archive: str, size: int | None, threads: int) -> ArchiveFacts:

@@ -6,7 +6,9 @@ Nothing here is read before it is needed: the header, the directory, then segmen
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from pybackup.formats import cluster_index as index
 from pybackup.formats import vma
@@ -20,9 +22,14 @@ from pybackup.formats.vma_layout import BLOCK_SIZE, MAX_HEADER_WRITTEN
 
 from .archive_input import decompress_frame
 from .errors import ArchiveError
+from .read_ahead import in_order
 
 MAX_INDEX_FRAME = zs.MAX_SKIPPABLE[zs.INDEX_MAGIC]
 SEGMENTS_KEPT, FRAMES_KEPT = 64, 16
+SEGMENTS_AHEAD = 3
+"""Segments read ahead when all are wanted."""
+HEADER_STEP = 16 << 10
+"""Bytes: a header without large configurations takes less than a kilobyte."""
 
 
 class NoIndexError(ArchiveError):
@@ -33,7 +40,7 @@ class ArchiveIndex:
     """Random access to one archive.
 
     Fixed: header, directory, and ``pread(offset, length)``, which gives exactly the bytes asked for or raises OSError.
-    Changing: what is kept of segments and frames; one thread at a time.
+    Changing: what is kept of segments and frames, which read_cluster() and run_at() touch; one thread at a time.
     """
 
     def __init__(self, pread: Callable[[int, int], bytes], size: int, name: str) -> None:
@@ -52,7 +59,7 @@ class ArchiveIndex:
         tail_size = zs.SEEK_FOOTER.size + zs.SEEK_ROW.size
         if self.size < tail_size:
             raise NoIndexError(f"{self.name} has no index")
-        tail = self._pread(self.size - tail_size, tail_size)
+        tail = self.read(self.size - tail_size, tail_size)
         table_size = zs.SeekTable.size_from_footer(tail[zs.SEEK_ROW.size :], self.size)
         compressed, decompressed, _ = zs.SEEK_ROW.unpack_from(tail)
         if table_size is None or decompressed:
@@ -65,33 +72,44 @@ class ArchiveIndex:
             raise FormatError("the index has no directory", offset)
         return Directory.decode(content)
 
-    def _pread(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the file (ArchiveError); any thread may call this."""
         try:
             return self._read(offset, length)
         except OSError as error:
             raise ArchiveError(f"cannot read {self.name} at byte {offset}: {error.strerror or error}") from error
 
     def _index_frame(self, offset: int, length: int) -> bytes:
-        frame = self._pread(offset, length)
+        frame = self.read(offset, length)
         magic, size = zs.SKIPPABLE_HEADER.unpack_from(frame) if len(frame) >= zs.SKIPPABLE_HEADER.size else (0, 0)
         if magic != zs.INDEX_MAGIC or size != length - zs.SKIPPABLE_HEADER.size:
             raise FormatError("an index frame is damaged", offset)
         return frame
 
     def _read_header(self) -> Header:
-        start = self._pread(0, min(1 << 20, self.size))
-        feed = zs.ByteFeed(_once(start))
+        feed = zs.ByteFeed(self._from_start(), chunk=HEADER_STEP)
         frame = zs.next_frame(feed, MAX_HEADER_WRITTEN)
         if not isinstance(frame, zs.Frame) or frame.magic is not None:
             raise FormatError("the header is not a frame of its own", 0)
         return vma.decode_header(decompress_frame(frame.content, frame.content_size, 0))
 
+    def _from_start(self) -> Callable[[int], bytes]:
+        """What reads on from the beginning of the file."""
+        at = 0
+
+        def read(size: int) -> bytes:
+            nonlocal at
+            length = min(size, self.size - at)
+            at += length
+            return self.read(at - length, length)
+
+        return read
+
     # -- the map --
 
-    def segments(self) -> Iterator[Segment]:
-        """All segments in the order of the archive; none is kept."""
-        for place in self.directory.segments:
-            yield self._read_segment(place)
+    def segments(self, places: Iterable[SegmentPlace], pool: ThreadPoolExecutor) -> Iterator[Segment]:
+        """These segments in their order, read ahead in the pool; none is kept."""
+        return in_order(pool, (partial(self._read_segment, place) for place in places), SEGMENTS_AHEAD)
 
     def _read_segment(self, place: SegmentPlace) -> Segment:
         if place.length > MAX_INDEX_FRAME or place.file_offset + place.length > self.size:
@@ -168,19 +186,13 @@ class ArchiveIndex:
         self._frames.move_to_end(place.file_offset)
         return found
 
-    def _read_frame(self, place: FramePlace) -> bytes:
+    def check_place(self, place: FramePlace) -> None:
+        """FormatError where a frame is larger than any of ours, or does not lie in the file."""
         too_large = max(place.decompressed, place.compressed // 2) > MAX_FRAME_SIZE
         if too_large or place.file_offset + place.compressed > self.size:
             raise FormatError("the index names a place outside the file", place.file_offset)
-        content = memoryview(self._pread(place.file_offset, place.compressed))
+
+    def _read_frame(self, place: FramePlace) -> bytes:
+        self.check_place(place)
+        content = memoryview(self.read(place.file_offset, place.compressed))
         return decompress_frame(content, place.decompressed, place.file_offset)
-
-
-def _once(content: bytes) -> Callable[[int], bytes]:
-    """A source of chunks for a ByteFeed that has just one."""
-    rest = [content]
-
-    def read(_size: int) -> bytes:
-        return rest.pop() if rest else b""
-
-    return read

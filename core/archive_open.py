@@ -1,17 +1,23 @@
-"""Opens an archive by the name that the user gave: a file, or - for the standard input."""
+"""Opens an archive by the name that the user gave: a file, a URL, or - for the standard input."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
+from pybackup.formats.vma import DriveInfo, Header
+
+from .archive_index import ArchiveIndex
 from .archive_stream import ArchiveStream, Digests
 from .devices.pipe_reader import PipeReader
+from .drives_by_index import FETCHES, DrivesByIndex
 from .errors import ArchiveError, RequestError
+from .read_ahead import ReadAhead
+from .remote import is_url, shown
 
 STDIN = "-"
 
@@ -27,9 +33,67 @@ def _nothing() -> None:
     """A read of a regular file never waits long."""
 
 
+class RangeReader(NamedTuple):
+    """How to read an archive at any place: pread(offset, length) gives exactly that or raises OSError; size in bytes.
+
+    stop() ends reads that wait. Any thread may use it.
+    """
+
+    pread: Callable[[int, int], bytes]
+    size: int
+    stop: Callable[[], None]
+
+
+def has_ranges(archive: str) -> bool:
+    """Whether an archive can be read at any place: a URL, or a regular file."""
+    return is_url(archive) or (archive != STDIN and os.path.isfile(archive))
+
+
+@contextmanager
+def range_reader(archive: str) -> Iterator[RangeReader]:
+    """What reads an archive for which has_ranges() is true (ArchiveError where it cannot be opened)."""
+    if is_url(archive):
+        from .remote.remote_file import open_remote
+
+        with open_remote(archive) as remote:
+            yield RangeReader(remote.pread, remote.size, remote.stop)
+        return
+    try:
+        file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed below, as in archive_reader()
+    except OSError as error:
+        raise ArchiveError(f"cannot open {archive}: {error.strerror}") from error
+    with file:
+        yield RangeReader(pread_exactly(file.fileno(), archive), os.fstat(file.fileno()).st_size, _nothing)
+
+
+def pread_exactly(fd: int, name: str) -> Callable[[int, int], bytes]:
+    """A pread() that gives all bytes or raises OSError."""
+
+    def pread(offset: int, length: int) -> bytes:
+        content = os.pread(fd, length, offset)
+        while len(content) < length:
+            more = os.pread(fd, length - len(content), offset + len(content))
+            if not more:
+                raise OSError(f"{name} ends too early")
+            content += more
+        return content
+
+    return pread
+
+
 @contextmanager
 def archive_reader(archive: str) -> Iterator[ArchiveReader]:
     """What reads on in the archive's file (ArchiveError where it cannot be opened)."""
+    if is_url(archive):
+        from .remote.remote_file import open_remote
+
+        with open_remote(archive) as remote, closing(ReadAhead(remote.pread, remote.size)) as ahead:
+            # Told to stop first: closing waits for what is on the way.
+            try:
+                yield ArchiveReader(ahead.read, remote.stop)
+            finally:
+                remote.stop()
+        return
     if archive == STDIN:
         if os.isatty(0):
             raise RequestError("the standard input is a terminal, not an archive")
@@ -54,9 +118,51 @@ def open_archive(
     archive: str, *, threads: int, tolerant: bool = False, digests: Digests = Digests.ALL
 ) -> Iterator[ArchiveStream]:
     """An archive, open to be read once from beginning to end, with threads of its own (ArchiveError)."""
-    name = "the standard input" if archive == STDIN else archive
+    name = "the standard input" if archive == STDIN else shown(archive)
     with (
         archive_reader(archive) as reader,
         ThreadPoolExecutor(threads, thread_name_prefix="pybackup-decompress") as pool,
     ):
         yield ArchiveStream(reader.read, name, pool, stop=reader.stop, tolerant=tolerant, digests=digests)
+
+
+@contextmanager
+def open_drives(
+    archive: str,
+    wanted: Callable[[Header], Iterable[DriveInfo]],
+    *,
+    threads: int,
+    digests: Digests = Digests.ALL,
+) -> Iterator[ArchiveStream | DrivesByIndex]:
+    """An archive of which some drives are wanted, which ``wanted`` tells when it is given the header (ArchiveError).
+
+    Where the archive has an index, and can be read at any place, nothing is read but what belongs to these drives.
+    When all drives are wanted, it is read from beginning to end.
+    """
+    with ExitStack() as stack:
+        if has_ranges(archive):
+            source = stack.enter_context(range_reader(archive))
+            index = _sound_index(source, archive)
+            chosen = {drive.drive_id for drive in wanted(index.header)} if index else set()
+            if index and len(chosen) < len(index.header.drives):
+                pool = ThreadPoolExecutor(threads + FETCHES, thread_name_prefix="pybackup-decompress")
+                yield DrivesByIndex(index, stack.enter_context(pool), stop=source.stop)
+                return
+        stack.close()
+        yield stack.enter_context(open_archive(archive, threads=threads, digests=digests))
+
+
+def _sound_index(source: RangeReader, archive: str) -> ArchiveIndex | None:
+    """The index; None where there is none, or a damaged one: who reads the archive through tells what is wrong."""
+    try:
+        return ArchiveIndex(source.pread, source.size, shown(archive))
+    except ArchiveError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return None
+
+
+def archive_header(archive: str) -> Header:
+    """The header alone (ArchiveError): of a remote archive with an index no more is fetched than that and the index."""
+    with open_drives(archive, lambda _: (), threads=1, digests=Digests.NONE) as opened:
+        return opened.header

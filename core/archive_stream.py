@@ -7,7 +7,7 @@ was found: the same IndexBuilder that the writer uses is fed with what was read,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
@@ -166,6 +166,10 @@ class ArchiveStream:
             raise ArchiveError(f"{self.name} is damaged: {error}") from None
         except OSError as error:
             raise ArchiveError(f"cannot read {self.name}: {error.strerror or error}") from error
+
+    def extents(self, drive_ids: Collection[int]) -> Iterator[CheckedExtent]:
+        """Every extent, also those of other drives: what comes in order has to be read through."""
+        return iter(self)
 
     def _extents(self) -> Iterator[CheckedExtent]:
         self._submit(self._stream.feed(self._leftover))

@@ -1,4 +1,4 @@
-"""The jobs that read an archive from its beginning to its end: restore, compare, verify.
+"""The jobs that read an archive in its order: restore, compare, verify.
 
 The archive is read and checked in a thread of its own, an extent at a time; what is done with the extents happens in
 the event loop, where progress, pause, speed and cancel are those of every job.
@@ -9,18 +9,30 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pybackup.formats.clusters import stored_ranges
-from pybackup.formats.vma import DriveInfo
+from pybackup.formats.vma import DriveInfo, Header
 from pybackup.formats.vma_layout import CLUSTER_SIZE, FULL_MASK
 from pybackup.formats.vma_stream import DecodedExtent
 
-from .archive_stream import ArchiveStream, CheckedExtent, Damage
+from .archive_stream import CheckedExtent, Damage
 from .job import DriveProgress, Job
 from .trace import Trace
+
+
+class Extents(Protocol):
+    """An archive that gives its extents: all of them, or those that the index names."""
+
+    header: Header
+    damage: list[Damage]
+    stop: Callable[[], None]
+
+    def extents(self, drive_ids: Collection[int]) -> Iterator[CheckedExtent]:
+        """All extents of these drives, and maybe others; ArchiveError at damage that is not to be put up with."""
+        ...
 
 
 class ArchiveWalk(Job):
@@ -31,7 +43,7 @@ class ArchiveWalk(Job):
 
     def __init__(
         self,
-        stream: ArchiveStream,
+        stream: Extents,
         drives: list[DriveInfo],
         *,
         speed: int = 0,
@@ -53,7 +65,7 @@ class ArchiveWalk(Job):
     async def _walk(self) -> None:
         """Read all extents and hand them to _take()."""
         loop = asyncio.get_running_loop()
-        extents: Iterator[CheckedExtent] = iter(self.stream)
+        extents: Iterator[CheckedExtent] = self.stream.extents(self.drives)
         with ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive") as reader:
             upcoming = loop.run_in_executor(reader, next, extents, None)
             try:

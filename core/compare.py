@@ -8,8 +8,8 @@ from typing import Any
 
 from pybackup.formats.vma import DriveInfo
 
-from .archive_stream import ArchiveStream, CheckedExtent
-from .archive_walk import ArchiveWalk, Run, runs_of
+from .archive_stream import CheckedExtent
+from .archive_walk import ArchiveWalk, Extents, Run, runs_of
 from .device import BlockDevice, BlockStatus, Buffer
 from .errors import SourceError
 
@@ -27,7 +27,7 @@ class CompareJob(ArchiveWalk):
 
     MOST_RANGES = 10_000
 
-    def __init__(self, stream: ArchiveStream, disks: dict[DriveInfo, BlockDevice], **options: Any) -> None:
+    def __init__(self, stream: Extents, disks: dict[DriveInfo, BlockDevice], **options: Any) -> None:
         super().__init__(stream, list(disks), **options)
         self._disks = {drive.drive_id: disk for drive, disk in disks.items()}
         self.differences: list[tuple[str, int, int]] = []

@@ -7,8 +7,8 @@ from typing import Any
 
 from pybackup.formats.vma import DriveInfo
 
-from .archive_stream import ArchiveStream, CheckedExtent
-from .archive_walk import ArchiveWalk, runs_of
+from .archive_stream import CheckedExtent
+from .archive_walk import ArchiveWalk, Extents, runs_of
 from .restore_targets import RestoreTarget, cut
 
 WRITES_AHEAD = 8
@@ -17,7 +17,7 @@ WRITES_AHEAD = 8
 class RestoreJob(ArchiveWalk):
     """Restores some drives. Fixed: their targets. Changing: the writes under way."""
 
-    def __init__(self, stream: ArchiveStream, targets: dict[DriveInfo, RestoreTarget], **options: Any) -> None:
+    def __init__(self, stream: Extents, targets: dict[DriveInfo, RestoreTarget], **options: Any) -> None:
         super().__init__(stream, list(targets), **options)
         self._targets = {drive.drive_id: target for drive, target in targets.items()}
         self._writes: set[asyncio.Task[None]] = set()

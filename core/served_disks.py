@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 
-from .archive_facts import pread_exactly
 from .archive_index import ArchiveIndex, NoIndexError
+from .archive_open import range_reader
 from .copy_before_write import CopyBeforeWrite
 from .device import BlockDevice
 from .devices.archive_drive import ArchiveDrive
@@ -23,6 +22,7 @@ from .image_lock import ImageLock
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
 from .qemu_checked import open_checked
 from .qemu_nbd import Access, ImageFile, open_image
+from .remote import is_url, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ async def open_served(
     """The disks by their names; nothing stays open if one cannot be opened."""
     if len(sources) == 1 and image_format is None and _is_archive(sources[0].what):
         return _open_archive(sources[0].what)
+    for source in sources:
+        if is_url(source.what):
+            raise RequestError(f"{shown(source.what)}: an archive at a URL is served alone, and as what it is")
     if any(source.what == "-" for source in sources):
         raise RequestError("the standard input cannot be served; it can only be read once")
     disks: dict[str, ServedDisk] = {}
@@ -119,6 +122,8 @@ async def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk
 
 
 def _is_archive(what: str) -> bool:
+    if is_url(what):
+        return True
     try:
         with open(what, "rb") as file:
             return archive_format(file.read(HEAD_BYTES)) in ("vma", "zstd")
@@ -127,36 +132,31 @@ def _is_archive(what: str) -> bool:
 
 
 def _open_archive(path: str) -> dict[str, ServedDisk]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ArchiveError(f"cannot open {path}: {error.strerror}") from error
-    try:
-        archive = ArchiveIndex(pread_exactly(fd, path), os.fstat(fd).st_size, path)
-    except NoIndexError:
-        os.close(fd)
-        raise ArchiveError(
-            f"{path} has no index, so its drives cannot be read at random; `pybackup restore` reads it through"
-        ) from None
-    except BaseException:
-        os.close(fd)
-        raise
-    thread = ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive")
-    drives = [ArchiveDrive(archive, drive, thread) for drive in archive.header.drives]
-    names = [drive.name for drive in archive.header.drives]
+    with ExitStack() as stack:
+        source = stack.enter_context(range_reader(path))
+        try:
+            archive = ArchiveIndex(source.pread, source.size, shown(path))
+        except NoIndexError:
+            raise ArchiveError(
+                f"{shown(path)} has no index, so its drives cannot be read at random; `pybackup restore` reads it"
+                " through"
+            ) from None
+        thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive"))
+        # Closed before the thread is waited for, which a store that does not answer would keep.
+        stack.callback(source.stop)
+        opened = stack.pop_all()
     disks = {}
-    for number, (name, drive) in enumerate(zip(names, drives, strict=True)):
+    for number, info in enumerate(archive.header.drives):
+        drive = ArchiveDrive(archive, info, thread)
         # The last to be closed is the first.
-        disks[name] = ServedDisk(drive, _closer(drive, None if number else (thread, fd)))
+        disks[info.name] = ServedDisk(drive, _closer(drive, None if number else opened))
     return disks
 
 
-def _closer(drive: ArchiveDrive, shared: tuple[ThreadPoolExecutor, int] | None) -> Callable[[], Awaitable[None]]:
+def _closer(drive: ArchiveDrive, shared: ExitStack | None) -> Callable[[], Awaitable[None]]:
     async def close() -> None:
         await drive.close()
         if shared is not None:
-            thread, fd = shared
-            thread.shutdown()
-            os.close(fd)
+            shared.close()
 
     return close

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from archives import decode, encode, frames_of, open_index, with_index
 
 from pybackup.core.archive_facts import archive_facts
+from pybackup.core.drives_by_index import DrivesByIndex
 from pybackup.core.errors import ArchiveError
 from pybackup.formats import cluster_index as index
 from pybackup.formats import zstd_seekable as zs
+from pybackup.formats.clusters import expand
 
 NOISE = random.Random(7)
 DISKS = {"a": NOISE.randbytes(150_000) + bytes(300_000) + b"end", "b": NOISE.randbytes(1000)}
@@ -85,6 +88,21 @@ def test_a_reader_that_trusts_it_fails_and_never_crashes(lie: str) -> None:
             except ArchiveError:
                 continue
             assert content in stored
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("drive_id", [1, 2])
+def test_one_drive_restored_by_it_fails_and_never_crashes(lie: str, drive_id: int) -> None:
+    stored = {disk[at : at + 65536].ljust(65536, b"\0") for disk in DISKS.values() for at in range(0, len(disk), 65536)}
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            source = DrivesByIndex(open_index(with_index(ARCHIVE, LIES[lie])), pool, stop=lambda: None)
+            extents = [checked.extent for checked in source.extents([drive_id])]
+        except ArchiveError:
+            return
+    for extent in extents:
+        for slot, content in zip(extent.header.slots, extent.stored, strict=True):
+            assert content is not None and expand(slot.mask, content) in stored
 
 
 @pytest.mark.parametrize("lie", LIES)

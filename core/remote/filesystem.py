@@ -1,0 +1,110 @@
+"""Opens the fsspec filesystem that a URL names, with our own rules about retries and host keys."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from pybackup.core.errors import RequestError
+
+from . import BUCKET_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, scheme_of, shown
+from .patience import Patience
+
+_EXTRAS = {**dict.fromkeys(S3_SCHEMES, "s3"), **dict.fromkeys(SFTP_SCHEMES, "sftp"), "gs": "gs", "gcs": "gs"}
+CONNECT_TIMEOUT = 10.0
+"""Seconds for one attempt to connect, at most."""
+
+
+def open_filesystem(url: str, patience: Patience, **options: Any) -> tuple[Any, str]:
+    """The filesystem, and the path in it; RequestError for what cannot be, also for want of a package.
+
+    ``options`` go to the filesystem. This may connect, and then fails as the library does.
+    """
+    scheme = scheme_of(url)
+    _be_quiet()
+    if scheme in ("file", "local"):
+        raise RequestError(f"{shown(url)}: name a local file by its path alone")
+    try:
+        from fsspec import get_filesystem_class
+
+        kind = _with_known_hosts() if scheme in SFTP_SCHEMES else get_filesystem_class(scheme)
+    except ImportError as error:
+        raise _missing(url, error) from None
+    except ValueError:
+        raise RequestError(f"{shown(url)}: {scheme}:// is no place for an archive") from None
+    found = kind._get_kwargs_from_urls(url)  # noqa: SLF001 - fsspec's own way for a URL's host and user
+    path = str(kind._strip_protocol(url))  # noqa: SLF001 - likewise
+    missing = scheme in BUCKET_SCHEMES and not path.partition("/")[2]
+    if missing or not path.strip("/") or url.endswith("/"):
+        raise RequestError(f"{shown(url)} names no file; an archive needs a name")
+    if scheme in SFTP_SCHEMES and not found.get("host"):
+        raise RequestError(f"{shown(url)} names no host")
+    return kind(skip_instance_cache=True, **{**_options(scheme, patience), **found, **options}), path
+
+
+def _be_quiet() -> None:
+    """What the libraries log is what they raise too; without a handler Python would print it between our lines."""
+    for name in ("aiobotocore", "aiohttp", "fsspec", "gcsfs", "paramiko", "s3fs"):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
+
+
+def io_loop(url: str) -> asyncio.AbstractEventLoop:
+    """fsspec's own event loop, which runs in a thread of its own (RequestError where fsspec is not installed)."""
+    try:
+        from fsspec.asyn import get_loop
+    except ImportError as error:
+        raise _missing(url, error) from None
+    loop: asyncio.AbstractEventLoop = get_loop()
+    return loop
+
+
+def _missing(url: str, error: ImportError) -> RequestError:
+    extra = _EXTRAS.get(scheme_of(url))
+    advice = f"pip install 'pybackup[{extra}]'" if extra else str(error)
+    return RequestError(f"{shown(url)} needs a package that is not installed: {advice}")
+
+
+def _options(scheme: str, patience: Patience) -> dict[str, Any]:
+    if scheme in S3_SCHEMES:
+        config = {
+            "connect_timeout": min(patience.stall, CONNECT_TIMEOUT),
+            "read_timeout": patience.stall,
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "max_pool_connections": 16,
+        }
+        return {"config_kwargs": config}
+    if scheme in SFTP_SCHEMES:
+        return {"timeout": min(patience.stall, CONNECT_TIMEOUT), "banner_timeout": patience.stall}
+    return {}
+
+
+def _with_known_hosts() -> Any:
+    """fsspec's SFTP with the host keys of ~/.ssh/known_hosts: by itself it would trust whoever answers."""
+    import paramiko
+    from fsspec.implementations.sftp import SFTPFileSystem
+
+    class UnknownHostKeyError(paramiko.SSHException):  # type: ignore[misc, unused-ignore]
+        pass
+
+    class Refuse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc, unused-ignore]
+        def missing_host_key(self, client: Any, hostname: str, key: Any) -> None:
+            raise UnknownHostKeyError(
+                f"the host key of {hostname} is not in ~/.ssh/known_hosts; connect once with ssh and check it"
+            )
+
+    class KnownHosts(SFTPFileSystem):  # type: ignore[misc, unused-ignore]
+        def _connect(self) -> None:
+            self.client = paramiko.SSHClient()
+            self.client.load_system_host_keys()
+            self.client.set_missing_host_key_policy(Refuse())
+            try:
+                self.client.connect(self.host, **self.ssh_kwargs)
+                self.ftp = self.client.open_sftp()
+            except BaseException:
+                self.client.close()
+                raise
+
+    return KnownHosts
