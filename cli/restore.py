@@ -102,9 +102,7 @@ def _open(
 # -- what goes where --
 
 
-def _plan(
-    header: Header, target: str | None, names: Sequence[str], places: Sequence[Named]
-) -> dict[DriveInfo, str]:
+def _plan(header: Header, target: str | None, names: Sequence[str], places: Sequence[Named]) -> dict[DriveInfo, str]:
     drives = [_drive(header, name) for name in names] or list(header.drives)
     if places:
         if target is not None or names:

@@ -49,9 +49,7 @@ def _remote_sink(url: str, replace: bool) -> Sink:
         return RemoteFileSink(url, replace=replace)
     if scheme == "file":
         raise RequestError(f"{shown(url)}: name a local file by its path alone")
-    raise RequestError(
-        f"{shown(url)}: archives are not written to {scheme}://, where a partial one might be seen"
-    )
+    raise RequestError(f"{shown(url)}: archives are not written to {scheme}://, where a partial one might be seen")
 
 
 def make_writer(

@@ -147,9 +147,7 @@ class DrivesByIndex:
             return memoryview(b"")
         start = cluster.place.vma_offset
         end = start + cluster.place.mask.bit_count() * BLOCK_SIZE
-        parts = [
-            contents[one][max(0, start - one.vma_offset) : end - one.vma_offset] for one in cluster.frames
-        ]
+        parts = [contents[one][max(0, start - one.vma_offset) : end - one.vma_offset] for one in cluster.frames]
         stored = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
         if cluster_digest(expand(cluster.place.mask, stored)) != cluster.place.digest:
             raise self._error("a cluster does not match its digest", cluster.slot.drive_id, cluster.slot.cluster, 1)

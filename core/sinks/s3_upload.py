@@ -82,9 +82,7 @@ class S3Upload:
             raise self._failure("create", error) from error
 
     async def _connect(self) -> None:
-        filesystem, _ = open_filesystem(
-            self._url, self._patience, asynchronous=True, loop=asyncio.get_running_loop()
-        )
+        filesystem, _ = open_filesystem(self._url, self._patience, asynchronous=True, loop=asyncio.get_running_loop())
         bucket, key, _ = filesystem.split_path(self._url)
         self._place = {"Bucket": bucket, "Key": key}
         self._client = await filesystem.set_session()
