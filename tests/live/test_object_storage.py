@@ -255,6 +255,7 @@ def test_patience_is_a_number(store: Store, disk: bytes) -> None:
 
 # -- a server that fails while an archive is written --
 
+
 @pytest.mark.parametrize(
     "match, kind",
     [

@@ -8,11 +8,12 @@ import tracemalloc
 from typing import Any
 
 import zstandard
-from archives import decode, encode, frames_of, open_index
+from archives import decode, encode, frames_of, open_index, pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pybackup.core.archive_stream import Digests
+from pybackup.core.drives_by_index import DrivesByIndex
 from pybackup.core.errors import PybackupError
 from pybackup.formats import cluster_index as index
 from pybackup.formats import vma, vma_layout
@@ -39,6 +40,7 @@ def read_every_way(archive: bytes, base: int = BASE) -> None:
         for options in ({"digests": Digests.UNPROVEN}, {"tolerant": True}, {"digests": Digests.NONE, "tolerant": True}):
             _read(archive, **options)
         _look_up(archive)
+        _read_one_drive(archive)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -52,10 +54,20 @@ def _read(archive: bytes, **options: Any) -> None:
         return
 
 
+def _read_one_drive(archive: bytes) -> None:
+    try:
+        source = DrivesByIndex(open_index(archive), pool, stop=lambda: None)
+        for drive in source.header.drives:
+            for checked in source.extents([drive.drive_id]):
+                assert len(checked.extent.stored) == len(checked.extent.header.slots)
+    except PybackupError:
+        return
+
+
 def _look_up(archive: bytes) -> None:
     try:
         opened = open_index(archive)
-        for segment in opened.segments():
+        for segment in opened.segments(opened.directory.segments, pool):
             assert segment.compressed_size >= 0
         for drive in opened.header.drives:
             for cluster in {0, 1, drive.clusters - 1}:

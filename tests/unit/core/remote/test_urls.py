@@ -10,7 +10,9 @@ def test_a_url(url: str) -> None:
     assert is_url(url)
 
 
-@pytest.mark.parametrize("path", ["-", "a.vma", "/x/y", "./s3://x", "s3:/bucket", "serve:/x", "://x", "a b://c", "1a://b"])
+@pytest.mark.parametrize(
+    "path", ["-", "a.vma", "/x/y", "./s3://x", "s3:/bucket", "serve:/x", "://x", "a b://c", "1a://b"]
+)
 def test_a_path(path: str) -> None:
     assert not is_url(path)
     assert shown(path) == path
