@@ -131,8 +131,7 @@ def _plan(
         return _plan_places(header, places, ending)
     if target is None:
         raise RequestError("where to? name a TARGET, or --to NAME=TARGET")
-    if is_url(target):
-        raise RequestError(f"{shown(target)}: drives are restored to files, folders and disks, not to URLs")
+    _refuse_url(target)
     if _is_folder(target):
         return {drive: os.path.join(target, f"{drive.name}{ending}") for drive in drives}
     if len(drives) > 1:
@@ -146,8 +145,7 @@ def _plan_places(header: Header, places: Sequence[Named], ending: str) -> dict[D
     for place in places:
         if place.name is None:
             raise RequestError(f"--to {place.what}: write NAME=TARGET")
-        if is_url(place.what):
-            raise RequestError(f"{shown(place.what)}: drives are restored to files, folders and disks, not to URLs")
+        _refuse_url(place.what)
         drive = _drive(header, place.name)
         if drive in plan:
             raise RequestError(f"--to names drive {place.name} twice")
@@ -156,6 +154,11 @@ def _plan_places(header: Header, places: Sequence[Named], ending: str) -> dict[D
             raise RequestError(f"--to names the target {path} twice")
         plan[drive] = path
     return plan
+
+
+def _refuse_url(target: str) -> None:
+    if is_url(target):
+        raise RequestError(f"{shown(target)}: drives are restored to files, folders, disks and NBD, not to other URLs")
 
 
 def _ending(image_format: str | None) -> str:

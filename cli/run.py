@@ -255,7 +255,7 @@ def _name_archive(request: _Request, names: Sequence[str], options: ArchiveOptio
 
 
 def _check_archive(request: _Request) -> None:
-    if request.archive.startswith((SERVE, QMP)):
+    if request.archive.startswith((SERVE, QMP)) or is_nbd_uri(request.archive):
         raise RequestError(f"{request.archive} can be backed up, but is no place for an archive")
     if request.as_json and own_descriptor(request.archive) == 1:
         raise RequestError("--json and the archive cannot both go to the standard output")

@@ -101,9 +101,7 @@ def read_disks(folder: Path) -> dict[str, bytes]:
     for name, image in (("a", "a.raw"), ("b", "b.qcow2"), ("c", "c.qcow2")):
         out = folder / f"{name}.out"
         form = image.partition(".")[2]
-        subprocess.run(
-            ["qemu-img", "convert", "-f", form, "-O", "raw", str(folder / image), str(out)], check=True
-        )
+        subprocess.run(["qemu-img", "convert", "-f", form, "-O", "raw", str(folder / image), str(out)], check=True)
         disks[name] = out.read_bytes()
         out.unlink()
     return disks

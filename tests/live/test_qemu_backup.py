@@ -71,9 +71,7 @@ def test_each_backup_holds_all_disks_as_they_were_at_one_instant(tmp_path: Path,
 
 
 @kinds
-def test_the_disks_that_can_be_written_to_are_backed_up(
-    tmp_path: Path, before: dict[str, bytes], start: Start
-) -> None:
+def test_the_disks_that_can_be_written_to_are_backed_up(tmp_path: Path, before: dict[str, bytes], start: Start) -> None:
     with start(tmp_path) as qemu:
         nodes = qemu.nodes()
         assert run(qemu.run(tmp_path / "x.vma")) == ""
