@@ -157,7 +157,7 @@ def _plan_places(header: Header, places: Sequence[Named], ending: str) -> dict[D
 
 
 def _refuse_url(target: str) -> None:
-    if is_url(target):
+    if is_url(target) and not is_nbd_uri(target):
         raise RequestError(f"{shown(target)}: drives are restored to files, folders, disks and NBD, not to other URLs")
 
 

@@ -42,7 +42,7 @@ async def open_served(
     if len(sources) == 1 and image_format is None and _is_archive(sources[0].what):
         return _open_archive(sources[0].what)
     for source in sources:
-        if is_url(source.what):
+        if is_url(source.what) and not is_nbd_uri(source.what):
             raise RequestError(f"{shown(source.what)}: an archive at a URL is served alone, and as what it is")
     if any(source.what == "-" for source in sources):
         raise RequestError("the standard input cannot be served; it can only be read once")
@@ -123,7 +123,7 @@ async def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk
 
 def _is_archive(what: str) -> bool:
     if is_url(what):
-        return True
+        return not is_nbd_uri(what)
     try:
         with open(what, "rb") as file:
             return archive_format(file.read(HEAD_BYTES)) in ("vma", "zstd")

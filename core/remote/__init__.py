@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 
-from pybackup.core.nbd_uri import is_nbd_uri
-
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 S3_SCHEMES = frozenset({"s3", "s3a"})
@@ -20,8 +18,8 @@ WRITABLE_SCHEMES = frozenset({"gs", "gcs", "memory"})
 
 
 def is_url(archive: str) -> bool:
-    """Whether an archive's name is a URL; else it is a path, or the name of a disk."""
-    return _URL.match(archive) is not None and not is_nbd_uri(archive)
+    """Whether an archive's name is a URL; else it is a path."""
+    return _URL.match(archive) is not None
 
 
 def scheme_of(url: str) -> str:
