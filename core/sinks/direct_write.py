@@ -46,7 +46,7 @@ class AlignedWriter:
         # A short or refused direct write is finished the ordinary way, which also knows the reason.
         if done < len(content):
             write_fully(self._fd, offset + done, content[done:])
-            if whole:
+            if done < whole:
                 _begin_writeback(self._fd, offset + done, len(content) - done)
 
     def close(self) -> None:
