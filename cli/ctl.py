@@ -43,8 +43,8 @@ def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> 
 
 
 def _backup(control: str, values: tuple[str, ...], as_json: bool) -> int:
-    from pybackup.cli.run import SERVE
     from pybackup.cli.run import command as run
+    from pybackup.cli.run_request import SERVE
 
     arguments = [f"{SERVE}{control}", *values, *(["--json"] if as_json else [])]
     code: int = run.main(arguments, prog_name="pybackup ctl CONTROL backup", standalone_mode=False)

@@ -9,12 +9,10 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
-from pybackup.cli.archive_name import ArchiveName
 from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import (
@@ -25,8 +23,9 @@ from pybackup.cli.options import (
     snapshot_option,
     threads_option,
 )
-from pybackup.cli.params import Named, NamedPath, Size, Whole, same_file
+from pybackup.cli.params import Named, NamedPath, Size, Whole
 from pybackup.cli.progress import choose, shows_summary
+from pybackup.cli.run_request import QMP, SERVE, RunRequest, check, name_archive
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.version import VERSION
@@ -36,48 +35,19 @@ from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.drive_names import source_label, unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
-from pybackup.core.nbd_uri import is_nbd_uri
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.qemu.machine import CONFIG_NAME
 from pybackup.core.qemu.running import RunningQemu
 from pybackup.core.reflink import Snapshot
-from pybackup.core.remote import is_url, shown
+from pybackup.core.remote import shown
 from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
-from pybackup.core.sinks.stream import is_stream, own_descriptor
 from pybackup.core.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.trace import Trace
 from pybackup.core.verify import VerifyJob
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
-
-SERVE = "serve:"
-"""Begins a source that is a running server's control socket."""
-QMP = "qmp:"
-"""Begins a source that is the monitor of a running QEMU."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What was asked of `run`, beside the archive's own options."""
-
-    sources: Sequence[Named]
-    archive: str
-    configs: Sequence[Named]
-    source_options: SourceOptions
-    chosen: Sequence[str]
-    fleece: str | None
-    max_fleece: int | None
-    nbd_socket: str | None
-    force: bool
-    skip_unreadable: bool
-    verify: bool
-    speed: int
-    progress: str
-    quiet: bool
-    verbose: bool
-    as_json: bool
 
 
 @click.command("run", short_help="Back up one or more disks into one archive.")
@@ -209,70 +179,22 @@ def command(
         threads=threads_or_default(threads),
     )
     source_options = SourceOptions(image_format, size, force_share, allow_changing, Snapshot(snapshot))
-    asked = _Request(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
-    _check(asked)
+    asked = RunRequest(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
+    check(asked)
     tracer = make_trace(trace)
     if sources[0].what.startswith(SERVE):
         # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
         drives = served_drives(sources[0].what.removeprefix(SERVE))
-        asked = _name_archive(asked, [name for name, _ in drives], options, facts)
+        asked = name_archive(asked, [name for name, _ in drives], options, facts)
         return run_in_loop(_run_live(asked, drives, options, tracer, facts))
     if sources[0].what.startswith(QMP):
         return run_in_loop(_run_qemu(asked, options, tracer, facts))
-    asked = _name_archive(asked, unique_drive_names(sources), options, facts)
+    asked = name_archive(asked, unique_drive_names(sources), options, facts)
     return run_in_loop(_run(asked, options, tracer, facts))
 
 
-def _check(request: _Request) -> None:
-    if not request.sources:
-        raise click.UsageError(f"name the disks first, and then the archive: {request.archive} is the only name given")
-    unique_drive_names(request.sources)
-    if request.source_options.size is not None and all(source.what != "-" for source in request.sources):
-        raise RequestError("--size tells the size of the standard input, and - is none of the sources")
-    if sum(source.what == "-" for source in request.sources) > 1:
-        raise RequestError("the standard input can only be one of the sources")
-    if request.source_options.snapshot is Snapshot.REFLINK:
-        for source in request.sources:
-            if source.what == "-" or source.what.startswith((SERVE, QMP)) or is_nbd_uri(source.what):
-                raise RequestError(f"--snapshot reflink is for raw files, and {source.what} is none")
-    if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
-        raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
-    from_qemu = any(source.what.startswith(QMP) for source in request.sources)
-    if len(request.sources) > 1 and from_qemu:
-        raise RequestError("a machine's disks are backed up together and alone: name one qmp:SOCKET and nothing else")
-    for_qemu = (request.chosen, request.fleece, request.max_fleece, request.nbd_socket)
-    if not from_qemu and any(option not in (None, ()) for option in for_qemu):
-        raise RequestError("--drive, --fleece, --max-fleece and --nbd-socket go with a source qmp:SOCKET")
-
-
-def _name_archive(request: _Request, names: Sequence[str], options: ArchiveOptions, facts: RunFacts) -> _Request:
-    """The request with the archive's own name, which is checked."""
-    name = ArchiveName(names, facts.job_name, options.created, options.uuid).expand(request.archive)
-    facts.names, facts.archive = names, name
-    named = replace(request, archive=name)
-    _check_archive(named)
-    return named
-
-
-def _check_archive(request: _Request) -> None:
-    if request.archive.startswith((SERVE, QMP)) or is_nbd_uri(request.archive):
-        raise RequestError(f"{request.archive} can be backed up, but is no place for an archive")
-    if request.as_json and own_descriptor(request.archive) == 1:
-        raise RequestError("--json and the archive cannot both go to the standard output")
-    if request.verify and is_url(request.archive):
-        raise RequestError(
-            "--verify reads an archive before it gets its name, which is possible for a file only; afterwards:"
-            f" pybackup verify {shown(request.archive)}"
-        )
-    if request.verify and is_stream(request.archive):
-        raise RequestError("--verify needs an archive that is a file, to read it back")
-    for what in (*request.sources, *request.configs):
-        if same_file(what.what, request.archive):
-            raise RequestError(f"{what.what} would be replaced by the archive made of it")
-
-
 async def _run_live(
-    request: _Request, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace, facts: RunFacts
+    request: RunRequest, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace, facts: RunFacts
 ) -> int:
     """Back up the disks of a running server: it sends the clusters, the archive is made here."""
     path = request.sources[0].what.removeprefix(SERVE)
@@ -290,7 +212,7 @@ async def _run_live(
     return report(request, job)
 
 
-async def _run_qemu(request: _Request, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> int:
+async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> int:
     """Back up the disks of a running QEMU."""
     source = request.sources[0]
     configs = [read_config(config) for config in request.configs]
@@ -300,7 +222,7 @@ async def _run_qemu(request: _Request, options: ArchiveOptions, trace: Trace, fa
         path = source.what.removeprefix(QMP)
         qemu = await RunningQemu.connect(path, request.chosen, source.name)
         stack.push_async_callback(qemu.close)
-        request = _name_archive(request, [disk.name for disk in qemu.disks], options, facts)
+        request = name_archive(request, [disk.name for disk in qemu.disks], options, facts)
         if all(name != CONFIG_NAME for name, _ in configs):
             configs.append((CONFIG_NAME, qemu.description))
         sink = open_sink(request.archive, replace=request.force)
@@ -326,7 +248,7 @@ async def _run_qemu(request: _Request, options: ArchiveOptions, trace: Trace, fa
     return report(request, job)
 
 
-def _verifier(request: _Request, sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]] | None:
+def _verifier(request: RunRequest, sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]] | None:
     """What reads the archive back before it gets its name, where that was asked for."""
     if not request.verify or not isinstance(sink, FileSink):
         return None
@@ -338,7 +260,7 @@ def _verifier(request: _Request, sink: Sink, pool: ThreadPoolExecutor) -> Callab
     return verify
 
 
-async def _run(request: _Request, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> int:
+async def _run(request: RunRequest, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> int:
     configs = [read_config(config) for config in request.configs]
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
@@ -374,7 +296,7 @@ async def _run(request: _Request, options: ArchiveOptions, trace: Trace, facts: 
     return report(request, job)
 
 
-def _about(request: _Request, opened: Sequence[OpenSource], options: ArchiveOptions) -> dict[str, Any]:
+def _about(request: RunRequest, opened: Sequence[OpenSource], options: ArchiveOptions) -> dict[str, Any]:
     return {
         "tool": f"pybackup {VERSION}",
         "created": options.created,
@@ -401,7 +323,7 @@ async def verify_file(path: str, name: str, pool: ThreadPoolExecutor) -> None:
         await VerifyJob(ArchiveStream(reader.read, name, pool)).run()
 
 
-def report(request: _Request, job: BackupJob | RemoteBackup) -> int:
+def report(request: RunRequest, job: BackupJob | RemoteBackup) -> int:
     """The closing summary, and the exit code of a backup that is complete."""
     progress = job.progress
     if request.as_json:
@@ -423,7 +345,7 @@ def report(request: _Request, job: BackupJob | RemoteBackup) -> int:
     return int(ExitCode.SOURCE) if job.lost else 0
 
 
-def _summary(request: _Request, job: BackupJob | RemoteBackup) -> dict[str, Any]:
+def _summary(request: RunRequest, job: BackupJob | RemoteBackup) -> dict[str, Any]:
     progress = job.progress
     return {
         "archive": shown(request.archive),

@@ -1,0 +1,96 @@
+"""What was asked of `pybackup run`, and whether it makes sense, before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import click
+
+from pybackup.cli.archive_name import ArchiveName
+from pybackup.cli.params import Named, same_file
+from pybackup.cli.unattended import RunFacts
+from pybackup.core.archive_create import ArchiveOptions
+from pybackup.core.drive_names import unique_drive_names
+from pybackup.core.errors import RequestError
+from pybackup.core.nbd_uri import is_nbd_uri
+from pybackup.core.reflink import Snapshot
+from pybackup.core.remote import is_url, shown
+from pybackup.core.sinks.stream import is_stream, own_descriptor
+from pybackup.core.sources import SourceOptions
+
+SERVE = "serve:"
+"""Begins a source that is a running server's control socket."""
+QMP = "qmp:"
+"""Begins a source that is the monitor of a running QEMU."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What was asked of `run`, beside the archive's own options."""
+
+    sources: Sequence[Named]
+    archive: str
+    configs: Sequence[Named]
+    source_options: SourceOptions
+    chosen: Sequence[str]
+    fleece: str | None
+    max_fleece: int | None
+    nbd_socket: str | None
+    force: bool
+    skip_unreadable: bool
+    verify: bool
+    speed: int
+    progress: str
+    quiet: bool
+    verbose: bool
+    as_json: bool
+
+
+def check(request: RunRequest) -> None:
+    """Raise click.UsageError or RequestError where it does not."""
+    if not request.sources:
+        raise click.UsageError(f"name the disks first, and then the archive: {request.archive} is the only name given")
+    unique_drive_names(request.sources)
+    if request.source_options.size is not None and all(source.what != "-" for source in request.sources):
+        raise RequestError("--size tells the size of the standard input, and - is none of the sources")
+    if sum(source.what == "-" for source in request.sources) > 1:
+        raise RequestError("the standard input can only be one of the sources")
+    if request.source_options.snapshot is Snapshot.REFLINK:
+        for source in request.sources:
+            if source.what == "-" or source.what.startswith((SERVE, QMP)) or is_nbd_uri(source.what):
+                raise RequestError(f"--snapshot reflink is for raw files, and {source.what} is none")
+    if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
+        raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
+    from_qemu = any(source.what.startswith(QMP) for source in request.sources)
+    if len(request.sources) > 1 and from_qemu:
+        raise RequestError("a machine's disks are backed up together and alone: name one qmp:SOCKET and nothing else")
+    for_qemu = (request.chosen, request.fleece, request.max_fleece, request.nbd_socket)
+    if not from_qemu and any(option not in (None, ()) for option in for_qemu):
+        raise RequestError("--drive, --fleece, --max-fleece and --nbd-socket go with a source qmp:SOCKET")
+
+
+def name_archive(request: RunRequest, names: Sequence[str], options: ArchiveOptions, facts: RunFacts) -> RunRequest:
+    """The request with the archive's own name, which is checked."""
+    name = ArchiveName(names, facts.job_name, options.created, options.uuid).expand(request.archive)
+    facts.names, facts.archive = names, name
+    named = replace(request, archive=name)
+    _check_archive(named)
+    return named
+
+
+def _check_archive(request: RunRequest) -> None:
+    if request.archive.startswith((SERVE, QMP)) or is_nbd_uri(request.archive):
+        raise RequestError(f"{request.archive} can be backed up, but is no place for an archive")
+    if request.as_json and own_descriptor(request.archive) == 1:
+        raise RequestError("--json and the archive cannot both go to the standard output")
+    if request.verify and is_url(request.archive):
+        raise RequestError(
+            "--verify reads an archive before it gets its name, which is possible for a file only; afterwards:"
+            f" pybackup verify {shown(request.archive)}"
+        )
+    if request.verify and is_stream(request.archive):
+        raise RequestError("--verify needs an archive that is a file, to read it back")
+    for what in (*request.sources, *request.configs):
+        if same_file(what.what, request.archive):
+            raise RequestError(f"{what.what} would be replaced by the archive made of it")
