@@ -10,8 +10,10 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import make_image
@@ -60,6 +62,7 @@ def at_rest(folder: Path, rounds: int) -> None:
     peaks: list[float] = []
     packing(table, folder, image, rounds, peaks)
     unpacking(table, folder, rounds, peaks)
+    over_nbd(table, image, rounds, peaks)
     empty_terabyte(table, folder, peaks)
     table.row("peak memory of any of these", "MiB", 150, max(peaks), f"{max(peaks):.0f} MiB")
     start_up(table)
@@ -107,6 +110,26 @@ def packing(table: Table, folder: Path, image: Path, rounds: int, peaks: list[fl
         ratio(ours_costs, qemu_costs, wall),
         seconds(ours_costs, qemu_costs),
     )
+
+
+def over_nbd(table: Table, image: Path, rounds: int, peaks: list[float]) -> None:
+    """An export of qemu-nbd, read by us and by nbdcopy; nothing is kept."""
+    need("qemu-nbd", "nbdcopy")
+    with tempfile.TemporaryDirectory() as private:
+        options = ["-r", "--persistent", "--shared=8", "-f", "raw", "--fork", "-x", "d", "-k", f"{private}/nbd"]
+        subprocess.run(["qemu-nbd", *options, f"--pid-file={private}/pid", str(image)], check=True)
+        uri = f"nbd+unix:///d?socket={private}/nbd"
+        try:
+            ours, theirs = pairs(
+                lambda: run([*PYBACKUP, "run", "-q", "--compress", "none", uri, "/dev/null"]),
+                lambda: run(["nbdcopy", uri, "null:"]),
+                rounds,
+            )
+        finally:
+            os.kill(int(Path(private, "pid").read_text()), signal.SIGTERM)
+    peaks += [cost.peak for cost in ours]
+    name = "`run` of an NBD export, not compressed"
+    table.row(name, "`nbdcopy` to `null:`", 1.2, ratio(ours, theirs, wall), seconds(ours, theirs))
 
 
 def unpacking(table: Table, folder: Path, rounds: int, peaks: list[float]) -> None:
