@@ -21,6 +21,8 @@ _QCOW2_EXTENSION = struct.Struct(">II")
 _BACKING_FORMAT = 0xE2792ACA
 _QED = struct.Struct("<4s12xQ32xII")
 """Magic, features, the offset of the backing file's name and its length in bytes."""
+_QCOW_MAGIC = b"QFI\xfb"
+_QED_MAGIC = b"QED\0"
 _QED_BACKING_FILE = 1
 _QED_IS_RAW = 4
 
@@ -33,7 +35,7 @@ class BackingFile(NamedTuple):
 
 
 def backing_file(head: bytes, image_format: str) -> BackingFile | None:
-    """The backing file that an image names; None where it has none, or the format knows none.
+    """The backing file that an image names; None where it has none, the format knows none, or it is no such image.
 
     ``head``: the first HEAD_BYTES of the image, or all of it. FormatError when the name is not where it should be.
     """
@@ -45,8 +47,8 @@ def backing_file(head: bytes, image_format: str) -> BackingFile | None:
 def _of_qcow(head: bytes) -> BackingFile | None:
     if len(head) < _QCOW.size:
         return None
-    _, version, offset, length = _QCOW.unpack_from(head)
-    if not offset or not length:
+    magic, version, offset, length = _QCOW.unpack_from(head)
+    if magic != _QCOW_MAGIC or not offset or not length:
         return None
     return BackingFile(_name(head, offset, length), _qcow2_format(head, version) if version > 1 else None)
 
@@ -69,8 +71,8 @@ def _qcow2_format(head: bytes, version: int) -> str | None:
 def _of_qed(head: bytes) -> BackingFile | None:
     if len(head) < _QED.size:
         return None
-    _, features, offset, length = _QED.unpack_from(head)
-    if not features & _QED_BACKING_FILE:
+    magic, features, offset, length = _QED.unpack_from(head)
+    if magic != _QED_MAGIC or not features & _QED_BACKING_FILE:
         return None
     return BackingFile(_name(head, offset, length), "raw" if features & _QED_IS_RAW else None)
 

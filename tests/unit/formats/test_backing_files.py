@@ -70,3 +70,8 @@ def test_any_bytes(rest: bytes, magic: bytes, image: str) -> None:
     except FormatError:
         return
     assert found is None or found.name.encode(errors="surrogateescape") in magic + rest
+
+
+@pytest.mark.parametrize("image_format", ["qcow", "qcow2", "qed"])
+def test_what_is_no_such_image_names_no_backing_file(image_format: str) -> None:
+    assert backing_file(b"\xff" * 200, image_format) is None
