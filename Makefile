@@ -24,9 +24,9 @@ lint: .venv/ready .packages/pybackup
 types: .venv/ready .packages/pybackup
 	MYPYPATH=.packages $(BIN)/mypy --strict $(PACKAGES)
 
-# Most tests wait for other processes, so there are more workers than processors.
+# Two workers, for most tests wait for other processes.
 test: lint types
-	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo.sh

@@ -60,7 +60,9 @@ def test_a_signal_to_the_client_cancels(server: Server, tmp_path: Path, number: 
     assert interrupt(client, number) == (code, "pybackup: cancelled\n")
     assert not [path for path in tmp_path.iterdir() if "out.vma" in path.name]
     until(lambda: server.job() is None)
-    assert server.ask("status")["last"]["error"] == "whoever asked for the backup gave up: cancelled"
+    # A client that is cancelled in the moment between its request and the first cluster just goes.
+    told = {"whoever asked for the backup gave up: cancelled", "whoever asked for the backup has gone"}
+    assert server.ask("status")["last"]["error"] in told
     leaves_all_well(server, tmp_path)
 
 
