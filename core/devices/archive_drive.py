@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pybackup.core.archive_index import ArchiveIndex
 from pybackup.core.device import CLUSTER_SIZE, BlockStatus, Buffer
 from pybackup.core.devices.blocking_calls import BlockingCalls
+from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.errors import ArchiveError
 from pybackup.formats.vma import DriveInfo
 
@@ -17,10 +17,8 @@ STATUS_STEP = 4096
 """Extents in one answer, at most."""
 
 
-class ArchiveDrive:
+class ArchiveDrive(ReadOnlyDevice):
     """One drive. Fixed: all. The archive's caches are used by one thread at a time, so its drives share that thread."""
-
-    read_only = True
 
     def __init__(self, archive: ArchiveIndex, drive: DriveInfo, thread: ThreadPoolExecutor | None = None) -> None:
         """``thread``: an executor with one thread, which stays open; None for an archive of which this is all."""
@@ -68,29 +66,6 @@ class ArchiveDrive:
                 found.append(BlockStatus(offset, run_end - offset, zero, zero))
             offset = run_end
         return found
-
-    async def pwrite(self, offset: int, data: Buffer) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def write_zeroes(self, offset: int, length: int, *, may_punch: bool = True, fast_only: bool = False) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def discard(self, offset: int, length: int) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def flush(self) -> None:
-        """Nothing to do."""
-
-    def read_now(self, offset: int, length: int) -> Buffer | None:
-        """Never: a frame may have to be decompressed."""
-        return None
-
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        """Never; a write fails with EPERM."""
-        return False
 
     async def close(self) -> None:
         """Wait for reads under way; the archive stays open."""

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 from collections.abc import Callable, Sequence
 
 from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.devices.blocking_calls import BlockingCalls
 from pybackup.core.devices.pipe_reader import PipeReader
+from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.errors import SourceError
 
 
-class SequentialDevice:
+class SequentialDevice(ReadOnlyDevice):
     """Reads a descriptor in order. Fixed: the size in bytes, which the user must tell.
 
     Changing: the position, and that a cancelled read ends all reading: what it had read is lost.
     """
-
-    read_only = True
 
     def __init__(self, fd: int, size: int, name: str) -> None:
         """``fd`` stays open when the device is closed."""
@@ -70,29 +68,6 @@ class SequentialDevice:
     async def extents(self, offset: int, length: int) -> Sequence[BlockStatus]:
         """All data, for all that is known."""
         return [BlockStatus(offset, length, zero=False, hole=False)]
-
-    async def pwrite(self, offset: int, data: Buffer) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def write_zeroes(self, offset: int, length: int, *, may_punch: bool = True, fast_only: bool = False) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def discard(self, offset: int, length: int) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def flush(self) -> None:
-        """Nothing to do."""
-
-    def read_now(self, offset: int, length: int) -> Buffer | None:
-        """Never: nobody knows when the next byte comes."""
-        return None
-
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        """Never."""
-        return False
 
     async def close(self) -> None:
         """End the reading thread; a second close does nothing."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pybackup.core.backup import BackupJob, Drive
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
+from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.intake import Intake
 
 from .disks import QemuDisk
@@ -18,13 +17,11 @@ from .fleecing import Fleecing
 from .uninterrupted import uninterrupted
 
 
-class FrozenDisk:
+class FrozenDisk(ReadOnlyDevice):
     """A disk as it was at the instant; implements BlockDevice.
 
     Fixed: name and size. Changing: ``frozen``, what it is read from, which is there from the instant on.
     """
-
-    read_only = True
 
     def __init__(self, disk: QemuDisk) -> None:
         self.name, self.size = disk.name, disk.size
@@ -39,29 +36,6 @@ class FrozenDisk:
         """What was where at the instant (OSError)."""
         assert self.frozen is not None
         return await self.frozen.extents(offset, length)
-
-    async def pwrite(self, offset: int, data: Buffer) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def write_zeroes(self, offset: int, length: int, *, may_punch: bool = True, fast_only: bool = False) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def discard(self, offset: int, length: int) -> None:
-        """EPERM."""
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
-
-    async def flush(self) -> None:
-        """Nothing to do."""
-
-    def read_now(self, offset: int, length: int) -> Buffer | None:
-        """Never."""
-        return None
-
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        """Never; a write fails with EPERM."""
-        return False
 
     async def close(self) -> None:
         """Nothing to do: what was opened belongs to the fleecing."""

@@ -8,11 +8,11 @@ dead run, whose upload can be aborted; a lock that is held means that another ru
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 
 from pybackup.core.errors import BusyError
+from pybackup.core.locked_file import open_locked
 
 LONGEST_ID = 4096
 
@@ -40,27 +40,13 @@ class UploadRecord:
         """Lock the record; the upload that a dead run left, or None. BusyError where another run is alive."""
         try:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
-            self._fd = self._open_locked()
+            self._fd = open_locked(self._path, 0o600)
             left = os.pread(self._fd, LONGEST_ID, 0).decode("utf-8", "replace")
         except BlockingIOError:
             raise BusyError(f"another run is writing {self._name}") from None
         except OSError:
             return None
         return left or None
-
-    def _open_locked(self) -> int:
-        while True:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with contextlib.suppress(FileNotFoundError):
-                    # Whoever held the lock may have removed the file meanwhile: then it is not ours.
-                    if os.path.samestat(os.fstat(fd), os.stat(self._path)):
-                        return fd
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
 
     def remember(self, upload_id: str) -> None:
         """This upload is under way now."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 
 from pybackup.core.errors import BusyError, TargetError, TargetFullError
+from pybackup.core.locked_file import open_locked
 
 
 def partial_name(path: str) -> str:
@@ -48,7 +48,7 @@ class PartialFile:
         """Create and lock the temporary file; TargetError or BusyError with nothing changed."""
         self._check_target()
         try:
-            self.fd = self._open_locked()
+            self.fd = open_locked(self.partial, self._mode)
             os.ftruncate(self.fd, 0)
         except BlockingIOError:
             raise BusyError(f"another run is writing {self.path}") from None
@@ -73,20 +73,6 @@ class PartialFile:
             raise TargetError(f"cannot create {self.path}: it is no regular file, and no file replaces it")
         if not self._replace:
             raise TargetError(f"{self.path} exists already; --force replaces it")
-
-    def _open_locked(self) -> int:
-        while True:
-            fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, self._mode)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with contextlib.suppress(FileNotFoundError):
-                    # Whoever held the lock may have renamed or removed the file meanwhile: then it is not ours.
-                    if os.path.samestat(os.fstat(fd), os.stat(self.partial)):
-                        return fd
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)
 
     def commit(self) -> None:
         """Make the content durable, then give it the final name, then make the name durable."""
