@@ -76,7 +76,7 @@ async def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor 
             return _open_locked(device, what, options)
         return await _open_frozen(device, what, options, pool)
     except BaseException:
-        os.close(device.fileno())
+        device.close_unused()
         raise
 
 
@@ -132,7 +132,7 @@ async def _open_frozen(
     finally:
         await calls.close()
     used = is_written(device.fileno())
-    os.close(device.fileno())
+    device.close_unused()
     note = f"{what} is in use: the backup is a snapshot of it, as a power failure would have left the disk"
     return OpenSource(frozen, _nothing, frozen.close, "raw (reflink)", notes=[note] if used else [])
 

@@ -173,19 +173,25 @@ class ArchiveEncoder:
         return vma.encode_zero_extents(self.header.uuid, run.drive_id, run.first, run.clusters, digest)
 
     def _cut(self, extent: Extent) -> list[list[memoryview]]:
-        """An extent's bytes in pieces of at most the frame size, cut between clusters."""
+        """An extent's bytes in pieces of at most the frame size, cut between clusters.
+
+        The header of an extent that needs several frames has one of its own: a frame that is one part of a buffer need
+        not be put together, and no header is lost with data.
+        """
         packed = [vma.pack_slot(*slot) for slot in extent.slots]
         digest = extent_digest(extent.digests) if self.header.extent_digests else None
         head = vma.encode_extent_header(self.header.uuid, packed, extent.blocks, digest)
-        frames, size, begin = [[Part(head, 0, len(head))]], len(head), 0
+        frames, begin = [[Part(head, 0, len(head))]], 0
+        is_one_frame = len(head) + extent.blocks * vma_layout.BLOCK_SIZE <= self._frame_size
+        room = self._frame_size - len(head) if is_one_frame else 0
         for end in extent.part_ends:
             cluster = extent.parts[begin:end]
             length = sum(part.end - part.start for part in cluster)
-            if size + length > self._frame_size:
+            if length > room:
                 frames.append([])
-                size = 0
+                room = self._frame_size
             _append(frames[-1], cluster)
-            size += length
+            room -= length
             begin = end
         return [[memoryview(part.buffer)[part.start : part.end] for part in frame] for frame in frames]
 

@@ -72,14 +72,15 @@ def _scan_cluster(content: bytes | bytearray, view: memoryview, at: int) -> Clus
     # startswith() with an offset is a memcmp without a copy, several times faster than slicing.
     if content.startswith(ZERO_CLUSTER, at):
         return ZERO
-    mask, bit = 0, 1
-    for block in range(at, at + CLUSTER_SIZE, BLOCK_SIZE):
-        if not content.startswith(ZERO_BLOCK, block):
-            mask |= bit
-        bit <<= 1
-    digest = cluster_digest(view[at : at + CLUSTER_SIZE])
+    end = at + CLUSTER_SIZE
+    mask = FULL_MASK
+    # Where each block's first byte is not zero, no block is: one look instead of sixteen.
+    if 0 in content[at:end:BLOCK_SIZE]:
+        starts = range(at, end, BLOCK_SIZE)
+        mask = sum(1 << bit for bit, start in enumerate(starts) if not content.startswith(ZERO_BLOCK, start))
+    digest = cluster_digest(view[at:end])
     if mask == FULL_MASK:
-        return Cluster(mask, digest, (Part(content, at, at + CLUSTER_SIZE),))
+        return Cluster(mask, digest, (Part(content, at, end),))
     parts = tuple(Part(content, at + start, at + end) for start, end in stored_ranges(mask))
     return Cluster(mask, digest, parts)
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.devices.nbd_negotiation import Prepare, Refused, connect, disconnect
 from pybackup.core.devices.nbd_session import Batch, ConnectionLost, NbdSession
+from pybackup.core.devices.unfilled import unfilled
 from pybackup.core.errors import PybackupError, SourceError
 from pybackup.core.inflight import InflightRanges
 from pybackup.core.nbd_uri import NbdAddress
@@ -23,7 +24,7 @@ Failure: TypeAlias = Callable[[str], PybackupError]
 """Makes the error of a sentence; mostly a class, SourceError or TargetError."""
 CONNECTIONS = 4
 """Connections where the server allows several."""
-REQUEST_SIZE = 256 << 10
+REQUEST_SIZE = 512 << 10
 """Bytes in a request: small enough to spread over connections, large enough to cost little each."""
 SMALLEST_MOST = 512
 """Bytes: the specification does not let a server ask for smaller requests."""
@@ -110,7 +111,7 @@ class NbdDevice:
     async def pread(self, offset: int, length: int) -> Buffer:
         """Read, in pieces over all connections (OSError)."""
         low, high = self._outwards(offset, offset + length)
-        content = bytearray(high - low)
+        content = unfilled(high - low)  # that a reply covers all of it is checked
         view = memoryview(content)
         batch = Batch()
         try:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.devices import fallocate
 from pybackup.core.devices.blocking_calls import BlockingCalls
+from pybackup.core.devices.direct_read import DirectReads
 from pybackup.core.devices.file_io import read_fully, write_fully, write_zero_bytes
 from pybackup.core.devices.inline_writes import InlineWrites
 from pybackup.core.devices.page_cache import CacheHygiene
@@ -68,6 +69,7 @@ class RawDevice:
         self._writable = writable
         self._calls = calls
         self._inline = InlineWrites(fd)
+        self._direct: DirectReads | None = None
         self._hygiene: CacheHygiene | None = None
         self._can_read_now = True
         self._can_punch = True
@@ -86,9 +88,9 @@ class RawDevice:
     ) -> RawDevice:
         """Open a regular file or block device.
 
-        ``executor``: threads shared with others (None: four of its own). ``drop_cache``: give back the page cache
-        that reads have filled, and only that. Raises ``failure`` with the reason when it cannot be opened, is
-        neither file nor block device, or is empty.
+        ``executor``: threads shared with others (None: four of its own). ``drop_cache``: leave the page cache
+        as it is: read past it, or give back what a read has filled, and only that. Raises ``failure`` with the reason
+        when it cannot be opened, is neither file nor block device, or is empty.
         """
         path = os.fspath(path)
         try:
@@ -115,7 +117,7 @@ class RawDevice:
             os.close(fd)
             raise failure(f"cannot use {name}: {error.strerror}") from error
         if drop_cache:
-            device._hygiene = CacheHygiene(fd)
+            device._direct, device._hygiene = DirectReads(fd), CacheHygiene(fd)
         return device
 
     @property
@@ -214,11 +216,19 @@ class RawDevice:
         if self._fd < 0:
             return
         await self._calls.close()
+        self.close_unused()
+
+    def close_unused(self) -> None:
+        """Close a device that was asked for nothing but its descriptor: there is nothing to wait for."""
         fd, self._fd = self._fd, -1
         self._inline.stop()
+        if self._direct:
+            self._direct.close()
         os.close(fd)
 
-    def _read(self, offset: int, length: int) -> bytes:
+    def _read(self, offset: int, length: int) -> Buffer:
+        if self._direct and (data := self._direct.read(offset, length)) is not None:
+            return data
         if self._hygiene:
             return self._hygiene.read(offset, length)
         return read_fully(self._fd, offset, length)

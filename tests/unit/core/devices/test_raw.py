@@ -14,6 +14,7 @@ from device_contract import DeviceContract, contents, described, pattern
 
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices import fallocate, file_io
+from pybackup.core.devices.direct_read import DirectReads
 from pybackup.core.devices.page_cache import cached_pages
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.errors import SourceChangedError, SourceError, TargetError
@@ -30,6 +31,14 @@ def on_raw(path: Path, action: Callable[[RawDevice], Awaitable[Any]], **options:
             await device.close()
 
     return asyncio.run(test())
+
+
+@pytest.fixture
+def without_direct_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(DirectReads, "read", none)
 
 
 class TestRawContract(DeviceContract):
@@ -50,6 +59,14 @@ class TestRawContract(DeviceContract):
 
 class TestRawContractKeepingTheCacheClean(TestRawContract):
     options = {"drop_cache": True}  # noqa: RUF012
+
+
+class TestRawContractWithoutDirectReads(TestRawContract):
+    options = {"drop_cache": True}  # noqa: RUF012
+
+    @pytest.fixture(autouse=True)
+    def _no_direct_reads(self, without_direct_reads: None) -> None:
+        pass
 
 
 class TestRawContractWithoutFallocate(TestRawContract):
@@ -250,7 +267,10 @@ def test_a_closed_device_answers_ebadf(tmp_path: Path) -> None:
     asyncio.run(test())
 
 
-def test_only_pages_that_the_backup_brought_in_are_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct", [True, False])
+def test_pages_stay_in_the_cache_or_out_of_it(tmp_path: Path, direct: bool, request: pytest.FixtureRequest) -> None:
+    if not direct:
+        request.getfixturevalue("without_direct_reads")
     path = tmp_path / "disk.img"
     path.write_bytes(pattern(1 << 20))
     page = os.sysconf("SC_PAGESIZE")

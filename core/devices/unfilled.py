@@ -1,0 +1,29 @@
+"""Memory for reads, which is not filled with zeros first: that would take as long as many a read."""
+
+from __future__ import annotations
+
+import ctypes
+
+ALIGNMENT = 4096
+"""Bytes: what the memory of a direct read has to begin at a multiple of; no disk has longer logical blocks."""
+
+_bytearray_of = ctypes.pythonapi.PyByteArray_FromStringAndSize
+_bytearray_of.restype = ctypes.py_object
+_bytearray_of.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
+
+
+def unfilled(length: int) -> bytearray:
+    """A bytearray of ``length`` bytes, whatever was in that memory before: every byte of it has to be written."""
+    memory: bytearray = _bytearray_of(None, length)
+    return memory
+
+
+def unfilled_aligned(length: int) -> bytearray:
+    """As unfilled(), beginning at a multiple of ALIGNMENT; ``length`` is at least twice that.
+
+    A bytearray gives up its first bytes, and up to half of all, without moving the others.
+    """
+    memory = unfilled(length + ALIGNMENT)
+    del memory[: -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT]
+    del memory[length:]
+    return memory
