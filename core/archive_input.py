@@ -11,6 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,21 +20,24 @@ import zstandard
 from pybackup.formats import vma_layout
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.archive import MAX_FRAME_SIZE
+from pybackup.formats.clusters import Buffer
 from pybackup.formats.errors import FormatError, NotAnArchiveError
+
+from .devices.unfilled import ALIGNMENT, unfilled_aligned
 
 CHUNK = 1 << 20
 MAX_WINDOW = 1 << 27
 """128 MiB, the limit of `zstd -d` without further options."""
 GZIP_MAGIC = b"\x1f\x8b"
 LZO_MAGIC = b"\x89LZO"
-FRAMES_AHEAD = 6
+FRAMES_AHEAD = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
     """VMA bytes. ``frame`` is set where they are the content of one whole frame."""
 
-    content: bytes | memoryview
+    content: Buffer
     frame: FrameSeen | None = None
 
 
@@ -65,6 +69,7 @@ class SkippableSeen:
 
 
 Piece: TypeAlias = Bytes | Lost | SkippableSeen
+_Ahead: TypeAlias = deque[tuple[zs.Frame, Future[bytes | bytearray] | None]]
 
 
 def pieces_of(
@@ -140,23 +145,53 @@ class _Decompressors(threading.local):
 
 
 _decompressors = _Decompressors()
+_NOT_AS_TOLD = "a zstd frame does not hold what its header says"
 
 
 def decompress_frame(content: memoryview, size: int, offset: int) -> bytes:
-    """The content of one whole frame, which must be ``size`` bytes (FormatError)."""
-    try:
-        header = zs.parse_frame_header(content[: zs.LONGEST_FRAME_HEADER])
-        if header.unused_bits:
-            raise FormatError("reserved bits of a zstd frame header are set", offset)
-        if header.content_size != size or size > zs.most_content(len(content)):
-            # The decompressor makes room for what the frame claims, whatever it is told.
-            raise FormatError("a zstd frame does not hold what its header says", offset)
+    """The content of one whole frame, which must be ``size`` bytes, with nothing behind it (FormatError)."""
+    with _damage_at(offset):
+        _check_frame(content, size)
         data: bytes = _decompressors.one.decompress(content, max_output_size=size, allow_extra_data=False)
+        if len(data) != size:
+            raise FormatError(_NOT_AS_TOLD)
+    return data
+
+
+def decompress_aligned(content: memoryview, size: int, offset: int) -> bytes | bytearray:
+    """As decompress_frame(), in memory that can be written past the page cache; ``content`` must be the whole frame.
+
+    zstd decompresses a whole frame with room for all of it in one step, to where it is wanted. Of one that is cut
+    short it would give the content without having seen the checksum.
+    """
+    if size < 2 * ALIGNMENT:
+        return decompress_frame(content, size, offset)
+    with _damage_at(offset):
+        _check_frame(content, size)
+        data = unfilled_aligned(size)
+        with _decompressors.one.stream_reader(content) as reader:
+            if reader.readinto(data) != size:
+                raise FormatError(_NOT_AS_TOLD)
+    return data
+
+
+def _check_frame(content: memoryview, size: int) -> None:
+    header = zs.parse_frame_header(content[: zs.LONGEST_FRAME_HEADER])
+    if header.unused_bits:
+        raise FormatError("reserved bits of a zstd frame header are set")
+    if header.content_size != size or size > zs.most_content(len(content)):
+        # Room is made for what the frame claims, whatever it holds.
+        raise FormatError(_NOT_AS_TOLD)
+
+
+@contextmanager
+def _damage_at(offset: int) -> Iterator[None]:
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(error.what, offset) from None
     except zstandard.ZstdError as error:
         raise FormatError(f"a zstd frame is damaged ({_clause(error)})", offset) from None
-    if len(data) != size:
-        raise FormatError("a zstd frame does not hold what its header says", offset)
-    return data
 
 
 def _clause(error: Exception) -> str:
@@ -164,7 +199,7 @@ def _clause(error: Exception) -> str:
 
 
 def _zstd(feed: zs.ByteFeed, pool: ThreadPoolExecutor, tolerant: bool) -> Iterator[Piece]:
-    ahead: deque[tuple[zs.Frame, Future[bytes] | None]] = deque()
+    ahead: _Ahead = deque()
     while True:
         try:
             frame = zs.next_frame(feed, MAX_FRAME_SIZE)
@@ -183,7 +218,7 @@ def _zstd(feed: zs.ByteFeed, pool: ThreadPoolExecutor, tolerant: bool) -> Iterat
             continue
         skip = frame.magic is not None
         ahead.append(
-            (frame, None if skip else pool.submit(decompress_frame, frame.content, frame.content_size, frame.offset))
+            (frame, None if skip else pool.submit(decompress_aligned, frame.content, frame.content_size, frame.offset))
         )
         yield from _drain(ahead, FRAMES_AHEAD, tolerant)
     yield from _drain(ahead, 0, tolerant)
@@ -196,7 +231,7 @@ def _find_next_frame(feed: zs.ByteFeed) -> None:
     feed.skip_to_magic()
 
 
-def _drain(ahead: deque[tuple[zs.Frame, Future[bytes] | None]], keep: int, tolerant: bool) -> Iterator[Piece]:
+def _drain(ahead: _Ahead, keep: int, tolerant: bool) -> Iterator[Piece]:
     while len(ahead) > keep:
         frame, content = ahead.popleft()
         if content is None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from pybackup.formats.clusters import stored_ranges
-from pybackup.formats.vma import DriveInfo, Header
+from pybackup.formats.vma import DriveInfo, Header, runs_of_slots
 from pybackup.formats.vma_layout import CLUSTER_SIZE, FULL_MASK
 from pybackup.formats.vma_stream import DecodedExtent
 
@@ -90,8 +90,8 @@ class ArchiveWalk(Job):
             drive_id, first, count = extent.header.zero_run
             self._count_clusters(drive_id, first, count, zero=True)
             return
-        for slot in extent.header.slots:
-            self._count_clusters(slot.drive_id, slot.cluster, 1, zero=not slot.mask)
+        for drive_id, first, count, mask in runs_of_slots(extent.header.slots):
+            self._count_clusters(drive_id, first, count, zero=not mask)
 
     def _count_clusters(self, drive_id: int, first: int, count: int, *, zero: bool) -> None:
         progress = self._progress.get(drive_id)
@@ -126,26 +126,38 @@ def runs_of(extent: DecodedExtent) -> Iterator[Run]:
         yield Run(drive_id, first * CLUSTER_SIZE, count * CLUSTER_SIZE, None)
         return
     run: Run | None = None
-    for slot, stored in zip(extent.header.slots, extent.stored, strict=True):
-        if stored is None:
+    for one in _unjoined(extent):
+        if run and _continues(run, one):
+            if run.buffers is not None and one.buffers is not None:
+                run.buffers.extend(one.buffers)
+            run = run._replace(length=run.length + one.length)
             continue
-        for low, high, part in _ranges_of(slot.mask, stored):
-            offset = slot.cluster * CLUSTER_SIZE + low
-            if run and _continues(run, slot.drive_id, offset, part):
-                if run.buffers is not None and part is not None:
-                    run.buffers.append(part)
-                run = run._replace(length=run.length + high - low)
-                continue
-            if run:
-                yield run
-            run = Run(slot.drive_id, offset, high - low, None if part is None else [part])
+        if run:
+            yield run
+        run = one
     if run:
         yield run
 
 
-def _continues(run: Run, drive_id: int, offset: int, part: memoryview | None) -> bool:
-    alike = (run.buffers is None) == (part is None)
-    return alike and run.drive_id == drive_id and run.offset + run.length == offset
+def _unjoined(extent: DecodedExtent) -> Iterator[Run]:
+    """What an extent holds, in its order, in the runs of its slots or less."""
+    behind = 0
+    for drive_id, first, count, mask in runs_of_slots(extent.header.slots):
+        at, behind = behind, behind + count
+        parts = [part for part in extent.stored[at:behind] if part is not None]
+        if mask in (0, FULL_MASK) and len(parts) == count:
+            yield Run(drive_id, first * CLUSTER_SIZE, count * CLUSTER_SIZE, parts if mask else None)
+            continue
+        for cluster, stored in enumerate(extent.stored[at:behind], first):
+            if stored is not None:
+                for low, high, part in _ranges_of(mask, stored):
+                    buffers = None if part is None else [part]
+                    yield Run(drive_id, cluster * CLUSTER_SIZE + low, high - low, buffers)
+
+
+def _continues(run: Run, other: Run) -> bool:
+    alike = (run.buffers is None) == (other.buffers is None)
+    return alike and run.drive_id == other.drive_id and run.offset + run.length == other.offset
 
 
 def _ranges_of(mask: int, stored: memoryview) -> Iterator[tuple[int, int, memoryview | None]]:

@@ -22,6 +22,18 @@ class SeenClusters:
         self._clusters = clusters
         self._pieces: dict[int, bitarray | None] = {}
 
+    def has_any(self, first: int, count: int) -> bool:
+        """Whether any of these clusters in a row was ticked off."""
+        end = first + count
+        while first < end:
+            number, low = divmod(first, PIECE)
+            high = min(PIECE, low + end - first)
+            piece = self._pieces.get(number, _NOTHING)
+            if piece is None or piece.find(True, low, high) >= 0:
+                return True
+            first += high - low
+        return False
+
     def add(self, first: int, count: int) -> bool:
         """Tick off clusters in a row; False if any of them was ticked off before."""
         new = True

@@ -24,7 +24,7 @@ import zstandard
 from . import zstd_seekable as zs
 from .clusters import Buffer
 from .errors import FormatError
-from .vma import Slot
+from .vma import Slot, runs_of_slots
 from .vma_layout import BLOCK_SIZE, CLUSTER_DIGEST_SIZE, EXTENT_HEADER_SIZE
 
 ENVELOPE = struct.Struct("<4sBBHI")
@@ -132,16 +132,17 @@ class IndexBuilder:
     def add_extent(self, slots: Iterable[Slot], digests: Iterable[bytes]) -> None:
         """An extent came next in the VMA stream, with the digests of its non-zero clusters in slot order."""
         place = self._at + EXTENT_HEADER_SIZE
-        for drive_id, cluster, mask in slots:
-            self._extend_run(drive_id, RUN_STORED if mask else RUN_ZERO, cluster, 1)
+        for drive_id, cluster, count, mask in runs_of_slots(slots):
+            self._extend_run(drive_id, RUN_STORED if mask else RUN_ZERO, cluster, count)
             if mask:
-                self._masks.append(mask)
-                self._places.append((place - self._first[1]) // EXTENT_HEADER_SIZE)
                 size = mask.bit_count() * BLOCK_SIZE
-                place += size
-                self.counts[drive_id].stored_bytes += size
-        for digest in digests:
-            self._digests += digest
+                end = place + count * size
+                start = self._first[1]
+                self._masks.extend([mask] * count)
+                self._places.extend((at - start) // EXTENT_HEADER_SIZE for at in range(place, end, size))
+                self.counts[drive_id].stored_bytes += end - place
+                place = end
+        self._digests += b"".join(digests)
         self._at = place
 
     def add_zero_extents(self, drive_id: int, first: int, count: int, vma_bytes: int) -> None:

@@ -308,6 +308,32 @@ class ExtentHeader(NamedTuple):
     zero_run: tuple[int, int, int] | None = None
 
 
+class SlotRun(NamedTuple):
+    """Slots in a row whose clusters are neighbours on a drive and store the same blocks; ``first`` is a cluster."""
+
+    drive_id: int
+    first: int
+    clusters: int
+    mask: int
+
+
+def runs_of_slots(slots: Iterable[Slot]) -> list[SlotRun]:
+    """The slots in their order, neighbours joined: on most disks a few runs instead of 58 slots."""
+    runs: list[SlotRun] = []
+    drive_id = first = behind = mask = -1
+    for slot in slots:
+        drive, cluster, blocks = slot
+        if cluster == behind and drive == drive_id and blocks == mask:
+            behind += 1
+            continue
+        if behind >= 0:
+            runs.append(SlotRun(drive_id, first, behind - first, mask))
+        drive_id, first, behind, mask = drive, cluster, cluster + 1, blocks
+    if behind >= 0:
+        runs.append(SlotRun(drive_id, first, behind - first, mask))
+    return runs
+
+
 def pack_slot(drive_id: int, cluster: int, mask: int) -> int:
     """The u64 of an entry in an extent's table."""
     return mask << 48 | drive_id << 32 | cluster

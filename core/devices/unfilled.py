@@ -1,11 +1,12 @@
-"""Memory for reads, which is not filled with zeros first: that would take as long as many a read."""
+"""Memory that is not filled with zeros first: that would take as long as many a read."""
 
 from __future__ import annotations
 
 import ctypes
 
 ALIGNMENT = 4096
-"""Bytes: what the memory of a direct read has to begin at a multiple of; no disk has longer logical blocks."""
+"""Bytes: reads and writes past the page cache want memory, offset and length in multiples of a disk's logical block,
+and none is longer."""
 
 _bytearray_of = ctypes.pythonapi.PyByteArray_FromStringAndSize
 _bytearray_of.restype = ctypes.py_object
@@ -27,3 +28,10 @@ def unfilled_aligned(length: int) -> bytearray:
     del memory[: -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT]
     del memory[length:]
     return memory
+
+
+def is_aligned(memory: memoryview) -> bool:
+    """Whether this is writable memory that begins and ends at multiples of ALIGNMENT; False of what cannot be told."""
+    if memory.readonly or not len(memory) or len(memory) % ALIGNMENT:
+        return False
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT == 0

@@ -1,7 +1,7 @@
 """Writes past the page cache (O_DIRECT): our output is not read again soon, and guests need the cache more.
 
 It also saves the processor time of filling the cache, and leaves fsync() nothing to wait for. Direct writes want
-buffers, offsets and lengths that are whole blocks; what is not goes the ordinary way.
+buffers, offsets and lengths that are whole blocks; what is not is copied, or goes the ordinary way.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import os
 from collections.abc import Iterator, Sequence
 
 from pybackup.core.devices.file_io import write_fully
+from pybackup.core.devices.unfilled import ALIGNMENT, is_aligned
 
-ALIGNMENT = 4096
 BUFFER = 4 << 20
 """Bytes of one aligned buffer."""
+MOST_BUFFERS = 1024
+"""What the kernel takes in one call (IOV_MAX)."""
 _REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 
@@ -33,16 +35,27 @@ class AlignedWriter:
         with contextlib.suppress(OSError):
             self._direct = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
 
+    def write_all_at(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """Write at once what is aligned all of it (OSError); False where it is not, or was not written whole."""
+        if self._direct < 0 or offset % ALIGNMENT or not 0 < len(buffers) <= MOST_BUFFERS:
+            return False
+        return all(map(is_aligned, buffers)) and self._pwritev(offset, buffers) == sum(map(len, buffers))
+
+    def _pwritev(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """As os.pwritev(), past the page cache; 0 where that is refused."""
+        try:
+            return os.pwritev(self._direct, buffers, offset)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            return 0
+
     def write_at(self, offset: int, content: memoryview) -> None:
         """Write all bytes of aligned memory from ``offset`` on (OSError)."""
         whole = len(content) - len(content) % ALIGNMENT if offset % ALIGNMENT == 0 else 0
         done = 0
         if whole and self._direct >= 0:
-            try:
-                done = os.pwrite(self._direct, content[:whole], offset)
-            except OSError as error:
-                if error.errno not in _REFUSALS:
-                    raise
+            done = self._pwritev(offset, [content[:whole]])
         # A short or refused direct write is finished the ordinary way, which also knows the reason.
         if done < len(content):
             write_fully(self._fd, offset + done, content[done:])
@@ -64,7 +77,7 @@ def _begin_writeback(fd: int, offset: int, length: int) -> None:
 
 
 class DirectWriter:
-    """Writes any memory to any place of a file, by way of aligned buffers.
+    """Writes any memory to any place of a file; what is not aligned by way of buffers that are.
 
     Changing: the buffers that are free; any thread may write, for list.append() and list.pop() are atomic.
     """
@@ -76,6 +89,8 @@ class DirectWriter:
 
     def write_at(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Write all bytes of all buffers, one after the other, from ``offset`` on (OSError)."""
+        if self._writer.write_all_at(offset, buffers):
+            return
         for piece, start, size in self._pieces(offset, buffers):
             self._writer.write_at(start, memoryview(piece)[:size])
 

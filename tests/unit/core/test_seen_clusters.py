@@ -18,6 +18,7 @@ def test_it_is_a_set(steps: list[tuple[bool, int, int]]) -> None:
     for adds, first, count in steps:
         count = min(count, SIZE - first)
         if adds:
+            assert seen.has_any(first, count) == any(model[first : first + count])
             assert seen.add(first, count) == (not any(model[first : first + count]))
             model[first : first + count] = b"\1" * count
         else:

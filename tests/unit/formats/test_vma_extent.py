@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pybackup.formats import vma
 from pybackup.formats.clusters import EMPTY_EXTENT_DIGEST
@@ -130,3 +133,14 @@ def test_as_proxmox_does_entries_of_device_0_are_skipped_and_59_are_read() -> No
         struct.pack_into(">HBBI", content, 40 + 8 * number, *entry)
     decoded = vma.decode_extent_header(signed(content), FOREIGN, 0)
     assert decoded.slots == tuple(Slot(1, number, int(number == 0)) for number in range(0, 59, 2))
+
+
+SLOTS = st.builds(Slot, st.sampled_from([1, 3]), st.integers(0, 4), st.sampled_from([0, 1, 0xFFFF]))
+
+
+@given(st.lists(SLOTS, max_size=58))
+def test_runs_are_the_slots(slots: list[Slot]) -> None:
+    runs = vma.runs_of_slots(slots)
+    assert [Slot(run.drive_id, run.first + at, run.mask) for run in runs for at in range(run.clusters)] == slots
+    for run, following in pairwise(runs):
+        assert (run.drive_id, run.first + run.clusters, run.mask) != (following.drive_id, *following[1::2])
