@@ -31,8 +31,8 @@ class Saved(NamedTuple):
 class Overflow(Protocol):
     """Where old data goes when the memory is full: a fleecing file."""
 
-    async def store(self, content: Buffer) -> int | None:
-        """Keep the bytes; the place where, or None if there is no room for them."""
+    async def store(self, contents: Sequence[Buffer]) -> int | None:
+        """Keep the bytes of all in a row; the place where, or None if there is no room for them."""
         ...
 
     async def load(self, place: int, size: int) -> Buffer:
@@ -170,7 +170,7 @@ class OldData:
         content = memoryview(await self._overflow.load(moved.place, moved.size))
         batch, at = [], 0
         for drive_id, first, size in moved.entries:
-            batch.append(Saved(drive_id, first, bytes(content[at : at + size])))
+            batch.append(Saved(drive_id, first, content[at : at + size]))
             at += size
         return batch
 
@@ -220,7 +220,7 @@ class OldData:
         self._in_hand += len(batch)
         place = None
         try:
-            place = await overflow.store(b"".join(saved.content for saved in batch))
+            place = await overflow.store([saved.content for saved in batch])
         finally:
             self._in_hand -= len(batch)
             if place is None:

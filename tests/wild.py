@@ -236,14 +236,15 @@ class WildFleece:
         self._stored: dict[int, bytes] = {}
         self._next = 0
 
-    async def store(self, content: Buffer) -> int | None:
+    async def store(self, contents: Sequence[Buffer]) -> int | None:
+        content = b"".join(contents)
         await self._weather.wait()
         if self._weather.strikes(self._weather.fleece_errors):
             raise TargetError("the fleecing file fails")
         if sum(map(len, self._stored.values())) + len(content) > self._limit:
             return None
         self._next += 1
-        self._stored[self._next] = bytes(content)
+        self._stored[self._next] = content
         return self._next
 
     async def load(self, place: int, size: int) -> Buffer:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from pybackup.core.device import BlockStatus, Buffer
+from pybackup.core.device import CLUSTER_SIZE, BlockStatus, Buffer
 from pybackup.core.devices import fallocate
 from pybackup.core.devices.blocking_calls import BlockingCalls
 from pybackup.core.devices.direct_read import DirectReads
@@ -22,6 +22,7 @@ from pybackup.core.devices.file_io import read_fully, write_fully, write_zero_by
 from pybackup.core.devices.inline_writes import InlineWrites
 from pybackup.core.devices.page_cache import CacheHygiene
 from pybackup.core.devices.sparse_map import all_data, file_extents
+from pybackup.core.devices.unfilled import unfilled_aligned
 from pybackup.core.errors import PybackupError, SourceChangedError, SourceError
 
 READ_NOW_MOST = 1 << 20
@@ -199,7 +200,8 @@ class RawDevice:
         self._on_disk(offset, length)
         if not self._can_read_now or length > READ_NOW_MOST:
             return None
-        data = bytearray(length)
+        # Old data is read in clusters, and may go on to a fleecing file past the page cache.
+        data = unfilled_aligned(length) if length >= CLUSTER_SIZE else bytearray(length)
         try:
             return data if os.preadv(self._fd, [data], offset, os.RWF_NOWAIT) == length else None
         except OSError as error:

@@ -10,6 +10,7 @@ import pytest
 
 from pybackup.core import fleece_file
 from pybackup.core.device import CLUSTER_SIZE
+from pybackup.core.devices.unfilled import unfilled_aligned
 from pybackup.core.errors import TargetError
 from pybackup.core.fleece_file import FleeceFile
 
@@ -17,11 +18,11 @@ from pybackup.core.fleece_file import FleeceFile
 def test_what_is_stored_comes_back_and_its_room_is_used_again(tmp_path: Path) -> None:
     async def main() -> None:
         fleece = FleeceFile(str(tmp_path), 4 * CLUSTER_SIZE)
-        first, second = await fleece.store(b"a" * (CLUSTER_SIZE + 1)), await fleece.store(b"b" * 100)
+        first, second = await fleece.store([b"a" * (CLUSTER_SIZE + 1)]), await fleece.store([b"b" * 100])
         assert first is not None and second is not None
-        assert await fleece.store(b"c" * (2 * CLUSTER_SIZE)) is None, "one cluster is left"
+        assert await fleece.store([b"c" * (2 * CLUSTER_SIZE)]) is None, "one cluster is left"
         assert await fleece.load(first, CLUSTER_SIZE + 1) == b"a" * (CLUSTER_SIZE + 1)
-        again = await fleece.store(b"d" * (2 * CLUSTER_SIZE))
+        again = await fleece.store([b"d" * (2 * CLUSTER_SIZE)])
         assert again is not None
         assert await fleece.load(second, 100) == b"b" * 100
         assert await fleece.load(again, 2 * CLUSTER_SIZE) == b"d" * (2 * CLUSTER_SIZE)
@@ -31,10 +32,31 @@ def test_what_is_stored_comes_back_and_its_room_is_used_again(tmp_path: Path) ->
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("does_at_most", [1 << 30, CLUSTER_SIZE + 5, 0])
+def test_many_pieces_are_stored_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does_at_most: int) -> None:
+    real = os.pwritev
+
+    def pwritev(fd: int, buffers: list[memoryview], offset: int) -> int:
+        return real(fd, [memoryview(b"".join(buffers))[:does_at_most]], offset)
+
+    async def main() -> None:
+        fleece = FleeceFile(str(tmp_path), 8 * CLUSTER_SIZE)
+        aligned = unfilled_aligned(CLUSTER_SIZE)
+        aligned[:] = b"c" * CLUSTER_SIZE
+        for contents in ([b"a" * CLUSTER_SIZE, b"b" * CLUSTER_SIZE, b"b" * 100], [aligned, aligned]):
+            place = await fleece.store(contents)
+            assert place is not None
+            assert await fleece.load(place, sum(map(len, contents))) == b"".join(contents)
+        await fleece.close()
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    asyncio.run(main())
+
+
 def test_nothing_is_ever_to_be_seen(tmp_path: Path) -> None:
     async def main() -> None:
         fleece = FleeceFile(str(tmp_path))
-        await fleece.store(b"x" * 100)
+        await fleece.store([b"x" * 100])
         assert os.listdir(tmp_path) == []
         await fleece.close()
 
@@ -53,9 +75,9 @@ def test_a_full_disk_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     async def main() -> None:
         fleece = FleeceFile(str(tmp_path), CLUSTER_SIZE)
         with monkeypatch.context() as patched:
-            patched.setattr(fleece_file, "write_fully", failing(code))
-            assert await fleece.store(b"x") is None
-        assert await fleece.store(b"y") == 0, "its room was given back"
+            patched.setattr(os, "pwritev", failing(code))
+            assert await fleece.store([b"x"]) is None
+        assert await fleece.store([b"y"]) == 0, "its room was given back"
         await fleece.close()
 
     asyncio.run(main())
@@ -64,11 +86,11 @@ def test_a_full_disk_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_broken_disk_is_the_target_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         fleece = FleeceFile(str(tmp_path))
-        place = await fleece.store(b"x")
-        monkeypatch.setattr(fleece_file, "write_fully", failing(errno.EIO))
+        place = await fleece.store([b"x"])
+        monkeypatch.setattr(os, "pwritev", failing(errno.EIO))
         monkeypatch.setattr(fleece_file, "read_fully", failing(errno.EIO))
         with pytest.raises(TargetError, match="cannot write the fleecing file"):
-            await fleece.store(b"y")
+            await fleece.store([b"y"])
         with pytest.raises(TargetError, match="cannot read the fleecing file"):
             await fleece.load(place or 0, 1)
         await fleece.close()
@@ -79,11 +101,11 @@ def test_a_broken_disk_is_the_target_failing(tmp_path: Path, monkeypatch: pytest
 def test_a_store_that_is_cancelled_gives_its_room_back(tmp_path: Path) -> None:
     async def main() -> None:
         fleece = FleeceFile(str(tmp_path), CLUSTER_SIZE)
-        storing = asyncio.create_task(fleece.store(b"x"))
+        storing = asyncio.create_task(fleece.store([b"x"]))
         await asyncio.sleep(0)
         storing.cancel()
         await asyncio.wait([storing])
-        assert await fleece.store(b"y") == 0
+        assert await fleece.store([b"y"]) == 0
         await fleece.close()
 
     asyncio.run(main())
