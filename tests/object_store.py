@@ -74,7 +74,7 @@ class Store:
         environment = {**self.environment, **options.pop("environment", {})}
         done = pybackup(*arguments, env=environment, cwd=self.folder, **options)
         assert done.code == code, done.err
-        assert "Traceback" not in done.err
+        assert "Traceback" not in done.err, done.err
         assert "very-secret" not in done.err
         return done
 

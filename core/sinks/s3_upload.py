@@ -202,8 +202,10 @@ class S3Upload:
         """Wait until at most so many parts are on their way; their first failure is ours."""
         while len(self._sending) > keep:
             done, self._sending = await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
+            # All are looked at, for several may have failed, and asyncio would tell of the others.
+            for failure in [one.exception() for one in done]:
+                if failure is not None:
+                    raise failure
 
     # -- the end --
 
