@@ -70,31 +70,30 @@ class InlineWrites:
 
     def write(self, offset: int, data: Buffer) -> bool:
         """Write all of ``data`` and return True, or nothing and return False. Raises OSError."""
-        if len(data) > MOST or self._long_operations or self._skips():
+        length = len(data)
+        if length > MOST or self._long_operations:
+            return False
+        if self._to_skip:
+            self._to_skip -= 1
             return False
         if self._nowait_writes:
             answer = self._write_nowait(offset, data)
             if answer is not None:
                 return answer
-        if not self._needs_no_read(offset, len(data)):
+        if not (self._local and (offset | length) % mmap.PAGESIZE == 0) and not self._needs_no_read(offset, length):
             return False
-        begun = self._clock()
+        clock = self._clock
+        begun = clock()
         done = os.pwrite(self._fd, data, offset)
-        if self._clock() - begun > SLOW:
+        if clock() - begun > SLOW:
             self._to_skip = SKIPPED
-        self._write_rest(offset, data, done)
+        if done < length:
+            self._write_rest(offset, data, done)
         return True
 
     def _write_rest(self, offset: int, data: Buffer, done: int) -> None:
         """The kernel took a part: write the rest, or learn why not (often ENOSPC)."""
-        if done < len(data):
-            write_fully(self._fd, offset + done, memoryview(data)[done:])
-
-    def _skips(self) -> bool:
-        if self._to_skip:
-            self._to_skip -= 1
-            return True
-        return False
+        write_fully(self._fd, offset + done, memoryview(data)[done:])
 
     def _write_nowait(self, offset: int, data: Buffer) -> bool | None:
         """Write if the kernel promises not to wait; None when this filesystem never does."""
@@ -107,7 +106,8 @@ class InlineWrites:
                 raise
             self._nowait_writes = False
             return None
-        self._write_rest(offset, data, done)
+        if done < len(data):
+            self._write_rest(offset, data, done)
         return True
 
     def _needs_no_read(self, offset: int, length: int) -> bool:

@@ -147,12 +147,13 @@ class NbdConnection:
 
     def _answer(self, requests: list[Request]) -> None:
         read_now, write_now, send = self._device.read_now, self._device.write_now, self._queue.pending.append
+        done, cmd_read, cmd_write = nbd_replies.done, wire.CMD_READ, wire.CMD_WRITE
         for request in requests:
             command, flags, cookie, offset, length, payload, error = request
             try:
                 if error:
                     send(self._replies.error(cookie, error))
-                elif command == wire.CMD_READ:
+                elif command == cmd_read:
                     data = read_now(offset, length)
                     if data is not None:
                         check_length(data, length)
@@ -160,8 +161,8 @@ class NbdConnection:
                         send(data)
                     elif length > SHORT_READ or not self._missed.add(request):
                         self._start(request)
-                elif command == wire.CMD_WRITE and not flags and write_now(offset, payload):
-                    send(nbd_replies.done(cookie))
+                elif command == cmd_write and not flags and write_now(offset, payload):
+                    send(done(cookie))
                 elif command != wire.CMD_DISC:
                     self._start(request)
             except Exception as failure:

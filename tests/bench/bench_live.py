@@ -23,6 +23,8 @@ from measure import Table
 PYBACKUP = str(Path(sys.executable).with_name("pybackup"))
 SIZE = 1 << 30
 SECONDS = 5
+ROUNDS = 3
+"""Pairs of runs that are compared without a backup."""
 SLOW = 10_000_000
 """Bytes a second of the slow sink."""
 
@@ -111,15 +113,18 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def compare_servers(table: Table, image: Path) -> None:
-    """Without any backup."""
+    """Without any backup: the pair in the middle of some."""
     works = (("randwrite", "4k", 2.0), ("randread", "4k", 2.5), ("read", "1M", 1.0), ("write", "1M", 1.0))
     for pattern, block, limit in works:
-        with ours(image) as (uri, _):
-            mine = fio(uri, pattern, block, SECONDS)
-        with qemu_nbd(image) as uri:
-            theirs = fio(uri, pattern, block, SECONDS)
-        figures = f"{mine.iops:,.0f}/s, {theirs.iops:,.0f}/s"
-        table.row(f"{pattern} {block}, no backup", "qemu-nbd", limit, mine.iops / theirs.iops, figures, least=True)
+        pairs = []
+        for _ in range(ROUNDS):
+            with ours(image) as (uri, _control):
+                mine = fio(uri, pattern, block, SECONDS).iops
+            with qemu_nbd(image) as uri:
+                pairs.append((mine / fio(uri, pattern, block, SECONDS).iops, mine))
+        ratio, mine = sorted(pairs)[ROUNDS // 2]
+        figures = f"{mine:,.0f}/s, {mine / ratio:,.0f}/s"
+        table.row(f"{pattern} {block}, no backup", "qemu-nbd", limit, ratio, figures, least=True)
 
 
 @contextlib.contextmanager
