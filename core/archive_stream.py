@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
-from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 
 from pybackup.formats import cluster_index as index
@@ -271,12 +270,9 @@ class ArchiveStream:
         drive = self.header.by_id[drive_id]
         if drive.is_vmstate and first != self._vmstate_next.setdefault(drive_id, 0):
             self._spoil_at("the memory image is out of order", drive, first, count)
-        if not seen.has_any(first, count):
-            seen.add(first, count)
-        else:
-            again = [cluster for cluster in range(first, first + count) if not seen.add(cluster, 1)]
-            for twice, number in _in_rows(again):
-                self._spoil_at("found twice", drive, twice, number)
+        for twice, number in seen.already(first, count):
+            self._spoil_at("found twice", drive, twice, number)
+        seen.add(first, count)
         self._vmstate_next[drive_id] = first + count
 
     def _spoil_at(self, what: str, drive: DriveInfo, first: int, count: int) -> None:
@@ -361,13 +357,6 @@ class ArchiveStream:
 def _agrees(told: object, found: dict[str, Any]) -> bool:
     """Whether all that was found is told so; more may be told."""
     return isinstance(told, dict) and all(told.get(key) == value for key, value in found.items())
-
-
-def _in_rows(clusters: list[int]) -> Iterator[tuple[int, int]]:
-    """(first, number) of each row in ascending numbers."""
-    for _, row in groupby(enumerate(clusters), lambda one: one[1] - one[0]):
-        numbers = [cluster for _, cluster in row]
-        yield numbers[0], len(numbers)
 
 
 def _check(extent: DecodedExtent) -> CheckedExtent:

@@ -22,17 +22,13 @@ class SeenClusters:
         self._clusters = clusters
         self._pieces: dict[int, bitarray | None] = {}
 
-    def has_any(self, first: int, count: int) -> bool:
-        """Whether any of these clusters in a row was ticked off."""
+    def already(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """(first, number) of each run among these clusters in a row that was ticked off; neighbours may touch."""
         end = first + count
-        while first < end:
-            number, low = divmod(first, PIECE)
-            high = min(PIECE, low + end - first)
-            piece = self._pieces.get(number, _NOTHING)
-            if piece is None or piece.find(True, low, high) >= 0:
-                return True
-            first += high - low
-        return False
+        for number in range(first // PIECE, -(-end // PIECE)):
+            base = number * PIECE
+            for start, behind in self._runs_of(number, max(0, first - base), min(PIECE, end - base)):
+                yield start, behind - start
 
     def add(self, first: int, count: int) -> bool:
         """Tick off clusters in a row; False if any of them was ticked off before."""
@@ -85,13 +81,17 @@ class SeenClusters:
     def _runs(self) -> Iterator[tuple[int, int]]:
         """(first, end) of runs in the set, in order; neighbours may touch."""
         for number in sorted(self._pieces):
-            piece, base = self._pieces[number], number * PIECE
-            if piece is None:
-                yield base, base + self._size(number)
-                continue
-            low = piece.find(True)
-            while low >= 0:
-                high = piece.find(False, low)
-                high = len(piece) if high < 0 else high
-                yield base + low, base + high
-                low = piece.find(True, high)
+            yield from self._runs_of(number, 0, self._size(number))
+
+    def _runs_of(self, number: int, low: int, end: int) -> Iterator[tuple[int, int]]:
+        """(first, end) of runs in the set that lie within [low, end) of a piece, in order."""
+        piece, base = self._pieces.get(number, _NOTHING), number * PIECE
+        if piece is None:
+            yield base + low, base + end
+            return
+        low = piece.find(True, low, end)
+        while low >= 0:
+            high = piece.find(False, low, end)
+            high = end if high < 0 else high
+            yield base + low, base + high
+            low = piece.find(True, high, end)

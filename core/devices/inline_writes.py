@@ -80,12 +80,11 @@ class InlineWrites:
             answer = self._write_nowait(offset, data)
             if answer is not None:
                 return answer
-        if not (self._local and (offset | length) % mmap.PAGESIZE == 0) and not self._needs_no_read(offset, length):
+        if not self._needs_no_read(offset, length):
             return False
-        clock = self._clock
-        begun = clock()
+        begun = self._clock()
         done = os.pwrite(self._fd, data, offset)
-        if clock() - begun > SLOW:
+        if self._clock() - begun > SLOW:
             self._to_skip = SKIPPED
         if done < length:
             self._write_rest(offset, data, done)

@@ -18,7 +18,8 @@ def test_it_is_a_set(steps: list[tuple[bool, int, int]]) -> None:
     for adds, first, count in steps:
         count = min(count, SIZE - first)
         if adds:
-            assert seen.has_any(first, count) == any(model[first : first + count])
+            already = [at for start, number in seen.already(first, count) for at in range(start, start + number)]
+            assert already == [at for at in range(first, first + count) if model[at]]
             assert seen.add(first, count) == (not any(model[first : first + count]))
             model[first : first + count] = b"\1" * count
         else:
