@@ -9,6 +9,7 @@ from pybackup.formats.vma import DriveInfo
 
 from .archive_stream import CheckedExtent
 from .archive_walk import ArchiveWalk, Extents, runs_of
+from .pending_tasks import wait_until_at_most
 from .restore_targets import RestoreTarget, cut
 
 WRITES_AHEAD = 8
@@ -30,7 +31,7 @@ class RestoreJob(ArchiveWalk):
                 begun.append(target)
                 await target.begin(self.drives[drive_id].size)
             await self._walk()
-            await self._finish_writes(0)
+            await wait_until_at_most(self._writes, 0)
             for target in begun:
                 await target.commit()
                 committed.append(target)
@@ -50,18 +51,10 @@ class RestoreJob(ArchiveWalk):
                 self._write(target.write(run.offset, cut(run.buffers, run.length - length)))
             elif target.wants_zeros and length > 0:
                 self._write(target.zeros(run.offset, length))
-        await self._finish_writes(WRITES_AHEAD)
+        await wait_until_at_most(self._writes, WRITES_AHEAD)
 
     def _write(self, write: Any) -> None:
         self._writes.add(asyncio.ensure_future(write))
-
-    async def _finish_writes(self, keep: int) -> None:
-        while len(self._writes) > keep:
-            done, self._writes = await asyncio.wait(self._writes, return_when=asyncio.FIRST_COMPLETED)
-            # All are looked at, for several may have failed, and asyncio would tell of the others.
-            for failure in [write.exception() for write in done]:
-                if failure is not None:
-                    raise failure
 
     async def _drop_writes(self) -> None:
         for write in self._writes:

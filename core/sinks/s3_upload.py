@@ -15,6 +15,7 @@ from typing import Any
 
 from pybackup.core.device import Buffer
 from pybackup.core.errors import PybackupError, TargetError, TargetFullError
+from pybackup.core.pending_tasks import wait_until_at_most
 from pybackup.core.remote import shown
 from pybackup.core.remote.failures import StalledError, code_of, is_missing, reason, status_of
 from pybackup.core.remote.filesystem import open_filesystem
@@ -175,7 +176,7 @@ class S3Upload:
         step = next(self._steps, None)
         if step is None:
             raise TargetError(f"cannot write {self.name}: it is larger than an object may be")
-        await self._arrived(step.held - 1)
+        await wait_until_at_most(self._sending, step.held - 1)
         self._part = UploadPart(step.size)
         return self._part
 
@@ -198,22 +199,13 @@ class S3Upload:
         told = {key: value for key, value in answer.items() if key in PART_FACTS}
         self._sent[number] = {"PartNumber": number, **told}
 
-    async def _arrived(self, keep: int) -> None:
-        """Wait until at most so many parts are on their way; their first failure is ours."""
-        while len(self._sending) > keep:
-            done, self._sending = await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-            # All are looked at, for several may have failed, and asyncio would tell of the others.
-            for failure in [one.exception() for one in done]:
-                if failure is not None:
-                    raise failure
-
     # -- the end --
 
     async def commit(self) -> None:
         """Send the rest and let the object appear; what appeared is looked at once more."""
         try:
             self._send_part()
-            await self._arrived(0)
+            await wait_until_at_most(self._sending, 0)
             await self._complete()
             await self._check_size()
         except PybackupError:
