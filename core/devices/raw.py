@@ -1,7 +1,7 @@
 """A disk that is a regular file or a block device, byte for byte.
 
 Reads, writes and everything else that may block go to a thread pool. The two short ways answer in the event loop:
-- read_now() asks with RWF_NOWAIT, so only what lies in the page cache is answered;
+- read_now() asks with RWF_NOWAIT, so only what lies in the page cache is answered, or on a filesystem in memory;
 - write_now() is explained in inline_writes.py.
 """
 
@@ -19,6 +19,7 @@ from pybackup.core.devices import fallocate
 from pybackup.core.devices.blocking_calls import BlockingCalls
 from pybackup.core.devices.direct_read import DirectReads
 from pybackup.core.devices.file_io import read_fully, write_fully, write_zero_bytes
+from pybackup.core.devices.in_memory import lies_in_memory
 from pybackup.core.devices.inline_writes import InlineWrites
 from pybackup.core.devices.page_cache import CacheHygiene
 from pybackup.core.devices.sparse_map import all_data, file_extents
@@ -57,8 +58,8 @@ class RawDevice:
     """A regular file or block device; implements BlockDevice. Made by open().
 
     Fixed: everything but the members that start with ``_can_``, which the event loop's thread or a pool thread
-    turns off, once, when the kernel says that a call is not supported. Concurrent requests are fine; overlapping
-    ones are the caller's to order.
+    turns off, once, when the kernel says that a call is not supported, and the flags of read_now(), likewise.
+    Concurrent requests are fine; overlapping ones are the caller's to order.
     """
 
     def __init__(self, fd: int, name: str, size: int, block: int, writable: bool, calls: BlockingCalls) -> None:
@@ -73,6 +74,7 @@ class RawDevice:
         self._direct: DirectReads | None = None
         self._hygiene: CacheHygiene | None = None
         self._can_read_now = True
+        self._read_now_flags = os.RWF_NOWAIT
         self._can_punch = True
         self._can_zero = True
 
@@ -203,9 +205,12 @@ class RawDevice:
         # Old data is read in clusters, and may go on to a fleecing file past the page cache.
         data = unfilled_aligned(length) if length >= CLUSTER_SIZE else bytearray(length)
         try:
-            return data if os.preadv(self._fd, [data], offset, os.RWF_NOWAIT) == length else None
+            return data if os.preadv(self._fd, [data], offset, self._read_now_flags) == length else None
         except OSError as error:
-            self._can_read_now = error.errno not in _NO_NOWAIT
+            if error.errno in _NO_NOWAIT:
+                # A file in memory need not be asked not to wait.
+                self._can_read_now = self._read_now_flags != 0 and lies_in_memory(self._fd)
+                self._read_now_flags = 0
             return None
 
     def write_now(self, offset: int, data: Buffer) -> bool:

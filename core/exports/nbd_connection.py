@@ -253,10 +253,11 @@ class NbdConnection:
         if wanted == self._reading:
             return
         self._reading = wanted
+        # By number: asked for a socket that it does not know yet, a selector describes it in full, which is two calls.
         if wanted:
-            self._loop.add_reader(self._sock, self._on_readable)
+            self._loop.add_reader(self._sock.fileno(), self._on_readable)
         else:
-            self._loop.remove_reader(self._sock)
+            self._loop.remove_reader(self._sock.fileno())
 
     def _broken(self, error: OSError) -> None:
         _log.info("NBD client %s has gone: %s", self._peer, error.strerror)

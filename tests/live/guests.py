@@ -37,6 +37,8 @@ class History:
         disk = self._disks[number % len(self._disks)]
         offset = draw.randrange(self.start, self.end - BLOCK + 1, 512)
         if number % 16 == 7:
+            # What this disk's last change has written becomes zero: a change that changes nothing could not be counted.
+            offset = self.change(number - len(self._disks)).offset
             return Change(disk, offset, min(draw.randrange(512, 200_000), self.end - offset), None)
         return Change(disk, offset, BLOCK, self._mark(number) + draw.randbytes(BLOCK - 16))
 
@@ -50,8 +52,8 @@ class History:
         last = self._last_mark(wanted)
         number = 0
         while number <= last or disks != wanted:
-            # Changes to zero leave no mark: up to two of them may follow the last one that does.
-            assert number <= last + 2, f"no instant: the last change found is {last}"
+            # Changes to zero leave no mark, and erase some.
+            assert number <= last + 16, f"no instant: the last change found is {last}"
             self._apply(disks, self.change(number))
             number += 1
         return number

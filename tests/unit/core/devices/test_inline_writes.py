@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pybackup.core.devices import inline_writes
 from pybackup.core.devices.inline_writes import MOST, SKIPPED, SLOW, InlineWrites
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -86,19 +87,52 @@ def test_a_remote_filesystem_is_left_to_threads(fd: int, monkeypatch: pytest.Mon
     assert os.pread(fd, 1, 0) == b"\0"
 
 
-def test_a_kernel_that_promises_is_believed(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers: Iterator[int | OSError] = iter([3, BlockingIOError(errno.EAGAIN, "wait"), OSError(errno.ENOSPC, "full")])
+def test_a_file_in_memory_needs_no_promise(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "preadv", os.pwritev)
+    monkeypatch.setattr(inline_writes, "lies_in_memory", lambda _: True)
+    assert InlineWrites(fd, ticking(0)).write((1 << 19) + 1, b"x" * PAGE)
+    assert os.pread(fd, 1, (1 << 19) + 1) == b"x"
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[int | OSError]:
+    """What a kernel that knows RWF_NOWAIT for writes answers: bytes taken, or an error. Taken from the front."""
+    answers: list[int | OSError] = []
 
     def pwritev(fd: int, buffers: list[bytes], offset: int, flags: int) -> int:
-        answer = next(answers)
+        assert flags == os.RWF_NOWAIT
+        answer = answers.pop(0)
         if isinstance(answer, OSError):
             raise answer
         return os.pwrite(fd, buffers[0][:answer], offset)
 
     monkeypatch.setattr(os, "pwritev", pwritev)
+    return answers
+
+
+WAIT = BlockingIOError(errno.EAGAIN, "wait")
+
+
+def test_a_kernel_that_promises_is_believed(fd: int, answers: list[int | OSError]) -> None:
+    answers += [3, OSError(errno.ENOSPC, "full")]
     writes = InlineWrites(fd, ticking(0))
     assert writes.write(5, b"abcdef")
     assert os.pread(fd, 8, 4) == b"\0abcdef\0"
-    assert not writes.write(5, b"other")
     with pytest.raises(OSError, match="full"):
         writes.write(5, b"other")
+
+
+def test_a_kernel_that_would_wait_is_tried_as_one_that_never_promises(fd: int, answers: list[int | OSError]) -> None:
+    answers += [WAIT, WAIT]
+    writes = InlineWrites(fd, ticking(0))
+    assert writes.write(0, b"x" * PAGE)
+    assert os.pread(fd, 1, PAGE - 1) == b"x"
+    assert not writes.write((1 << 19) + 1, b"y")
+    assert os.pread(fd, 1, (1 << 19) + 1) == b"\0"
+
+
+def test_after_a_slow_write_a_promise_still_counts(fd: int, answers: list[int | OSError]) -> None:
+    answers += [WAIT, WAIT, PAGE, WAIT]
+    writes = InlineWrites(fd, ticking(2 * SLOW))
+    assert [writes.write(0, b"x" * PAGE) for _ in range(4)] == [True, False, True, False]
+    assert not answers

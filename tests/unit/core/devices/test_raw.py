@@ -13,7 +13,7 @@ import pytest
 from device_contract import DeviceContract, contents, described, pattern
 
 from pybackup.core.device import BlockDevice
-from pybackup.core.devices import fallocate, file_io
+from pybackup.core.devices import fallocate, file_io, raw
 from pybackup.core.devices.direct_read import DirectReads
 from pybackup.core.devices.page_cache import cached_pages
 from pybackup.core.devices.raw import RawDevice
@@ -265,6 +265,29 @@ def test_a_closed_device_answers_ebadf(tmp_path: Path) -> None:
             assert not device.write_now(0, b"x")
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_without_nowait_only_a_file_in_memory_is_read_at_once(
+    tmp_path: Path, in_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(pattern(1000))
+    preadv = os.preadv
+
+    def like_tmpfs(fd: int, buffers: list[Any], offset: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return preadv(fd, buffers, offset)
+
+    async def test(device: RawDevice) -> None:
+        assert device.read_now(10, 20) is None  # here it learns
+        assert device.read_now(10, 20) == (pattern(1000)[10:30] if in_memory else None)
+        assert await device.pread(10, 20) == pattern(1000)[10:30]
+
+    monkeypatch.setattr(os, "preadv", like_tmpfs)
+    monkeypatch.setattr(raw, "lies_in_memory", lambda _: in_memory)
+    on_raw(path, test)
 
 
 @pytest.mark.parametrize("direct", [True, False])
