@@ -101,9 +101,9 @@ def _from_reading(archive: str, size: int | None, threads: int) -> ArchiveFacts:
     with open_archive(archive, threads=threads, digests=Digests.NONE) as stream:
         maps = _new_maps(stream.header)
         for checked in stream:
-            for slot in checked.extent.header.slots:
-                if slot.mask:
-                    _mark(maps[slot.drive_id], slot.cluster, 1)
+            for drive_id, first, count, mask in checked.extent.header.runs:
+                if mask:
+                    _mark(maps[drive_id], first, count)
         return _facts_of(stream, size, maps)
 
 

@@ -248,14 +248,9 @@ class ArchiveStream:
 
     def _account(self, checked: CheckedExtent) -> None:
         extent = checked.extent
-        if extent.header.zero_run is not None:
-            drive_id, first, count = extent.header.zero_run
+        for drive_id, first, count, _ in extent.header.runs:
             self._see(drive_id, first, count)
-            self.index.add_zero_extents(drive_id, first, count, vma_layout.EXTENT_HEADER_SIZE)
-        else:
-            for drive_id, first, count, _ in vma.runs_of_slots(extent.header.slots):
-                self._see(drive_id, first, count)
-            self.index.add_extent(extent.header.slots, checked.digests)
+        self.index.add_extent(extent.header.runs, checked.digests)
         if self.index.segment_is_overdue:
             self._indexable = False
         if self.compression != "zstd" or not self._indexable:
@@ -285,7 +280,7 @@ class ArchiveStream:
     def _unsound(self, checked: CheckedExtent) -> None:
         """The extent's digest is wrong: any of its stored clusters may be, and which cannot be told."""
         what = f"data does not match its digest (extent at byte {checked.extent.at} of the VMA stream)"
-        for drive_id, first, count in _runs(checked.extent):
+        for drive_id, first, count in _stored_runs(checked.extent):
             self._spoil_at(what, self.header.by_id[drive_id], first, count)
 
     def _forget_lost(self, extent: DecodedExtent) -> None:
@@ -364,17 +359,14 @@ def _check(extent: DecodedExtent) -> CheckedExtent:
     return CheckedExtent(extent, digests, extent.matches(digests))
 
 
-def _runs(extent: DecodedExtent) -> Iterator[tuple[int, int, int]]:
-    """(drive id, first cluster, number) of the stored clusters of an extent, neighbours joined."""
-    run: list[int] = []
-    for slot in extent.header.slots:
-        if not slot.mask:
+def _stored_runs(extent: DecodedExtent) -> list[tuple[int, int, int]]:
+    """(drive id, first cluster, number) of the stored clusters of an extent, neighbours joined whatever they store."""
+    found: list[tuple[int, int, int]] = []
+    for drive_id, first, count, mask in extent.header.runs:
+        if not mask:
             continue
-        if run and run[0] == slot.drive_id and run[1] + run[2] == slot.cluster:
-            run[2] += 1
-            continue
-        if run:
-            yield run[0], run[1], run[2]
-        run = [slot.drive_id, slot.cluster, 1]
-    if run:
-        yield run[0], run[1], run[2]
+        if found and found[-1][0] == drive_id and sum(found[-1][1:]) == first:
+            _, first, before = found.pop()
+            count += before
+        found.append((drive_id, first, count))
+    return found

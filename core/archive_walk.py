@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from pybackup.formats.clusters import stored_ranges
-from pybackup.formats.vma import DriveInfo, Header, runs_of_slots
+from pybackup.formats.vma import DriveInfo, Header
 from pybackup.formats.vma_layout import CLUSTER_SIZE, FULL_MASK
 from pybackup.formats.vma_stream import DecodedExtent
 
@@ -86,11 +86,7 @@ class ArchiveWalk(Job):
         """Do with an extent whatever the job is for."""
 
     def _count(self, extent: DecodedExtent) -> None:
-        if extent.header.zero_run is not None:
-            drive_id, first, count = extent.header.zero_run
-            self._count_clusters(drive_id, first, count, zero=True)
-            return
-        for drive_id, first, count, mask in runs_of_slots(extent.header.slots):
+        for drive_id, first, count, mask in extent.header.runs:
             self._count_clusters(drive_id, first, count, zero=not mask)
 
     def _count_clusters(self, drive_id: int, first: int, count: int, *, zero: bool) -> None:
@@ -121,10 +117,6 @@ class Run(NamedTuple):
 
 def runs_of(extent: DecodedExtent) -> Iterator[Run]:
     """What an extent holds, in its order, neighbours joined; lost clusters are left out."""
-    if extent.header.zero_run is not None:
-        drive_id, first, count = extent.header.zero_run
-        yield Run(drive_id, first * CLUSTER_SIZE, count * CLUSTER_SIZE, None)
-        return
     run: Run | None = None
     for one in _unjoined(extent):
         if run and _continues(run, one):
@@ -142,11 +134,14 @@ def runs_of(extent: DecodedExtent) -> Iterator[Run]:
 def _unjoined(extent: DecodedExtent) -> Iterator[Run]:
     """What an extent holds, in its order, in the runs of its slots or less."""
     behind = 0
-    for drive_id, first, count, mask in runs_of_slots(extent.header.slots):
+    for drive_id, first, count, mask in extent.header.runs:
         at, behind = behind, behind + count
+        if not mask:
+            yield Run(drive_id, first * CLUSTER_SIZE, count * CLUSTER_SIZE, None)
+            continue
         parts = [part for part in extent.stored[at:behind] if part is not None]
-        if mask in (0, FULL_MASK) and len(parts) == count:
-            yield Run(drive_id, first * CLUSTER_SIZE, count * CLUSTER_SIZE, parts if mask else None)
+        if mask == FULL_MASK and len(parts) == count:
+            yield Run(drive_id, first * CLUSTER_SIZE, count * CLUSTER_SIZE, parts)
             continue
         for cluster, stored in enumerate(extent.stored[at:behind], first):
             if stored is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pybackup.formats.archive import ArchiveEncoder, Encoded, Extent, ZeroRun
 from pybackup.formats.cluster_index import DriveCounts
-from pybackup.formats.clusters import Cluster, scan
+from pybackup.formats.clusters import ClusterRun, scan
 
 from .device import Buffer
 from .intake import Prepared
@@ -64,12 +64,12 @@ class ArchiveWriter:
 
     async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
         """Take clusters in a row; waits while too much is in flight."""
-        await self.put(drive_id, first, prepared.clusters or scan(prepared.content))
+        await self.put(drive_id, first, scan(prepared.content) if prepared.runs is None else prepared.runs)
 
-    async def put(self, drive_id: int, first: int, clusters: Sequence[Cluster]) -> None:
+    async def put(self, drive_id: int, first: int, runs: Sequence[ClusterRun]) -> None:
         """Take clusters in a row; waits while too much is in flight."""
         async with self._turn:
-            self._encoder.add(drive_id, first, clusters)
+            self._encoder.add(drive_id, first, runs)
             await self._submit_ready()
 
     async def put_zeros(self, drive_id: int, first: int, count: int) -> None:

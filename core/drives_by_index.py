@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pybackup.formats.cluster_index import RUN_STORED, FramePlace, Segment, SegmentPlace, StoredCluster
 from pybackup.formats.clusters import cluster_digest, expand
 from pybackup.formats.errors import FormatError
-from pybackup.formats.vma import ExtentHeader, Header, Slot
+from pybackup.formats.vma import ExtentHeader, Header, Slot, SlotRun, runs_of_slots
 from pybackup.formats.vma_layout import BLOCK_SIZE
 from pybackup.formats.vma_stream import DecodedExtent
 
@@ -137,7 +137,8 @@ class DrivesByIndex:
                 raw = fetched[low : low + frame.compressed]
                 contents[frame] = memoryview(decompress_frame(raw, frame.decompressed, frame.file_offset))
         stored = tuple(self._stored(cluster, contents) for cluster in batch.clusters)
-        header = ExtentHeader(tuple(cluster.slot for cluster in batch.clusters), sum(map(len, stored)), None)
+        slots = tuple(cluster.slot for cluster in batch.clusters)
+        header = ExtentHeader(slots, runs_of_slots(slots), sum(map(len, stored)), None)
         at = min((frame.vma_offset for frame in batch.frames), default=0)
         return CheckedExtent(DecodedExtent(at, header, stored), [], sound=True)
 
@@ -200,5 +201,5 @@ def _neighbours(frames: Collection[FramePlace]) -> Iterator[list[FramePlace]]:
 
 
 def _zeros(drive_id: int, first: int, count: int) -> CheckedExtent:
-    header = ExtentHeader((), 0, None, (drive_id, first, count))
+    header = ExtentHeader((), (SlotRun(drive_id, first, count, 0),), 0, None)
     return CheckedExtent(DecodedExtent(0, header, ()), [], sound=True)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from pybackup.formats.cluster_index import DriveCounts
-from pybackup.formats.clusters import Cluster
+from pybackup.formats.clusters import ClusterRun
 
 from .device import CLUSTER_SIZE, Buffer
 
@@ -15,20 +15,19 @@ from .device import CLUSTER_SIZE, Buffer
 class Prepared(NamedTuple):
     """Clusters in a row, ready to be taken.
 
-    ``content`` may end within the last cluster. ``clusters``: what was found in it, where that is known here.
+    ``content`` may end within the last cluster. ``runs``: what was found in it, where that is known here.
     """
 
     content: Buffer
-    clusters: Sequence[Cluster] | None
+    runs: Sequence[ClusterRun] | None
 
     @property
     def zero(self) -> int:
         """Bytes in clusters that are known to be zero."""
-        if self.clusters is None:
+        if not self.runs:
             return 0
-        last = len(self.content) - (len(self.clusters) - 1) * CLUSTER_SIZE
-        zeros = sum(CLUSTER_SIZE for cluster in self.clusters if not cluster.mask)
-        return zeros - (CLUSTER_SIZE - last if not self.clusters[-1].mask else 0)
+        zeros = sum(run.clusters for run in self.runs if not run.mask) * CLUSTER_SIZE
+        return zeros if self.runs[-1].mask else zeros - -len(self.content) % CLUSTER_SIZE
 
 
 class Intake(Protocol):

@@ -16,8 +16,8 @@ import zstandard
 from . import cluster_index as index
 from . import vma, vma_layout
 from . import zstd_seekable as zs
-from .clusters import EMPTY_EXTENT_DIGEST, Buffer, Cluster, Part, extent_digest
-from .vma import Header, Slot
+from .clusters import EMPTY_EXTENT_DIGEST, Buffer, ClusterRun, Part, extent_digest, zero_run
+from .vma import Header, SlotRun
 
 DEFAULT_LEVEL = 3
 DEFAULT_FRAME_SIZE = 1 << 20
@@ -28,27 +28,29 @@ MAX_FRAME_SIZE = 8 << 20
 
 @dataclass(slots=True)
 class Extent:
-    """Up to 58 clusters that will be written together."""
+    """Up to 58 clusters that will be written together: which ones, and what is stored of each run of them."""
 
-    slots: list[Slot] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
-    part_ends: list[int] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
+    slots: list[SlotRun] = field(default_factory=list)
+    contents: list[ClusterRun] = field(default_factory=list)
+    clusters: int = 0
     blocks: int = 0
 
-    def add(self, drive_id: int, number: int, cluster: Cluster) -> None:
-        """Append one cluster."""
-        self.slots.append(Slot(drive_id, number, cluster.mask))
-        if cluster.mask:
-            self.parts += cluster.parts
-            self.digests.append(cluster.digest)
-            self.blocks += cluster.mask.bit_count()
-            self.part_ends.append(len(self.parts))
+    def add(self, drive_id: int, first: int, run: ClusterRun) -> None:
+        """Append clusters in a row, for which there must be room."""
+        self.slots.append(SlotRun(drive_id, first, run.clusters, run.mask))
+        self.contents.append(run)
+        self.clusters += run.clusters
+        self.blocks += run.clusters * run.mask.bit_count()
 
     @property
-    def is_full(self) -> bool:
-        """Whether no further cluster fits."""
-        return len(self.slots) >= vma_layout.CLUSTERS_PER_EXTENT
+    def room(self) -> int:
+        """How many further clusters fit."""
+        return vma_layout.CLUSTERS_PER_EXTENT - self.clusters
+
+    @property
+    def digests(self) -> list[bytes]:
+        """Of its non-zero clusters, in slot order."""
+        return [digest for run in self.contents for digest in run.digests]
 
 
 class ZeroRun(NamedTuple):
@@ -122,35 +124,40 @@ class ArchiveEncoder:
 
     # -- clusters in --
 
-    def add(self, drive_id: int, first: int, clusters: Iterable[Cluster]) -> None:
+    def add(self, drive_id: int, first: int, runs: Iterable[ClusterRun]) -> None:
         """Take clusters in a row; items that are full appear in ``ready``."""
-        for number, cluster in enumerate(clusters, first):
-            self._open.add(drive_id, number, cluster)
-            if self._open.is_full:
-                self.close_extent()
+        for run in runs:
+            rest = run
+            while rest.clusters > (room := self._open.room):
+                fitting, rest = rest.cut(room)
+                self._add(drive_id, first, fitting)
+                first += room
+            self._add(drive_id, first, rest)
+            first += rest.clusters
+
+    def _add(self, drive_id: int, first: int, run: ClusterRun) -> None:
+        self._open.add(drive_id, first, run)
+        if not self._open.room:
+            self.close_extent()
 
     def add_zeros(self, drive_id: int, first: int, count: int) -> None:
         """Take zero clusters in a row: they fill the open extent, then whole extents, then begin the next."""
         per_extent = vma_layout.CLUSTERS_PER_EXTENT
         end = first + count
-        while self._open.slots and first < end:
-            first = self._add_zero(drive_id, first)
+        if self._open.clusters and count:
+            filling = min(self._open.room, count)
+            self._add(drive_id, first, zero_run(filling))
+            first += filling
         whole_end = end - (end - first) % per_extent
         step = max(1, self._frame_size // vma_layout.EXTENT_HEADER_SIZE) * per_extent
         for start in range(first, whole_end, step):
             self.ready.append(ZeroRun(drive_id, start, min(step, whole_end - start)))
-        for number in range(whole_end, end):
-            self._add_zero(drive_id, number)
-
-    def _add_zero(self, drive_id: int, number: int) -> int:
-        self._open.slots.append(Slot(drive_id, number, 0))
-        if self._open.is_full:
-            self.close_extent()
-        return number + 1
+        if whole_end < end:
+            self._add(drive_id, whole_end, zero_run(end - whole_end))
 
     def close_extent(self) -> None:
         """Make an item of what was gathered so far, full or not."""
-        if self._open.slots:
+        if self._open.clusters:
             self.ready.append(self._open)
             self._open = Extent()
 
@@ -173,26 +180,28 @@ class ArchiveEncoder:
         return vma.encode_zero_extents(self.header.uuid, run.drive_id, run.first, run.clusters, digest)
 
     def _cut(self, extent: Extent) -> list[list[memoryview]]:
-        """An extent's bytes in pieces of at most the frame size, cut between clusters.
+        """An extent's bytes in pieces of at most the frame size, but at least a cluster, cut between clusters.
 
         The header of an extent that needs several frames has one of its own: a frame that is one part of a buffer need
         not be put together, and no header is lost with data.
         """
-        packed = [vma.pack_slot(*slot) for slot in extent.slots]
         digest = extent_digest(extent.digests) if self.header.extent_digests else None
-        head = vma.encode_extent_header(self.header.uuid, packed, extent.blocks, digest)
-        frames, begin = [[Part(head, 0, len(head))]], 0
+        head = vma.encode_extent_header(self.header.uuid, vma.pack_slots(extent.slots), extent.blocks, digest)
+        frames = [[Part(head, 0, len(head))]]
         is_one_frame = len(head) + extent.blocks * vma_layout.BLOCK_SIZE <= self._frame_size
         room = self._frame_size - len(head) if is_one_frame else 0
-        for end in extent.part_ends:
-            cluster = extent.parts[begin:end]
-            length = sum(part.end - part.start for part in cluster)
-            if length > room:
+        for run in extent.contents:
+            size = run.mask.bit_count() * vma_layout.BLOCK_SIZE
+            rest = run
+            while rest.clusters * size > room:
+                fitting = room // size
+                if fitting:
+                    before, rest = rest.cut(fitting)
+                    _append(frames[-1], before.parts)
                 frames.append([])
-                room = self._frame_size
-            _append(frames[-1], cluster)
-            room -= length
-            begin = end
+                room = max(self._frame_size, size)
+            _append(frames[-1], rest.parts)
+            room -= rest.clusters * size
         return [[memoryview(part.buffer)[part.start : part.end] for part in frame] for frame in frames]
 
     # -- bytes out, in order --

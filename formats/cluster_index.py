@@ -24,7 +24,7 @@ import zstandard
 from . import zstd_seekable as zs
 from .clusters import Buffer
 from .errors import FormatError
-from .vma import Slot, runs_of_slots
+from .vma import SlotRun
 from .vma_layout import BLOCK_SIZE, CLUSTER_DIGEST_SIZE, EXTENT_HEADER_SIZE
 
 ENVELOPE = struct.Struct("<4sBBHI")
@@ -129,10 +129,10 @@ class IndexBuilder:
         self.file_offset += compressed
         self.vma_offset += decompressed
 
-    def add_extent(self, slots: Iterable[Slot], digests: Iterable[bytes]) -> None:
+    def add_extent(self, slots: Iterable[SlotRun], digests: Iterable[bytes]) -> None:
         """An extent came next in the VMA stream, with the digests of its non-zero clusters in slot order."""
         place = self._at + EXTENT_HEADER_SIZE
-        for drive_id, cluster, count, mask in runs_of_slots(slots):
+        for drive_id, cluster, count, mask in slots:
             self._extend_run(drive_id, RUN_STORED if mask else RUN_ZERO, cluster, count)
             if mask:
                 size = mask.bit_count() * BLOCK_SIZE

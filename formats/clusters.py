@@ -1,8 +1,8 @@
-"""A cluster of 64 KiB: which of its blocks hold data, and its digest."""
+"""Clusters of 64 KiB: which of their blocks hold data, and their digests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from blake3 import blake3
@@ -30,19 +30,35 @@ class Part(NamedTuple):
     end: int
 
 
-class Cluster(NamedTuple):
-    """One cluster as an archive stores it.
+class ClusterRun(NamedTuple):
+    """Clusters in a row that an archive stores alike: all zero, all full, or a single one of which some blocks are.
 
-    ``mask``: bit i is set where block i is stored. ``digest``: 16 bytes, empty for a zero cluster.
-    ``parts``: the stored bytes, in order, as parts of the buffer they were scanned from.
+    ``mask``: bit i is set where block i of each cluster is stored. ``digests``: 16 bytes for each cluster, none for
+    zero clusters. ``parts``: the stored bytes, in order, as parts of the buffer they were scanned from: one part for
+    all full clusters together.
     """
 
+    clusters: int
     mask: int
-    digest: bytes
+    digests: Sequence[bytes]
     parts: tuple[Part, ...]
 
+    def cut(self, clusters: int) -> tuple[ClusterRun, ClusterRun]:
+        """The first clusters, and the rest: both at least one. Only for runs of several."""
+        rest = self.clusters - clusters
+        if not self.mask:
+            return zero_run(clusters), zero_run(rest)
+        (part,) = self.parts
+        at = part.start + clusters * CLUSTER_SIZE
+        return (
+            ClusterRun(clusters, self.mask, self.digests[:clusters], (Part(part.buffer, part.start, at),)),
+            ClusterRun(rest, self.mask, self.digests[clusters:], (Part(part.buffer, at, part.end),)),
+        )
 
-ZERO = Cluster(0, b"", ())
+
+def zero_run(clusters: int) -> ClusterRun:
+    """So many zero clusters in a row."""
+    return ClusterRun(clusters, 0, (), ())
 
 
 def cluster_digest(content: Buffer) -> bytes:
@@ -58,31 +74,47 @@ def extent_digest(digests: Iterable[bytes]) -> bytes:
 EMPTY_EXTENT_DIGEST = extent_digest(())
 
 
-def scan(buffer: Buffer) -> list[Cluster]:
+def scan(buffer: Buffer) -> list[ClusterRun]:
     """Cut a buffer into clusters; the last one is filled up with zeros where the buffer ends within it."""
     content = buffer if isinstance(buffer, bytes | bytearray) else bytes(buffer)
     missing = -len(content) % CLUSTER_SIZE
     if missing:
         content = b"".join((content, bytes(missing)))
+    masks = [_mask_of(content, at) for at in range(0, len(content), CLUSTER_SIZE)]
+    runs: list[ClusterRun] = []
+    first = 0
+    while first < len(masks):
+        mask, behind = masks[first], first + 1
+        if mask in (0, FULL_MASK):
+            while behind < len(masks) and masks[behind] == mask:
+                behind += 1
+        runs.append(_run(content, first * CLUSTER_SIZE, behind * CLUSTER_SIZE, mask))
+        first = behind
+    return runs
+
+
+def _run(content: bytes | bytearray, start: int, end: int, mask: int) -> ClusterRun:
+    """The clusters that lie in bytes [start, end) and have this mask."""
+    count = (end - start) // CLUSTER_SIZE
+    if not mask:
+        return zero_run(count)
     view = memoryview(content)
-    return [_scan_cluster(content, view, at) for at in range(0, len(content), CLUSTER_SIZE)]
+    digests = [cluster_digest(view[at : at + CLUSTER_SIZE]) for at in range(start, end, CLUSTER_SIZE)]
+    ranges = [(0, end - start)] if mask == FULL_MASK else stored_ranges(mask)
+    return ClusterRun(count, mask, digests, tuple(Part(content, start + low, start + high) for low, high in ranges))
 
 
-def _scan_cluster(content: bytes | bytearray, view: memoryview, at: int) -> Cluster:
+def _mask_of(content: bytes | bytearray, at: int) -> int:
+    """Which blocks of the cluster at this offset are not zero."""
     # startswith() with an offset is a memcmp without a copy, several times faster than slicing.
     if content.startswith(ZERO_CLUSTER, at):
-        return ZERO
+        return 0
     end = at + CLUSTER_SIZE
-    mask = FULL_MASK
     # Where each block's first byte is not zero, no block is: one look instead of sixteen.
-    if 0 in content[at:end:BLOCK_SIZE]:
-        starts = range(at, end, BLOCK_SIZE)
-        mask = sum(1 << bit for bit, start in enumerate(starts) if not content.startswith(ZERO_BLOCK, start))
-    digest = cluster_digest(view[at:end])
-    if mask == FULL_MASK:
-        return Cluster(mask, digest, (Part(content, at, end),))
-    parts = tuple(Part(content, at + start, at + end) for start, end in stored_ranges(mask))
-    return Cluster(mask, digest, parts)
+    if 0 not in content[at:end:BLOCK_SIZE]:
+        return FULL_MASK
+    starts = range(at, end, BLOCK_SIZE)
+    return sum(1 << bit for bit, start in enumerate(starts) if not content.startswith(ZERO_BLOCK, start))
 
 
 def stored_ranges(mask: int) -> Iterator[tuple[int, int]]:

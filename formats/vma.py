@@ -296,18 +296,6 @@ class Slot(NamedTuple):
     mask: int
 
 
-class ExtentHeader(NamedTuple):
-    """An extent's table: its slots, its data's length in bytes, and its digest where there is one.
-
-    An extent of zero clusters in a row has no slots but ``zero_run``: drive id, first cluster, number of clusters.
-    """
-
-    slots: tuple[Slot, ...]
-    data_size: int
-    digest: bytes | None
-    zero_run: tuple[int, int, int] | None = None
-
-
 class SlotRun(NamedTuple):
     """Slots in a row whose clusters are neighbours on a drive and store the same blocks; ``first`` is a cluster."""
 
@@ -315,6 +303,18 @@ class SlotRun(NamedTuple):
     first: int
     clusters: int
     mask: int
+
+
+class ExtentHeader(NamedTuple):
+    """An extent's table: its slots, one by one and in runs, its data's length in bytes, and its digest if it has one.
+
+    A full extent of zero clusters in a row has no slots, only a run.
+    """
+
+    slots: tuple[Slot, ...]
+    runs: Sequence[SlotRun]
+    data_size: int
+    digest: bytes | None
 
 
 def runs_of_slots(slots: Iterable[Slot]) -> list[SlotRun]:
@@ -337,6 +337,15 @@ def runs_of_slots(slots: Iterable[Slot]) -> list[SlotRun]:
 def pack_slot(drive_id: int, cluster: int, mask: int) -> int:
     """The u64 of an entry in an extent's table."""
     return mask << 48 | drive_id << 32 | cluster
+
+
+def pack_slots(runs: Iterable[SlotRun]) -> list[int]:
+    """The entries of these runs, slot by slot."""
+    packed: list[int] = []
+    for drive_id, first, clusters, mask in runs:
+        start = pack_slot(drive_id, first, mask)
+        packed += range(start, start + clusters)
+    return packed
 
 
 def pack_digest(digest: bytes) -> int:
@@ -413,7 +422,7 @@ def _decode_slots(
         raise FormatError(f"an extent's masks name {found} blocks, its header {blocks}", at)
     if has_digest and digest is None:
         raise FormatError("an extent has no digest, though the header promises one", at)
-    return ExtentHeader(tuple(slots), blocks * layout.BLOCK_SIZE, digest)
+    return ExtentHeader(tuple(slots), runs_of_slots(slots), blocks * layout.BLOCK_SIZE, digest)
 
 
 _EMPTY_DIGEST_SLOT = pack_digest(EMPTY_EXTENT_DIGEST)
@@ -428,7 +437,8 @@ def _zero_run(infos: tuple[int, ...], drives: dict[int, DriveInfo], has_digest: 
     cluster = first & 0xFFFFFFFF
     if drive is None or cluster + count > drive.clusters:
         return None
-    return ExtentHeader((), 0, EMPTY_EXTENT_DIGEST if has_digest else None, (drive.drive_id, cluster, count))
+    runs = (SlotRun(drive.drive_id, cluster, count, 0),)
+    return ExtentHeader((), runs, 0, EMPTY_EXTENT_DIGEST if has_digest else None)
 
 
 def _check_slot(slot: Slot, drives: dict[int, DriveInfo], at: int) -> None:

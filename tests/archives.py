@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from pybackup.core.archive_index import ArchiveIndex
@@ -14,7 +15,7 @@ from pybackup.core.archive_walk import runs_of
 from pybackup.formats import cluster_index as index
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.archive import ArchiveEncoder
-from pybackup.formats.clusters import scan
+from pybackup.formats.clusters import ClusterRun, scan
 from pybackup.formats.vma import DriveInfo, Header
 
 UUID = bytes(range(16))
@@ -49,11 +50,11 @@ def encode(
         encoder.ready.clear()
 
     for number, disk in enumerate(drives.values(), 1):
-        for first, clusters in _pieces(disk):
-            if any(cluster.mask for cluster in clusters):
-                encoder.add(number, first, clusters)
+        for first, runs in _pieces(disk):
+            if any(run.mask for run in runs):
+                encoder.add(number, first, runs)
             else:
-                encoder.add_zeros(number, first, len(clusters))
+                encoder.add_zeros(number, first, sum(run.clusters for run in runs))
         write_ready()
     encoder.close_extent()
     write_ready()
@@ -62,14 +63,13 @@ def encode(
     return b"".join((*out, *encoder.finish(about)))
 
 
-def _pieces(disk: bytes) -> Iterable[tuple[int, Any]]:
-    """A disk cut at every change between zero and other clusters: (first, clusters)."""
-    clusters = scan(disk)
+def _pieces(disk: bytes) -> Iterable[tuple[int, list[ClusterRun]]]:
+    """A disk cut at every change between zero and other clusters: the first cluster, and what was found from there."""
     first = 0
-    for end in range(1, len(clusters) + 1):
-        if end == len(clusters) or bool(clusters[end].mask) != bool(clusters[first].mask):
-            yield first, clusters[first:end]
-            first = end
+    for _, group in groupby(scan(disk), lambda run: bool(run.mask)):
+        runs = list(group)
+        yield first, runs
+        first += sum(run.clusters for run in runs)
 
 
 def about_of(encoder: ArchiveEncoder) -> dict[str, Any]:

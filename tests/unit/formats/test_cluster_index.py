@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pybackup.formats import cluster_index as index
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.errors import FormatError
-from pybackup.formats.vma import Slot
+from pybackup.formats.vma import Slot, SlotRun, runs_of_slots
 
 slots = st.lists(
     st.tuples(st.integers(1, 3), st.integers(0, 30), st.sampled_from([0, 0, 1, 0x8001, 0xFFFF])),
@@ -27,7 +27,7 @@ def build(extents: list[list[Slot]], file_offset: int = 100, vma_offset: int = 1
     """An index of these extents, each in one frame half its size."""
     builder = index.IndexBuilder(file_offset, vma_offset)
     for extent in extents:
-        builder.add_extent(extent, [digest_of(slot) for slot in extent if slot.mask])
+        builder.add_extent(runs_of_slots(extent), [digest_of(slot) for slot in extent if slot.mask])
         size = 512 + 4096 * sum(slot.mask.bit_count() for slot in extent)
         builder.add_frame(size // 2, size)
     return builder
@@ -89,11 +89,11 @@ def test_a_segment_is_full_long_before_it_is_overdue() -> None:
     builder = index.IndexBuilder()
     extents = 0
     while not builder.segment_is_full:
-        builder.add_extent([Slot(1, 58 * extents + number, 1) for number in range(58)], [bytes(16)] * 58)
+        builder.add_extent([SlotRun(1, 58 * extents, 58, 1)], [bytes(16)] * 58)
         extents += 1
     assert extents == -(-index.MAX_STORED // 58)
     while not builder.segment_is_overdue:
-        builder.add_extent([Slot(1, 58 * extents + number, 1) for number in range(58)], [bytes(16)] * 58)
+        builder.add_extent([SlotRun(1, 58 * extents, 58, 1)], [bytes(16)] * 58)
         extents += 1
     assert extents > 2 * index.MAX_STORED // 58
     builder.forget_segment()
@@ -104,7 +104,8 @@ def test_a_segment_is_full_long_before_it_is_overdue() -> None:
 def directory(segments: int = 2) -> tuple[index.IndexBuilder, bytes]:
     builder = index.IndexBuilder(100, 12800)
     for number in range(segments):
-        builder.add_extent([Slot(1, number, 1), Slot(2, 10 * number, 0), Slot(2, 10 * number + 5, 0)], [bytes(16)])
+        runs = [SlotRun(1, number, 1, 1), SlotRun(2, 10 * number, 1, 0), SlotRun(2, 10 * number + 5, 1, 0)]
+        builder.add_extent(runs, [bytes(16)])
         builder.add_frame(1000, 4608)
         builder.take_segment()
         builder.segment_written(50)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
@@ -8,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybackup.formats.clusters import (
-    ZERO,
-    Cluster,
+    ClusterRun,
     cluster_digest,
     expand,
     extent_digest,
     mask_within,
     scan,
     stored_ranges,
+    zero_run,
 )
 
 masks = st.integers(0, 0xFFFF)
@@ -30,18 +31,42 @@ def content_for(mask: int) -> bytes:
     return b"".join(blocks)
 
 
-def stored(cluster: Cluster) -> bytes:
-    return b"".join(bytes(memoryview(part.buffer)[part.start : part.end]) for part in cluster.parts)
+def stored(run: ClusterRun) -> bytes:
+    return b"".join(bytes(memoryview(part.buffer)[part.start : part.end]) for part in run.parts)
 
 
-@given(mask=masks)
-def test_expand_is_the_inverse_of_scan(mask: int) -> None:
-    content = content_for(mask)
-    (cluster,) = scan(content)
-    assert cluster.mask == mask
-    assert len(stored(cluster)) == 4096 * mask.bit_count()
-    assert expand(mask, stored(cluster)) == content
-    assert cluster.digest == (cluster_digest(content) if mask else b"")
+def expanded(runs: Iterable[ClusterRun]) -> bytes:
+    """What the clusters of some runs hold, each put together by itself."""
+    out = []
+    for run in runs:
+        size = 4096 * run.mask.bit_count()
+        blocks = stored(run)
+        assert len(blocks) == size * run.clusters
+        out += [expand(run.mask, blocks[number * size : (number + 1) * size]) for number in range(run.clusters)]
+    return b"".join(out)
+
+
+@given(found=st.lists(st.one_of(st.just(0), st.just(0xFFFF), masks), max_size=6))
+def test_what_was_scanned_can_be_put_together_again(found: list[int]) -> None:
+    contents = [content_for(mask) for mask in found]
+    runs = scan(b"".join(contents))
+    assert [run.mask for run in runs for _ in range(run.clusters)] == found
+    assert expanded(runs) == b"".join(contents)
+    assert [digest for run in runs for digest in run.digests] == [cluster_digest(one) for one in contents if any(one)]
+    # Runs are as long as they can be, and only clusters that are stored alike make one.
+    assert all(run.clusters == 1 or run.mask in (0, 0xFFFF) for run in runs)
+    assert all(one.mask != following.mask or one.mask not in (0, 0xFFFF) for one, following in pairwise(runs))
+
+
+@pytest.mark.parametrize("mask", [0, 0xFFFF])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_run_in_two_is_the_same_clusters(mask: int, at: int) -> None:
+    content = b"".join(content_for(mask)[:-1] + bytes([bool(mask) * number]) for number in range(1, 5))
+    (run,) = scan(content)
+    before, behind = run.cut(at)
+    assert (before.clusters, behind.clusters) == (at, 4 - at)
+    assert expanded([before, behind]) == content
+    assert (*before.digests, *behind.digests) == tuple(run.digests)
 
 
 @given(mask=masks)
@@ -55,14 +80,11 @@ def test_stored_ranges_are_the_masks_bits_neighbours_joined(mask: int) -> None:
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 65535, 65536, 65537, 200_001])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_a_partial_last_cluster_is_filled_with_zeros(size: int, kind: type) -> None:
-    clusters = scan(kind(b"x" * size))
-    assert len(clusters) == -(-size // 65536)
-    content = b"".join(expand(cluster.mask, stored(cluster)) for cluster in clusters)
-    assert content == (b"x" * size).ljust(len(clusters) * 65536, b"\0")
+    assert expanded(scan(kind(b"x" * size))) == (b"x" * size).ljust(-(-size // 65536) * 65536, b"\0")
 
 
-def test_zero_clusters_are_the_one_zero_cluster() -> None:
-    assert scan(bytes(65536 * 3 - 5)) == [ZERO, ZERO, ZERO]
+def test_zero_clusters_in_a_row_are_one_run() -> None:
+    assert scan(bytes(65536 * 3 - 5)) == [zero_run(3)]
     assert scan(b"") == []
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pybackup.formats import vma
 from pybackup.formats.clusters import EMPTY_EXTENT_DIGEST
 from pybackup.formats.errors import FormatError
-from pybackup.formats.vma import DriveInfo, Header, Slot
+from pybackup.formats.vma import DriveInfo, Header, Slot, SlotRun
 
 UUID = bytes(range(16))
 HEADER = Header(uuid=UUID, created=0, drives=(DriveInfo(1, "a", 100 * 65536), DriveInfo(3, "b", 65536 + 4097)))
@@ -21,7 +21,7 @@ DIGEST = b"digest"
 
 def extent(slots: list[Slot], digest: bytes | None = DIGEST, blocks: int | None = None) -> bytes:
     count = sum(slot.mask.bit_count() for slot in slots) if blocks is None else blocks
-    return vma.encode_extent_header(UUID, [vma.pack_slot(*slot) for slot in slots], count, digest)
+    return vma.encode_extent_header(UUID, vma.pack_slots(vma.runs_of_slots(slots)), count, digest)
 
 
 def signed(content: bytearray) -> bytes:
@@ -44,6 +44,7 @@ def test_what_was_encoded_is_decoded(slots: list[Slot]) -> None:
     assert len(content) == 512
     decoded = vma.decode_extent_header(content, HEADER, 0)
     assert decoded.slots == tuple(slots)
+    assert decoded.runs == vma.runs_of_slots(slots)
     assert decoded.data_size == 4096 * sum(slot.mask.bit_count() for slot in slots)
     assert decoded.digest == DIGEST
 
@@ -65,12 +66,12 @@ def test_zero_extents_are_the_same_as_one_by_one(count: int) -> None:
 
 def test_a_full_extent_of_zero_clusters_in_a_row_is_a_run() -> None:
     decoded = vma.decode_extent_header(vma.encode_zero_extents(UUID, 1, 5, 58, EMPTY_EXTENT_DIGEST), HEADER, 0)
-    assert decoded.zero_run == (1, 5, 58)
+    assert (decoded.slots, decoded.runs) == ((), (SlotRun(1, 5, 58, 0),))
 
 
 def test_a_zero_extent_with_a_wrong_digest_is_no_run() -> None:
     decoded = vma.decode_extent_header(vma.encode_zero_extents(UUID, 1, 5, 58, b"wrong!"), HEADER, 0)
-    assert decoded.zero_run is None
+    assert len(decoded.slots) == 58
     assert len(decoded.slots) == 58
 
 
