@@ -163,6 +163,11 @@ class ArchiveEncoder:
 
     # -- encoding, in any thread --
 
+    @property
+    def compresses(self) -> bool:
+        """Whether encode() compresses: else it is quick."""
+        return self._level is not None
+
     def compressor(self) -> zstandard.ZstdCompressor | None:
         """A compressor for encode(), to be used by one thread at a time; None where nothing is compressed."""
         if self._level is None:

@@ -74,13 +74,16 @@ def extent_digest(digests: Iterable[bytes]) -> bytes:
 EMPTY_EXTENT_DIGEST = extent_digest(())
 
 
-def scan(buffer: Buffer) -> list[ClusterRun]:
-    """Cut a buffer into clusters; the last one is filled up with zeros where the buffer ends within it."""
-    content = buffer if isinstance(buffer, bytes | bytearray) else bytes(buffer)
-    missing = -len(content) % CLUSTER_SIZE
-    if missing:
-        content = b"".join((content, bytes(missing)))
-    masks = [_mask_of(content, at) for at in range(0, len(content), CLUSTER_SIZE)]
+def scan(buffer: Buffer, start: int = 0, end: int | None = None) -> list[ClusterRun]:
+    """Cut a buffer, or its bytes [start, end), into clusters.
+
+    The last one is filled up with zeros where the bytes end within it.
+    """
+    content, end = buffer, len(buffer) if end is None else end
+    missing = -(end - start) % CLUSTER_SIZE
+    if missing or isinstance(content, memoryview):
+        content, start, end = b"".join((content[start:end], bytes(missing))), 0, end - start + missing
+    masks = [_mask_of(content, at) for at in range(start, end, CLUSTER_SIZE)]
     runs: list[ClusterRun] = []
     first = 0
     while first < len(masks):
@@ -88,7 +91,7 @@ def scan(buffer: Buffer) -> list[ClusterRun]:
         if mask in (0, FULL_MASK):
             while behind < len(masks) and masks[behind] == mask:
                 behind += 1
-        runs.append(_run(content, first * CLUSTER_SIZE, behind * CLUSTER_SIZE, mask))
+        runs.append(_run(content, start + first * CLUSTER_SIZE, start + behind * CLUSTER_SIZE, mask))
         first = behind
     return runs
 
@@ -109,12 +112,15 @@ def _mask_of(content: bytes | bytearray, at: int) -> int:
     # startswith() with an offset is a memcmp without a copy, several times faster than slicing.
     if content.startswith(ZERO_CLUSTER, at):
         return 0
-    end = at + CLUSTER_SIZE
-    # Where each block's first byte is not zero, no block is: one look instead of sixteen.
-    if 0 not in content[at:end:BLOCK_SIZE]:
-        return FULL_MASK
-    starts = range(at, end, BLOCK_SIZE)
-    return sum(1 << bit for bit, start in enumerate(starts) if not content.startswith(ZERO_BLOCK, start))
+    # Only a block whose first byte is zero can be zero: one look at all of them, which mostly is enough.
+    firsts = content[at : at + CLUSTER_SIZE : BLOCK_SIZE]
+    mask = FULL_MASK
+    bit = firsts.find(0)
+    while bit >= 0:
+        if content.startswith(ZERO_BLOCK, at + bit * BLOCK_SIZE):
+            mask -= 1 << bit
+        bit = firsts.find(0, bit + 1)
+    return mask
 
 
 def stored_ranges(mask: int) -> Iterator[tuple[int, int]]:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from concurrent.futures import Future
 from random import Random
 from typing import Any
 
 import plain_vma
 import pytest
+import zstandard
 from virtual_time import InlineExecutor, run
 from wild import Weather, WildSink
 
@@ -37,9 +39,18 @@ class HeldExecutor(InlineExecutor):
             future.set_result(function(*args))
 
 
-def writer_of(clusters: int, sink: WildSink, pool: InlineExecutor, threads: int = 2) -> ArchiveWriter:
-    options = ArchiveOptions(uuid=bytes(16), created=0, level=None, threads=threads)
+def writer_of(clusters: int, sink: WildSink, pool: InlineExecutor, level: int | None = 1) -> ArchiveWriter:
+    options = ArchiveOptions(uuid=bytes(16), created=0, level=level, threads=2)
     return make_writer([("disk", clusters * SIZE)], [("conf", b"x")], options, sink, pool)
+
+
+def drive_of(sink: WildSink, size: int, level: int | None = 1) -> bytes:
+    """The only drive of the archive that the sink took."""
+    content = bytes(sink.content)
+    if level is not None:
+        frames = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content), read_across_frames=True)
+        content = frames.read()
+    return plain_vma.drives_of(content, {1: size})[1]
 
 
 def test_extents_are_written_in_order_however_they_are_compressed() -> None:
@@ -62,7 +73,7 @@ def test_extents_are_written_in_order_however_they_are_compressed() -> None:
             if pool.held:
                 pool.do(draw.randrange(len(pool.held)))
         await task
-        assert plain_vma.drives_of(bytes(sink.content), {1: len(content)}) == {1: content}
+        assert drive_of(sink, len(content)) == content
         assert writer.written == len(sink.content)
 
     run(main())
@@ -97,11 +108,12 @@ def test_a_slow_archive_holds_up_whoever_puts() -> None:
     run(main())
 
 
-def test_several_put_at_once() -> None:
+@pytest.mark.parametrize("level", [None, 1])
+def test_several_put_at_once(level: int | None) -> None:
     async def main() -> None:
         clusters = 4 * CLUSTERS_PER_EXTENT
         sink = WildSink(Weather(Random(2), slow=0.5))
-        writer = writer_of(clusters, sink, InlineExecutor(1))
+        writer = writer_of(clusters, sink, InlineExecutor(1), level)
         await writer.start()
         pieces = [
             writer.put(1, first, scan(bytes([first % 255 + 1]) * SIZE * 4)) for first in range(0, clusters - 8, 4)
@@ -109,17 +121,18 @@ def test_several_put_at_once() -> None:
         await asyncio.gather(*pieces, writer.put_zeros(1, clusters - 8, 8))
         await writer.finish({})
         await writer.commit()
-        content = plain_vma.drives_of(bytes(sink.content), {1: clusters * SIZE})[1]
+        content = drive_of(sink, clusters * SIZE, level)
         assert all(content[at * SIZE] == at - at % 4 + 1 or at >= clusters - 8 for at in range(200))
 
     run(main())
 
 
-def test_a_sink_that_fails_is_told_to_who_puts() -> None:
+@pytest.mark.parametrize("level", [None, 1])
+def test_a_sink_that_fails_is_told_to_who_puts(level: int | None) -> None:
     async def main() -> None:
         weather = Weather(Random(3))
         sink = WildSink(weather)
-        writer = writer_of(200, sink, InlineExecutor(1))
+        writer = writer_of(200, sink, InlineExecutor(1), level)
         await writer.start()
         weather.sink_errors = 1.0
         with pytest.raises(PybackupError, match="the sink fails"):
@@ -128,5 +141,22 @@ def test_a_sink_that_fails_is_told_to_who_puts() -> None:
             await writer.drain()
         await writer.abort()
         assert sink.outcome == "aborted"
+
+    run(main())
+
+
+@pytest.mark.parametrize("level", [None, 1])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_what_is_prepared_is_what_a_scan_finds(level: int | None, kind: type) -> None:
+    content = Random(4).randbytes(11 * SIZE) + bytes(9 * SIZE) + b"x" * 5000
+
+    async def main() -> None:
+        writer = writer_of(100, WildSink(Weather(Random(3))), InlineExecutor(1), level)
+        (prepared,) = await writer.prepare([kind(content)], InlineExecutor(1))
+        assert prepared.content == content
+        assert prepared.runs is not None
+        found, whole = ([digest for run in runs for digest in run.digests] for runs in (prepared.runs, scan(content)))
+        assert found == whole
+        assert prepared.zero == 9 * SIZE
 
     run(main())

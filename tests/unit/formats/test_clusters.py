@@ -58,6 +58,15 @@ def test_what_was_scanned_can_be_put_together_again(found: list[int]) -> None:
     assert all(one.mask != following.mask or one.mask not in (0, 0xFFFF) for one, following in pairwise(runs))
 
 
+@pytest.mark.parametrize("start, end", [(0, 0), (65536, 3 * 65536), (65536, 150_000), (131_072, 200_001)])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_part_of_a_buffer_is_scanned_like_a_buffer(start: int, end: int, kind: type) -> None:
+    content = b"".join(content_for(mask) for mask in (0xFFFF, 0, 0x8001)) + b"x" * 3393
+    found = scan(kind(content), start, end)
+    assert [run._replace(parts=()) for run in found] == [run._replace(parts=()) for run in scan(content[start:end])]
+    assert expanded(found) == expanded(scan(content[start:end]))
+
+
 @pytest.mark.parametrize("mask", [0, 0xFFFF])
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_run_in_two_is_the_same_clusters(mask: int, at: int) -> None:
