@@ -1,7 +1,7 @@
 """The jobs that read an archive in its order: restore, compare, verify.
 
-The archive is read and checked in a thread of its own, an extent or some small ones at a time; what is done with the extents happens in
-the event loop, where progress, pause, speed and cancel are those of every job.
+The archive is read and checked in a thread of its own, an extent or some small ones at a time; what is done with the
+extents happens in the event loop, where progress, pause, speed and cancel are those of every job.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ is wanted lies in the cache already, is the cache the better source.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
+from pybackup.core.devices.direct_open import open_direct
 from pybackup.core.devices.page_cache import cached_pages
 from pybackup.core.devices.unfilled import ALIGNMENT, unfilled_aligned
 
@@ -30,11 +30,9 @@ class DirectReads:
     def __init__(self, fd: int) -> None:
         """``fd`` stays the caller's."""
         self._fd = fd
-        self._direct = -1
+        self._direct = open_direct(fd, os.O_RDONLY)
         self._bytes = 0
         self._seconds = 0.0
-        with contextlib.suppress(OSError):
-            self._direct = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
 
     def read(self, offset: int, length: int) -> bytearray | None:
         """Read exactly ``length`` bytes; None for what has to be read the ordinary way, which also knows the reason."""

@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 
+from pybackup.core.devices.direct_open import open_direct
 from pybackup.core.devices.file_io import write_fully
 from pybackup.core.devices.unfilled import ALIGNMENT, is_aligned
 
@@ -31,9 +32,7 @@ class AlignedWriter:
     def __init__(self, fd: int) -> None:
         """``fd`` stays the caller's."""
         self._fd = fd
-        self._direct = -1
-        with contextlib.suppress(OSError):
-            self._direct = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        self._direct = open_direct(fd, os.O_WRONLY)
 
     def write_all_at(self, offset: int, buffers: Sequence[memoryview]) -> bool:
         """Write at once what is aligned all of it (OSError); False where it is not, or was not written whole."""
