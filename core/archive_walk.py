@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from pybackup.formats.clusters import stored_ranges
+from pybackup.formats.clusters import stored_bytes, stored_ranges
 from pybackup.formats.vma import DriveInfo, Header
 from pybackup.formats.vma_layout import CLUSTER_SIZE, FULL_MASK
 from pybackup.formats.vma_stream import DecodedExtent
@@ -93,18 +93,13 @@ class ArchiveWalk(Job):
 
     def _count(self, extent: DecodedExtent) -> None:
         for drive_id, first, count, mask in extent.header.runs:
-            self._count_clusters(drive_id, first, count, zero=not mask)
-
-    def _count_clusters(self, drive_id: int, first: int, count: int, *, zero: bool) -> None:
-        progress = self._progress.get(drive_id)
-        if progress is None:
-            return
-        size = bytes_of(progress.size, first, count)
-        progress.done += size
-        if zero:
-            progress.zero += size
-        else:
-            progress.read += size
+            progress = self._progress.get(drive_id)
+            if progress is not None:
+                size = bytes_of(progress.size, first, count)
+                stored = stored_bytes(mask, size)
+                progress.done += size
+                progress.read += stored
+                progress.zero += size - stored
 
 
 def _some_of(extents: Iterator[CheckedExtent]) -> list[CheckedExtent]:

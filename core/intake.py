@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from pybackup.formats.cluster_index import DriveCounts
-from pybackup.formats.clusters import ClusterRun
+from pybackup.formats.clusters import ClusterRun, stored_bytes
 
 from .device import CLUSTER_SIZE, Buffer
 
@@ -23,11 +23,15 @@ class Prepared(NamedTuple):
 
     @property
     def zero(self) -> int:
-        """Bytes in clusters that are known to be zero."""
-        if not self.runs:
+        """Bytes in blocks that are known to be zero."""
+        if self.runs is None:
             return 0
-        zeros = sum(run.clusters for run in self.runs if not run.mask) * CLUSTER_SIZE
-        return zeros if self.runs[-1].mask else zeros - -len(self.content) % CLUSTER_SIZE
+        left = zero = len(self.content)
+        for run in self.runs:
+            size = min(left, run.clusters * CLUSTER_SIZE)
+            zero -= stored_bytes(run.mask, size)
+            left -= size
+        return zero
 
 
 class Intake(Protocol):

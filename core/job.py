@@ -30,7 +30,10 @@ class State(StrEnum):
 
 @dataclass(slots=True)
 class DriveProgress:
-    """How far one drive is. All in bytes; ``done`` includes zeros, ``read`` does not include holes."""
+    """How far one drive is. All in bytes; ``done`` includes zeros, ``read`` does not include holes.
+
+    ``zero``: in blocks that an archive does not store, be they holes or written zeros.
+    """
 
     name: str
     size: int

@@ -135,6 +135,14 @@ def stored_ranges(mask: int) -> Iterator[tuple[int, int]]:
         block += run
 
 
+def stored_bytes(mask: int, size: int) -> int:
+    """How many of the first ``size`` bytes of clusters that have this mask lie in stored blocks."""
+    whole, rest = divmod(size, CLUSTER_SIZE)
+    blocks, part = divmod(rest, BLOCK_SIZE)
+    within = (mask & ((1 << blocks) - 1)).bit_count() * BLOCK_SIZE + (mask >> blocks & 1) * part
+    return whole * mask.bit_count() * BLOCK_SIZE + within
+
+
 def expand(mask: int, stored: Buffer) -> bytes:
     """The 65536 bytes of a cluster from its stored blocks."""
     if mask == FULL_MASK:

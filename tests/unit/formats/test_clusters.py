@@ -15,6 +15,7 @@ from pybackup.formats.clusters import (
     extent_digest,
     mask_within,
     scan,
+    stored_bytes,
     stored_ranges,
     zero_run,
 )
@@ -84,6 +85,12 @@ def test_stored_ranges_are_the_masks_bits_neighbours_joined(mask: int) -> None:
     blocks = [block for start, end in ranges for block in range(start // 4096, end // 4096)]
     assert blocks == [block for block in range(16) if mask >> block & 1]
     assert all(before[1] < after[0] for before, after in pairwise(ranges))
+
+
+@given(mask=masks, size=st.integers(0, 3 * 65536))
+def test_stored_bytes_are_those_within_the_masks_ranges(mask: int, size: int) -> None:
+    ranges = [(at + low, at + high) for at in range(0, 3 * 65536, 65536) for low, high in stored_ranges(mask)]
+    assert stored_bytes(mask, size) == sum(max(0, min(high, size) - low) for low, high in ranges)
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 65535, 65536, 65537, 200_001])
