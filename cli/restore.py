@@ -190,8 +190,20 @@ def _open_target(path: str, image_format: str | None, force: bool, stack: ExitSt
         return Stream(open_stream(path))
     if is_disk:
         return _open_block_device(path, force, stack)
+    if force and os.path.isfile(path):
+        _lock_replaced(path, stack)
     image_format = image_format or suffix_format(path) or "raw"
     return NewFile(path, replace=force) if image_format == "raw" else NewImage(path, image_format, replace=force)
+
+
+def _lock_replaced(path: str, stack: ExitStack) -> None:
+    """Refuse to replace an image that a program uses: it would go on with the old one, which has no name any more."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        stack.enter_context(ImageLock.for_writing(fd, path))
+    except OSError as error:
+        raise target_failure(path, error, "look at") from error
 
 
 def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarget:

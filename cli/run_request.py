@@ -51,6 +51,8 @@ def check(request: RunRequest) -> None:
     """Raise click.UsageError or RequestError where it does not."""
     if not request.sources:
         raise click.UsageError(f"name the disks first, and then the archive: {request.archive} is the only name given")
+    if not request.archive or not all(source.what for source in request.sources):
+        raise RequestError("the name of a disk or of the archive is empty")
     unique_drive_names(request.sources)
     if request.source_options.size is not None and all(source.what != "-" for source in request.sources):
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")

@@ -73,11 +73,14 @@ class Progress:
 
 
 def with_estimate(error: TargetFullError, progress: Progress) -> TargetFullError:
-    """The error with how many bytes about are missing, judged by what has been written for what is done."""
+    """The error with how many bytes the archive needs, judged by what has been written for what is done.
+
+    What has been written may still have been on its way, so it does not say how much room there was.
+    """
     if not progress.stored or not progress.written:
         return error
-    missing = (progress.size - progress.done) * progress.written // max(1, progress.done)
-    return TargetFullError(f"{error}; {progress.written:,} bytes were written, about {missing:,} are missing")
+    whole = progress.size * progress.written // max(1, progress.done)
+    return TargetFullError(f"{error}; the archive needs about {whole:,} bytes")
 
 
 class Job(ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from .device import BlockDevice
@@ -138,13 +139,26 @@ async def _open_frozen(
 
 
 async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSource:
-    """An image of another format, through qemu-nbd, which takes and keeps QEMU's locks on all its files."""
+    """An image of another format, through qemu-nbd, which takes and keeps QEMU's locks on all its files.
+
+    But for a raw backing file, which it lets others write to: that one we lock.
+    """
     files = image_files(what, image)
     before = [(path, _look(path)) for path, _ in files if os.path.exists(path)]
-    warnings = _locked(what) if options.force_share else ()
-    opened = await open_checked(ImageFile(what, image, Access.READ_ONCE, options.force_share), files)
+    raw = [path for path, kind in files if kind == "raw" and os.path.exists(path)]
+    locks = ExitStack()
+    try:
+        if options.force_share:
+            warnings = [warning for path in (what, *raw) for warning in _locked(path)]
+        else:
+            warnings = [note for path in raw if (note := _lock(path, locks))]
+        opened = await open_checked(ImageFile(what, image, Access.READ_ONCE, options.force_share), files)
+    except BaseException:
+        locks.close()
+        raise
 
     async def close() -> None:
+        locks.close()
         await opened.close()
 
     def check() -> None:
@@ -165,6 +179,16 @@ def _look(path: str) -> Fingerprint | None:
         return fingerprint_of(os.stat(path))
     except OSError as error:
         raise SourceError(f"cannot look at {path}: {error.strerror}") from error
+
+
+def _lock(path: str, locks: ExitStack) -> str | None:
+    """Keep others from writing to a file until ``locks`` is closed; why not, where its filesystem has no locks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        locks.callback(os.close, fd)
+        return locks.enter_context(ImageLock.for_reading(fd, path)).note
+    except OSError as error:
+        raise SourceError(f"cannot open {path}: {error.strerror}") from error
 
 
 def _locked(what: str) -> tuple[str, ...]:

@@ -35,9 +35,12 @@ def open_filesystem(url: str, patience: Patience, **options: Any) -> tuple[Any, 
         raise RequestError(f"{shown(url)}: {scheme}:// is no place for an archive") from None
     found = kind._get_kwargs_from_urls(url)  # noqa: SLF001 - fsspec's own way for a URL's host and user
     path = str(kind._strip_protocol(url))  # noqa: SLF001 - likewise
-    missing = scheme in BUCKET_SCHEMES and not path.partition("/")[2]
+    bucket, _, key = path.partition("/")
+    missing = scheme in BUCKET_SCHEMES and not key
     if missing or not path.strip("/") or url.endswith("/"):
         raise RequestError(f"{shown(url)} names no file; an archive needs a name")
+    if scheme in BUCKET_SCHEMES and not bucket:
+        raise RequestError(f"{shown(url)} names no bucket")
     if scheme in SFTP_SCHEMES and not found.get("host"):
         raise RequestError(f"{shown(url)} names no host")
     return kind(skip_instance_cache=True, **{**_options(scheme, patience), **found, **options}), path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -177,6 +179,46 @@ def test_an_image_in_use(tmp_path: Path) -> None:
     done = pybackup("run", "--force", "--force-share", "disk.qcow2", "out.vma", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
     assert pybackup("compare", "out.vma", "disk.qcow2", cwd=tmp_path).code == 0
+
+
+@contextlib.contextmanager
+def written_by_qemu(file: Path) -> Iterator[None]:
+    with subprocess.Popen(["qemu-io", "-f", "raw", file], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdin is not None and user.stdout is not None
+        user.stdin.write(b"write 0 512\n")
+        user.stdin.flush()
+        assert b"wrote" in user.stdout.readline()  # so it is open
+        yield
+        user.stdin.close()
+
+
+def test_a_raw_backing_file_in_use(tmp_path: Path) -> None:
+    (tmp_path / "base.img").write_bytes(content())
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "raw", tmp_path / "middle.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", tmp_path / "disk.qcow2")
+    with written_by_qemu(tmp_path / "base.img"):
+        refused(tmp_path, 6, "base.img is in use by another program (QEMU image lock)", "disk.qcow2")
+        done = pybackup("run", "--force-share", "disk.qcow2", "out.vma", cwd=tmp_path)
+        assert done.code == 0
+        assert "base.img is in use by another program; what is read may be of no one moment" in done.err
+    done = pybackup("run", "--force", "disk.qcow2", "out.vma", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+
+
+def test_nobody_writes_to_a_raw_backing_file_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "base.img").write_bytes(content())
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "raw", tmp_path / "disk.qcow2")
+    command = [*PROGRAM, "run", "--speed", "4M", "disk.qcow2", "out.vma"]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        wait_until(lambda: bool(list(tmp_path.glob(".out.vma.partial"))), "the archive", [])
+        writer = subprocess.run(
+            ["qemu-io", "-f", "raw", tmp_path / "base.img", "-c", "write 0 512"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert 'Failed to get "write" lock' in writer.stderr + writer.stdout
+    assert process.returncode == 0
 
 
 def test_an_encrypted_image(tmp_path: Path) -> None:

@@ -103,6 +103,23 @@ def test_what_exists_is_only_replaced_by_force(folder: Path) -> None:
     assert listing(folder / "folder.qcow2") == {"disk.raw": DISK}
 
 
+@pytest.mark.parametrize("name, kind", [("new.qcow2", "qcow2"), ("new.img", "raw")])
+def test_an_image_in_use_is_not_replaced(folder: Path, name: str, kind: str) -> None:
+    qemu_img("create", "-q", "-f", kind, folder / name, "1M")
+    command = ["qemu-io", "-f", kind, folder / name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdin is not None and user.stdout is not None
+        user.stdin.write(b"read 0 512\n")
+        user.stdin.flush()
+        assert b"read" in user.stdout.readline()  # so it is open
+        sentence = f"{name} is in use by another program (QEMU image lock)"
+        refused(folder, 6, sentence, "--force", "disk.vma", name)
+        refused(folder, 6, sentence, "--force", "disk.vma", "--to", f"disk={name}")
+        user.stdin.close()
+    assert pybackup("restore", "--force", "disk.vma", name, cwd=folder).code == 0
+    same_disk(folder / "disk.img", "raw", folder / name, kind)
+
+
 def test_where_a_format_makes_no_sense(folder: Path) -> None:
     for target in ("-", "nbd://localhost/x"):
         refused(

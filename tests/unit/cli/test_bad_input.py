@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, small: Path) -> None:
     done = pybackup("run", "noise.img", small / "out.vma", cwd=folder)
     assert (done.code, done.out) == (5, b"")
     assert "no space is left" in done.err
-    assert "are missing" in done.err
+    assert "the archive needs about 1,0" in done.err
     assert listing(small) == {}
     assert pybackup("run", "noise.img", "out.vma", cwd=folder).code == 0
     done = pybackup("restore", "out.vma", small / "noise.img", cwd=folder)
@@ -267,10 +267,12 @@ def test_whoever_reads_an_archive_may_not(folder: Path) -> None:
     "arguments, sentence",
     [
         (["disk.img"], "disk.img is the only name given"),
+        (["disk.img", ""], "the name of a disk or of the archive is empty"),
+        (["", "new.vma"], "the name of a disk or of the archive is empty"),
         (["--size", "1M", "disk.img", "new.vma"], "- is none of the sources"),
         (["--level", "99", "disk.img", "new.vma"], "99 is not in the range 1 to 22"),
     ],
-    ids=["no-archive", "size-without-stdin", "level"],
+    ids=["no-archive", "empty-archive", "empty-source", "size-without-stdin", "level"],
 )
 def test_run_asked_for_what_makes_no_sense(folder: Path, arguments: list[str], sentence: str) -> None:
     refused(folder, 2, sentence, "run", *arguments)
