@@ -28,6 +28,12 @@ def device_in_use(path: str | os.PathLike[str]) -> str | None:
     return DeviceUsers().of(number) or _exclusive_open_fails(path)
 
 
+def users_of(path: str) -> str | None:
+    """What the kernel tells of who uses the block device at ``path``, as the end of a sentence; None for nothing."""
+    number = device_number(path)
+    return None if number is None else DeviceUsers().of(number)
+
+
 def device_number(path: str) -> str | None:
     """The number ("8:16") of the block device at ``path``; None when there is none."""
     try:

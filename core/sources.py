@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from .device import BlockDevice
+from .device_in_use import users_of
 from .devices.blocking_calls import BlockingCalls
 from .devices.nbd import NbdDevice
 from .devices.raw import Fingerprint, RawDevice, fingerprint_of
@@ -87,6 +88,8 @@ def _open_locked(device: RawDevice, what: str, options: SourceOptions) -> OpenSo
     warnings = [lock.note] if lock is not None and lock.note else []
     if lock is None and is_written(device.fileno()):
         warnings.append(_shared(what))
+    if device.is_block_device and (user := users_of(what)):
+        warnings.append(f"{what} is in use ({user}): the backup is of no one instant if it is written to meanwhile")
     before = device.fingerprint()
 
     async def close() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pybackup.core.device_in_use import DeviceUsers, device_in_use, device_number
+from pybackup.core.sources import SourceOptions, open_source
 
 NUMBERS = {"/dev/sda": "8:0", "/dev/sda1": "8:1", "/dev/sda2": "8:2", "/dev/sdb": "8:16"}
 
@@ -123,9 +125,23 @@ def test_a_real_device_that_is_mounted(loop: Path, tmp_path: Path) -> None:
         pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
     try:
         assert device_in_use(loop) == f"it is mounted on {target}"
+        told = f"{loop} is in use (it is mounted on {target}): the backup is of no one instant if it is written to"
+        assert warnings_of(loop) == [f"{told} meanwhile"]
     finally:
         subprocess.run(["umount", str(target)], check=True)
     assert device_in_use(loop) is None
+    assert warnings_of(loop) == []
+
+
+def warnings_of(disk: Path) -> list[str]:
+    """What a backup of this disk warns of."""
+
+    async def main() -> list[str]:
+        source = await open_source(str(disk), SourceOptions())
+        await source.close()
+        return list(source.warnings)
+
+    return asyncio.run(main())
 
 
 def test_a_real_device_that_is_claimed(loop: Path) -> None:
