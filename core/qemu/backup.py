@@ -11,10 +11,10 @@ from pybackup.core.backup import BackupJob, Drive
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.intake import Intake
+from pybackup.core.uninterrupted import uninterrupted
 
 from .disks import QemuDisk
 from .fleecing import Fleecing
-from .uninterrupted import uninterrupted
 
 
 class FrozenDisk(ReadOnlyDevice):
