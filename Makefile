@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := -p pybackup.cli -p pybackup.core -p pybackup.formats
 
-.PHONY: setup test lint types demo bench stress man picture install clean
+.PHONY: setup test test-debian13 lint types demo bench stress man picture install clean
 
 setup: .venv/ready
 
@@ -27,6 +27,10 @@ types: .venv/ready .packages/pybackup
 # Two workers, for most tests wait for other processes.
 test: lint types
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
+
+# The same on Debian 13, in a chroot below ~/.cache, or in DEBIAN13=FOLDER. Needs root and debootstrap.
+test-debian13:
+	.ci/debian13 $(PYTEST_ARGS)
 
 demo: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo.sh
