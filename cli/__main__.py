@@ -1,5 +1,5 @@
 """`python -m pybackup.cli`."""
 
-from pybackup.cli.main import main
+from pybackup.cli.program import main
 
 main()

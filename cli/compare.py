@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pybackup.cli.command import Command
 from pybackup.cli.numbers import duration
 from pybackup.cli.options import (
     force_share_option,
@@ -35,7 +36,7 @@ SHOWN = 20
 """Differences listed for a person; --json has all."""
 
 
-@click.command("compare", short_help="Tell whether a disk is what an archive holds.")
+@click.command("compare", cls=Command, short_help="Tell whether a disk is what an archive holds.")
 @click.argument("archive", type=click.Path())
 @click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
 @click.option("--drive", default=None, metavar="NAME", help="The same as NAME=, where there is one SOURCE.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from pybackup.cli.command import Command
 from pybackup.core.errors import RequestError
 
 
-@click.command("completion", short_help="Print the completion script for a shell.")
+@click.command("completion", cls=Command, short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> int:
     """Print the completion script for a shell. Write it to where the shell looks for it:

@@ -7,12 +7,13 @@ import sys
 
 import click
 
+from pybackup.cli.command import Command
 from pybackup.cli.options import json_option
 from pybackup.core.archive_open import archive_header
 from pybackup.core.errors import RequestError
 
 
-@click.command("config", short_help="Print a configuration that an archive holds.")
+@click.command("config", cls=Command, short_help="Print a configuration that an archive holds.")
 @click.argument("archive", type=click.Path())
 @click.argument("name", required=False)
 @json_option

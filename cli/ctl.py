@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pybackup.cli.command import Command
 from pybackup.cli.numbers import counted, duration, percent, short
 from pybackup.cli.options import json_option
 from pybackup.cli.params import parse_size
@@ -16,7 +17,9 @@ from pybackup.core.errors import RequestError
 _COMMANDS = ("backup", "status", "speed", "pause", "resume", "cancel", "quit")
 
 
-@click.command("ctl", short_help="Steer a running server.", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "ctl", cls=Command, short_help="Steer a running server.", context_settings={"ignore_unknown_options": True}
+)
 @click.argument("control", type=click.Path(), metavar="CONTROL")
 @click.argument("what", type=click.Choice(_COMMANDS), metavar="COMMAND")
 @click.argument("values", nargs=-1, type=click.UNPROCESSED, metavar="[VALUE]...")

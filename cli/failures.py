@@ -2,29 +2,92 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import traceback
+from collections.abc import Sequence
+
 import click
 
-from pybackup.cli.group import SIGPIPE_CODE
+from pybackup.cli.command import UnforeseenError
+from pybackup.cli.interrupts import DEBUG
+from pybackup.cli.standard_streams import ReportError, forget_report
 from pybackup.core.errors import ExitCode, PybackupError
 from pybackup.formats.errors import FormatError
 
+SIGPIPE_CODE = 141
+"""Whoever read our output has gone: we end like a program that SIGPIPE ended, without a word."""
+
+_FILES = "more files cannot be open at once: raise the limit (ulimit -n, LimitNOFILE= of a systemd unit)"
+_PROCESSES = (
+    "no more threads or processes can be started: raise the limit (ulimit -u, TasksMax= of a systemd unit, pids.max of"
+    " a container)"
+)
+_MEMORY = "there is not enough memory"
+_RESOURCES = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EAGAIN: _PROCESSES, errno.ENOMEM: _MEMORY}
+
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """(sentence, exit code) of what ended a command; an error that nobody foresaw is raised again."""
+    """(sentence, exit code) of what ended a command."""
     if isinstance(error, PybackupError):
-        return str(error), int(error.exit_code)
+        return str(error), SIGPIPE_CODE if isinstance(error, ReportError) and error.is_gone else int(error.exit_code)
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return "cancelled", int(ExitCode.INTERRUPTED)
-    if isinstance(error, BrokenPipeError | SystemExit):
-        # Click answers a broken pipe with SystemExit.
-        return "whoever read the report has gone", SIGPIPE_CODE
     if isinstance(error, FormatError):
         return str(error), int(ExitCode.USAGE)
-    if isinstance(error, OSError) and error.filename is None:
-        # Sources, archives and targets have errors of their own: what is left is the report.
-        return f"cannot write the standard output: {error.strerror}", int(ExitCode.FAILED)
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}", int(ExitCode.FAILED)
-    raise error
+    return _lacking(error) or _bug(error), int(ExitCode.FAILED)
+
+
+def _lacking(error: BaseException) -> str | None:
+    """What this process lacks, where that is why it failed."""
+    if isinstance(error, MemoryError):
+        return _MEMORY
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return _PROCESSES
+    if isinstance(error, FileNotFoundError) and error.filename is None and _folder_is_gone():
+        return "the current folder does not exist any more: go to one that does"
+    return _RESOURCES.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+def _folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _bug(error: BaseException) -> str:
+    """What nobody foresaw is told as that, and never as something else."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f", in {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"a failure that pybackup does not know, which is a bug of it: {what}{where}; {DEBUG}=1 shows all about it"
+
+
+def tell(error: BaseException, arguments: Sequence[str]) -> int:
+    """Print what ended a command, on stderr; the exit code."""
+    if isinstance(error, UnforeseenError) and error.__cause__ is not None:
+        error = error.__cause__
+    sentence, code = describe(error)
+    if isinstance(error, ReportError):
+        forget_report()
+    if code == SIGPIPE_CODE:
+        return code
+    if _wants_traceback(error, arguments):
+        traceback.print_exception(error)
+    click.echo(f"pybackup: {sentence}", err=True)
+    return code
+
+
+def _wants_traceback(error: BaseException, arguments: Sequence[str]) -> bool:
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        return True
+    foreseen = isinstance(error, PybackupError | click.ClickException | click.Abort | KeyboardInterrupt | FormatError)
+    asked = any(one == "--verbose" or re.fullmatch("-[a-z]*v[a-z]*", one) for one in arguments)
+    return asked and not foreseen and _lacking(error) is None

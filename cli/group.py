@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from io import TextIOWrapper
 from typing import Any
 
 import click
 
+from pybackup.cli import standard_streams
+from pybackup.cli.interrupts import end_with
 from pybackup.cli.main import COMMANDS
 from pybackup.cli.version import VERSION
 
@@ -30,9 +30,6 @@ EXIT_CODES = {
 EPILOG = "\b\nExit codes, the same for every command:\n" + "\n".join(
     f"  {code:13}  {what}" for code, what in EXIT_CODES.items()
 )
-
-SIGPIPE_CODE = 141
-"""Whoever read our output has gone: we end like a program that SIGPIPE ended, without a word."""
 
 
 class LazyGroup(click.Group):
@@ -65,57 +62,25 @@ def group() -> None:
     """
 
 
-def _prepare_standard_streams() -> None:
-    """Make descriptors 0, 1 and 2 ours, whatever the caller closed, and let no name stop a report.
-
-    Else the next file opened would get the number, and what is meant for the standard output would land in it. A
-    closed standard input or output stays one that fails.
-    """
-    for fd, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, mode)
-    if sys.stdout is None:
-        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
 def invoke(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code. Every failure becomes one sentence on stderr."""
-    _prepare_standard_streams()
+    standard_streams.prepare()
     code = _invoke(arguments)
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        # What the report could not hold must not fail once more when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if isinstance(error, BrokenPipeError):
-            return SIGPIPE_CODE
-        return code or _tell(f"cannot write the standard output: {error.strerror}", 1)
+    end_with(code)
     return code
 
 
 def _invoke(arguments: Sequence[str]) -> int:
     try:
         result: Any = group.main(args=list(arguments), prog_name="pybackup", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (BrokenPipeError, SystemExit):
-        return SIGPIPE_CODE
     except (Exception, KeyboardInterrupt) as error:
-        from pybackup.cli.failures import describe
+        from pybackup.cli.failures import tell
 
-        return _tell(*describe(error))
-
-
-def _tell(sentence: str, code: int) -> int:
-    click.echo(f"pybackup: {sentence}", err=True)
-    return code
+        return tell(error, arguments)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pybackup.cli.command import Command
 from pybackup.cli.numbers import percent, short
 from pybackup.cli.options import json_option, threads_option
 from pybackup.cli.running import threads_or_default
@@ -25,7 +26,7 @@ MAP_WIDTH = 64
 _SHADES = " ░▒▓█"
 
 
-@click.command("info", short_help="Tell what an archive holds.")
+@click.command("info", cls=Command, short_help="Tell what an archive holds.")
 @click.argument("archive", type=click.Path())
 @click.option("--map", "with_map", is_flag=True, help="Draw where data and zeros lie.")
 @threads_option

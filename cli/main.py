@@ -31,7 +31,3 @@ def main() -> None:
     from pybackup.cli.group import invoke
 
     sys.exit(invoke(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    main()

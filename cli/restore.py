@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pybackup.cli.command import Command
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, same_file
@@ -36,7 +37,7 @@ from pybackup.core.sinks.stream import COMMAND, is_stream, own_descriptor
 from pybackup.formats.vma import DriveInfo, Header
 
 
-@click.command("restore", short_help="Write an archive's drives to files, a folder, a disk or a stream.")
+@click.command("restore", cls=Command, short_help="Write an archive's drives to files, a folder, a disk or a stream.")
 @click.argument("archive", type=click.Path())
 @click.argument("target", type=click.Path(), required=False)
 @click.option(

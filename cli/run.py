@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from pybackup.cli.command import Command
 from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import (
@@ -50,7 +51,7 @@ from pybackup.core.verify import VerifyJob
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
 
 
-@click.command("run", short_help="Back up one or more disks into one archive.")
+@click.command("run", cls=Command, short_help="Back up one or more disks into one archive.")
 @click.argument("sources", type=NamedPath(), nargs=-1, metavar="[NAME=]SOURCE...", callback=or_from_job_file)
 @click.argument("archive", type=click.Path(), metavar="ARCHIVE")
 @click.option(

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -30,12 +31,33 @@ def cancelling_signals() -> list[int]:
 
 
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work in an event loop of its own; a signal cancels it (CancelledError)."""
-    keep_freed_memory()
-    return asyncio.run(_cancelled_by_signals(work))
+    """Run a command's work in an event loop of its own; a signal cancels it (CancelledError).
+
+    One that comes while the loop is made, or taken apart, is no exception there, which would be told by a traceback:
+    the first is noted, and cancels the work; the second changes nothing any more.
+    """
+    early: list[int] = []
+    whole = _cancelled_by_signals(work, early)
+    handlers = {number: signal.signal(number, partial(_note, early)) for number in cancelling_signals()}
+    try:
+        keep_freed_memory()
+        return asyncio.run(whole)
+    finally:
+        # Neither has begun where there could be no loop.
+        whole.close()
+        work.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-async def _cancelled_by_signals(work: Coroutine[Any, Any, T]) -> T:
+def _note(early: list[int], number: int, _frame: object) -> None:
+    if number == signal.SIGINT and number in early:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    early.append(number)
+
+
+async def _cancelled_by_signals(work: Coroutine[Any, Any, T], early: list[int]) -> T:
     """asyncio.run() would cancel in the midst of a callback of the loop, which then complains; so the loop does it."""
     task = asyncio.current_task()
     assert task is not None
@@ -47,6 +69,8 @@ async def _cancelled_by_signals(work: Coroutine[Any, Any, T]) -> T:
 
     try:
         with _signals_cancel(cancel):
+            if early:
+                raise CancelledError("cancelled", early[0])
             return await work
     except asyncio.CancelledError:
         if reasons:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import click
 
+from pybackup.cli.command import Command
 from pybackup.cli.options import format_option
 from pybackup.cli.params import Named, NamedPath, Size
 from pybackup.cli.running import run_in_loop, warn
@@ -55,7 +56,7 @@ class _Request:
     quiet: bool
 
 
-@click.command("serve", short_help="Offer disks over NBD, to be backed up while they are in use.")
+@click.command("serve", cls=Command, short_help="Offer disks over NBD, to be backed up while they are in use.")
 @click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE... | ARCHIVE")
 @click.option(
     "--socket",

@@ -24,7 +24,7 @@ from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_pri
 from pybackup.cli.running import cancelling_signals
 from pybackup.core.backup import BackupJob
 from pybackup.core.drive_names import drive_name
-from pybackup.core.errors import BusyError, CancelledError, ExitCode
+from pybackup.core.errors import BusyError, CancelledError
 from pybackup.core.job import Progress
 from pybackup.core.remote_backup import RemoteBackup
 
@@ -211,19 +211,11 @@ def _outcome(run: Callable[[], int], facts: RunFacts) -> Outcome:
     except click.exceptions.Exit:
         raise
     except BaseException as error:
-        sentence, code = _described(error)
+        sentence, code = describe(error)
         return Outcome(code, sentence, error, time.monotonic() - began)
     lost = sum(one.length for one in facts.job.lost) if facts.job is not None and code else 0
     sentence = f"{counted(lost, 'byte')} could not be read and are zeros in the archive" if code else ""
     return Outcome(code, sentence, None, time.monotonic() - began)
-
-
-def _described(error: BaseException) -> tuple[str, int]:
-    """(sentence, exit code); a mistake of ours must be told to those who wait for the outcome, too."""
-    try:
-        return describe(error)
-    except BaseException:
-        return f"{type(error).__name__}: {error}", int(ExitCode.FAILED)
 
 
 # -- when it is over --

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pybackup.cli.command import Command
 from pybackup.cli.numbers import counted, duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.progress import choose
@@ -19,7 +20,7 @@ from pybackup.core.trace import Trace
 from pybackup.core.verify import VerifyJob
 
 
-@click.command("verify", short_help="Read everything of an archive and prove that it is sound.")
+@click.command("verify", cls=Command, short_help="Read everything of an archive and prove that it is sound.")
 @click.argument("archives", type=click.Path(), nargs=-1, required=True, metavar="ARCHIVE...")
 @threads_option
 @json_option

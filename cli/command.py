@@ -1,0 +1,72 @@
+"""What all commands have in common: how Ctrl-C ends them, and what an option that they do not have might have meant."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from pybackup.cli.interrupts import cleaned_up
+from pybackup.core.errors import CancelledError
+
+_MEANT = {
+    "--overwrite": "--force",
+    "--yes": "--force",
+    "--name": "--drive",
+    "--disk": "--drive",
+    "--target": "--to",
+    "--output": "--to",
+    "--limit": "--speed",
+    "--rate": "--speed",
+    "--rate-limit": "--speed",
+    "--ratelimit": "--speed",
+    "--bwlimit": "--speed",
+    "--bwlim": "--speed",
+    "--jobs": "--threads",
+    "--workers": "--threads",
+    "--compression": "--compress",
+    "--compression-level": "--level",
+    "--check": "--verify",
+    "--silent": "--quiet",
+    "--debug": "--verbose",
+    "--image-format": "--format",
+    "--ignore-errors": "--skip-unreadable",
+    "--salvage": "--skip-unreadable",
+    "--listen": "--socket",
+    "--port": "--tcp",
+    "--readonly": "--read-only",
+    "--unsafe": "--force-share",
+    "--config-file": "--config",
+}
+"""What other programs call our options."""
+
+
+class UnforeseenError(Exception):
+    """Carries a failure past Click, which would take it for one of its own; ``__cause__`` is the failure."""
+
+
+class Command(click.Command):
+    """A command of pybackup."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As Click does it; an option that others have is told by the name that it has here."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant = _MEANT.get(error.option_name)
+            if meant is None or not any(meant in param.opts for param in self.params):
+                raise
+            raise click.NoSuchOption(error.option_name, possibilities=[meant], ctx=error.ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; CancelledError where Ctrl-C ended it."""
+        with cleaned_up():
+            try:
+                result = super().invoke(ctx)
+                sys.stdout.flush()
+                return result
+            except KeyboardInterrupt:
+                raise CancelledError from None
+            except (OSError, EOFError, SystemExit) as error:
+                raise UnforeseenError from error
