@@ -14,17 +14,12 @@ from __future__ import annotations
 import os
 import stat
 
-from pybackup.formats import backing_files
-from pybackup.formats.errors import FormatError
-
 from .devices.probe import HEAD_BYTES, TAIL_BYTES, image_format, suffix_format
 from .errors import SourceError
 
 FORMATS = ("qcow2", "qcow", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels")
 """QEMU's names of the formats, beside raw, that are read and made."""
 ALIASES = {"vhd": "vpc"}
-MOST_FILES = 200
-"""In a chain; one that is longer most likely never ends."""
 
 
 def source_format(path: str, told: str | None) -> str:
@@ -46,40 +41,6 @@ def source_format(path: str, told: str | None) -> str:
     looks = f"looks like {found}" if found else "does not look like that"
     other = f"--format {found} reads it as that, " if found else ""
     raise SourceError(f"{path} is called a {said} image and {looks}; {other}{raw}")
-
-
-def image_files(path: str, image: str) -> list[tuple[str, str]]:
-    """(path, format) of an image and of the backing files below it, as far as they are files.
-
-    SourceError where an image leaves it to QEMU to guess a backing file's format.
-    """
-    files = [(path, image)]
-    while (found := _backing_file(*files[-1])) is not None:
-        path, image = files[-1]
-        if found.image_format is None:
-            raise SourceError(
-                f"{path} names the backing file {found.name} without its format, which a guest could have made up; if"
-                f" it is raw: qemu-img rebase -u -f {image} -b {found.name} -F raw {path}"
-            )
-        if ":" in found.name.partition("/")[0]:
-            if found.image_format in FORMATS:
-                raise SourceError(f"{path} has the backing file {found.name}: of those, only plain files can be used")
-            break
-        files.append((os.path.join(os.path.dirname(path), found.name), found.image_format))
-        if len(files) > MOST_FILES:
-            raise SourceError(f"{files[0][0]} has more than {MOST_FILES} backing files")
-        if not os.path.exists(files[-1][0]):
-            break  # QEMU says it better.
-    return files
-
-
-def _backing_file(path: str, image: str) -> backing_files.BackingFile | None:
-    if image not in FORMATS:
-        return None
-    try:
-        return backing_files.backing_file(_read(path, 0, backing_files.HEAD_BYTES), image)
-    except FormatError as error:
-        raise SourceError(f"cannot use {path}: {error.what}") from error
 
 
 def _is_file(path: str) -> bool:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
 from dataclasses import replace
 
+from .devices.blocking_calls import BlockingCalls
 from .errors import SourceError
-from .image_formats import FORMATS
+from .image_parts import ImageParts
 from .qemu_img import check_image
 from .qemu_nbd import Access, ImageFile, QemuImage, open_image
 
 
-async def open_checked(image: ImageFile, files: Sequence[tuple[str, str]]) -> QemuImage:
-    """Open an image for reading and check all its ``files``, as image_files() lists them (SourceError, BusyError).
+async def open_checked(image: ImageFile, parts: ImageParts) -> QemuImage:
+    """Open an image for reading and check all its ``parts`` (SourceError, BusyError).
 
-    An image that may change meanwhile (``force_share``) cannot be checked.
+    What another program is changing cannot be checked.
     """
-    opened = await _open_past_cache(image)
+    opened = await _open_past_cache(replace(image, more=parts.options))
     try:
-        for path, image_format in files:
-            if image_format in FORMATS and not image.force_share:
-                await check_image(path, image_format)
+        parts.check_opened(opened.process)
+        await _check_lengths(parts)
+        for part in parts.images:
+            await check_image(part.path, f"driver={part.image_format},{part.place.options}", part.layout.unclosed)
     except BaseException:
         await opened.close()
         raise
     return opened
+
+
+async def _check_lengths(parts: ImageParts) -> None:
+    calls = BlockingCalls(threads=1)
+    try:
+        await calls.run(parts.check_lengths)
+    except asyncio.CancelledError:
+        parts.stopped = True
+        raise
+    finally:
+        await calls.close()
 
 
 async def _open_past_cache(image: ImageFile) -> QemuImage:

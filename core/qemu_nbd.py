@@ -2,9 +2,10 @@
 
 qemu-nbd is given a socket that listens already, in the way of systemd: so we connect at once and wait for nothing but
 its first word, and when it cannot open the image it ends, and the connection with it. It serves this one connection,
-and ends by itself when that ends, also where we were killed: then nobody could tell it to. For the moment before there
-is a connection, the kernel is asked to end it with us (setpriv, of util-linux, where it is installed). It is in a
-session of its own, so that a Ctrl-C in the terminal is ours alone.
+and ends by itself when that ends, also where we were killed: then nobody could tell it to. But not before there was a
+handshake, and until its last preparations are made it takes no notice of SIGTERM: so where we die, it is killed; where
+it writes, it is told to end before, and has some seconds to do so. It is in a session of its own, so that a Ctrl-C in
+the terminal is ours alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from .child_death import dying_with_us
 from .devices.nbd import NbdDevice
 from .errors import PybackupError, SourceError
 from .nbd_uri import NbdAddress
 from .qemu_programs import MOST_SAID, file_options, find_program, qemu_failure, reason_of
+from .sinks.death_watch import DeathWatch
 
 END_SECONDS = 30.0
 """How long qemu-nbd may take to close an image; then it is told to, and at last killed."""
@@ -33,6 +35,8 @@ _LISTENING = 'export LISTEN_PID=$$; exec 3<&0 </dev/null "$@"'
 
 It comes as the standard input, for Debian's shell knows no numbers of two digits.
 """
+_WAITING = f"read -r go <&1 && exec >/dev/null && {_LISTENING}"
+"""The same, when a line came through the standard output: then its end is arranged for."""
 
 
 class Access(Enum):
@@ -59,6 +63,8 @@ class ImageFile:
     image_format: str
     access: Access = Access.READ
     force_share: bool = False
+    more: str = ""
+    """Options for QEMU, with a comma before each."""
 
     @property
     def writable(self) -> bool:
@@ -69,7 +75,7 @@ class ImageFile:
     def options(self) -> str:
         """In QEMU's words."""
         share = ",force-share=on" if self.force_share else ""
-        return f"driver={self.image_format}{share},{file_options(self.path)}"
+        return f"driver={self.image_format}{share},{file_options(self.path)}{self.more}"
 
     @property
     def arguments(self) -> list[str]:
@@ -81,27 +87,32 @@ class ImageFile:
 class QemuNbd:
     """A qemu-nbd process. Made by start(). Fixed: the process. Changing: what it has said."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, watch: DeathWatch | None) -> None:
+        self._process, self._watch = process, watch
         self._said = bytearray()
         self._listener = asyncio.create_task(self._listen())
 
     @classmethod
-    async def start(cls, program: str, arguments: Sequence[str], listening: socket.socket) -> QemuNbd:
-        """Start it on a socket that listens (OSError)."""
-        environment = {key: value for key, value in os.environ.items() if key != "LISTEN_FDNAMES"}
-        setpriv = shutil.which("setpriv")
-        process = await asyncio.create_subprocess_exec(
-            *("/bin/sh", "-c", _LISTENING, "sh"),
-            *((setpriv, "--pdeathsig", "TERM") if setpriv else ()),
-            *(program, *arguments),
-            stdin=listening.fileno(),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env={**environment, "LISTEN_FDS": "1"},
-        )
-        return cls(process)
+    async def start(
+        cls, program: str, arguments: Sequence[str], listening: socket.socket, *, gently: bool = False
+    ) -> QemuNbd:
+        """Start it on a socket that listens (OSError). ``gently``: when we die, it may close the image first."""
+        if not gently:
+            command = dying_with_us("/bin/sh", "-c", _LISTENING, "sh", program, *arguments)
+            return cls(await _start(command, listening, asyncio.subprocess.DEVNULL), None)
+        watch = DeathWatch(listening.fileno())
+        theirs, ours = os.pipe()
+        try:
+            process = await _start(["/bin/sh", "-c", _WAITING, "sh", program, *arguments], listening, theirs)
+            watch.guard(process.pid)
+            os.write(ours, b"\n")
+        except BaseException:
+            await watch.dismiss()
+            raise
+        finally:
+            os.close(theirs)
+            os.close(ours)
+        return cls(process, watch)
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
@@ -112,6 +123,11 @@ class QemuNbd:
     def said(self) -> bytes:
         """What it said on its standard error; complete when it has ended."""
         return bytes(self._said)
+
+    @property
+    def number(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     async def end(self, patience: float = END_SECONDS) -> int:
         """Wait until it has ended, make it end when that takes more than ``patience`` seconds; its exit code."""
@@ -130,11 +146,25 @@ class QemuNbd:
     async def _ended(self) -> int:
         code = await self._process.wait()
         await self._listener
+        if self._watch is not None:
+            await self._watch.dismiss()
         return code
 
     def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
+
+
+async def _start(command: Sequence[str], listening: socket.socket, output: int) -> asyncio.subprocess.Process:
+    environment = {key: value for key, value in os.environ.items() if key != "LISTEN_FDNAMES"}
+    return await asyncio.create_subprocess_exec(
+        *command,
+        stdin=listening.fileno(),
+        stdout=output,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        env={**environment, "LISTEN_FDS": "1"},
+    )
 
 
 class QemuImage:
@@ -143,6 +173,11 @@ class QemuImage:
     def __init__(self, device: NbdDevice, process: QemuNbd) -> None:
         self.device = device
         self._process = process
+
+    @property
+    def process(self) -> int:
+        """The number of the process that reads the image."""
+        return self._process.number
 
     async def close(self) -> int:
         """Take leave of qemu-nbd, and return its exit code when it has closed the image and ended."""
@@ -165,7 +200,7 @@ async def open_image(
         except OSError as error:
             raise failure(f"cannot make a socket in {tempfile.gettempdir()}: {error.strerror or error}") from error
         try:
-            process = await QemuNbd.start(program, image.arguments, listening)
+            process = await QemuNbd.start(program, image.arguments, listening, gently=image.writable)
             # Ours is closed, so that nobody listens any more when qemu-nbd has ended.
             listening.close()
             return await _connect(image, process, f"/proc/self/fd/{place}", name, failure)

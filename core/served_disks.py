@@ -17,8 +17,9 @@ from .devices.probe import HEAD_BYTES, archive_format
 from .devices.raw import RawDevice
 from .drive_names import NamedSource, unique_drive_names
 from .errors import ArchiveError, BusyError, RequestError
-from .image_formats import image_files, source_format
+from .image_formats import source_format
 from .image_lock import ImageLock
+from .image_parts import ImageParts
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
 from .qemu_checked import open_checked
 from .qemu_nbd import Access, ImageFile, open_image
@@ -81,19 +82,25 @@ async def _open_foreign(image: ImageFile) -> ServedDisk:
     """An image of another format, through qemu-nbd; a guest's flush is one of the image."""
     if image.force_share and image.access is not Access.READ:
         raise RequestError(f"{image.path}: of {image.image_format} images, --force-share serves only with --read-only")
-    files = image_files(image.path, image.image_format)
-    opened = await open_checked(replace(image, access=Access.READ), files)
-    if image.writable:
-        await opened.close()
-        opened = await open_image(image)
+    parts = ImageParts.find(image.path, image.image_format, force_share=image.force_share, writable=image.writable)
+    try:
+        opened = await open_checked(replace(image, access=Access.READ), parts)
+        if image.writable:
+            await opened.close()
+            opened = await open_image(replace(image, more=parts.options))
+            parts.check_opened(opened.process)
+    except BaseException:
+        parts.release()
+        raise
 
     async def close() -> None:
         try:
             await opened.device.flush()
         finally:
             await opened.close()
+            parts.release()
 
-    return ServedDisk(CopyBeforeWrite(opened.device), close)
+    return ServedDisk(CopyBeforeWrite(opened.device), close, "; ".join(parts.warnings) or None)
 
 
 async def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from .device import BlockDevice
 from .device_in_use import users_of
 from .devices.blocking_calls import BlockingCalls
 from .devices.nbd import NbdDevice
-from .devices.raw import Fingerprint, RawDevice, fingerprint_of
+from .devices.raw import Fingerprint, RawDevice
 from .devices.sequential import SequentialDevice
 from .errors import BusyError, RequestError, SourceChangedError, SourceError
-from .image_formats import image_files, source_format
+from .image_formats import source_format
 from .image_lock import ImageLock, forbids_reading, is_written
+from .image_parts import ImageParts
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
 from .qemu_checked import open_checked
 from .qemu_nbd import Access, ImageFile
@@ -142,67 +142,26 @@ async def _open_frozen(
 
 
 async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSource:
-    """An image of another format, through qemu-nbd, which takes and keeps QEMU's locks on all its files.
-
-    But for a raw backing file, which it lets others write to: that one we lock.
-    """
-    files = image_files(what, image)
-    before = [(path, _look(path)) for path, _ in files if os.path.exists(path)]
-    raw = [path for path, kind in files if kind == "raw" and os.path.exists(path)]
-    locks = ExitStack()
+    """An image of another format, through qemu-nbd, with locks on all files that it reads from."""
+    parts = ImageParts.find(what, image, force_share=options.force_share)
     try:
-        if options.force_share:
-            warnings = [warning for path in (what, *raw) for warning in _locked(path)]
-        else:
-            warnings = [note for path in raw if (note := _lock(path, locks))]
-        opened = await open_checked(ImageFile(what, image, Access.READ_ONCE, options.force_share), files)
+        opened = await open_checked(ImageFile(what, image, Access.READ_ONCE, options.force_share), parts)
     except BaseException:
-        locks.close()
+        parts.release()
         raise
 
     async def close() -> None:
-        locks.close()
+        parts.release()
         await opened.close()
-
-    def check() -> None:
-        for path, fingerprint in before:
-            _check_unchanged(fingerprint, _look(path), path)
 
     return OpenSource(
         device=opened.device,
-        check=_nothing if options.allow_changing else check,
+        check=_nothing if options.allow_changing else parts.check_unchanged,
         close=close,
         kind=image,
-        warnings=warnings,
+        warnings=parts.warnings,
+        notes=[parts.unclosed] if parts.unclosed else [],
     )
-
-
-def _look(path: str) -> Fingerprint | None:
-    try:
-        return fingerprint_of(os.stat(path))
-    except OSError as error:
-        raise SourceError(f"cannot look at {path}: {error.strerror}") from error
-
-
-def _lock(path: str, locks: ExitStack) -> str | None:
-    """Keep others from writing to a file until ``locks`` is closed; why not, where its filesystem has no locks."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        locks.callback(os.close, fd)
-        return locks.enter_context(ImageLock.for_reading(fd, path)).note
-    except OSError as error:
-        raise SourceError(f"cannot open {path}: {error.strerror}") from error
-
-
-def _locked(what: str) -> tuple[str, ...]:
-    """The warning about an image that another program has locked; none where it is free (SourceError)."""
-    try:
-        with open(what, "rb") as file, ImageLock.for_reading(file.fileno(), what):
-            return ()
-    except BusyError:
-        return (_shared(what),)
-    except OSError as error:
-        raise SourceError(f"cannot open {what}: {error.strerror}") from error
 
 
 def _shared(what: str) -> str:

@@ -50,20 +50,26 @@ def _of_qcow(head: bytes) -> BackingFile | None:
     magic, version, offset, length = _QCOW.unpack_from(head)
     if magic != _QCOW_MAGIC or not offset or not length:
         return None
-    return BackingFile(_name(head, offset, length), _qcow2_format(head, version) if version > 1 else None)
+    return BackingFile(_name(head, offset, length), _qcow2_format(head) if version > 1 else None)
 
 
-def _qcow2_format(head: bytes, version: int) -> str | None:
+def _qcow2_format(head: bytes) -> str | None:
+    found = header_extension(head, _BACKING_FORMAT)
+    return found.decode(errors="replace") if found else None
+
+
+def header_extension(head: bytes, wanted: int) -> bytes | None:
+    """What an extension of a qcow2 header holds; None where there is no such one."""
     at = 72
-    if version > 2:
+    if _QCOW.unpack_from(head)[1] > 2:
         at = _QCOW2_HEADER_LENGTH.unpack_from(head.ljust(104, b"\0"), 100)[0]
     while at + _QCOW2_EXTENSION.size <= len(head):
         kind, length = _QCOW2_EXTENSION.unpack_from(head, at)
         at += _QCOW2_EXTENSION.size
         if not kind:
             return None
-        if kind == _BACKING_FORMAT:
-            return head[at : at + length].decode(errors="replace") or None
+        if kind == wanted:
+            return head[at : at + length]
         at += -(-length // 8) * 8
     return None
 

@@ -39,19 +39,20 @@ _KINDS = {
 
 
 class Fingerprint(NamedTuple):
-    """What changes when a regular file is written: compared before and after a backup (bytes, ns, ns, number)."""
+    """What changes when a regular file is written: compared before and after a backup (bytes, ns, ns, numbers)."""
 
     size: int
     mtime_ns: int
     ctime_ns: int
     inode: int
+    filesystem: int
 
 
 def fingerprint_of(info: os.stat_result) -> Fingerprint | None:
     """What to compare to see a change; None for a block device, which does not tell."""
     if stat.S_ISBLK(info.st_mode):
         return None
-    return Fingerprint(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+    return Fingerprint(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
 
 
 class RawDevice:

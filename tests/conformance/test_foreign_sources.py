@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from pathlib import Path
 import pytest
 from command_line import PROGRAM, Outcome, listing, pybackup, wait_until
 from conftest import need
-from qemu_images import KINDS, NEW, SIZE, Kind, content, make, qemu_img, same_disk, servers_of
+from qemu_images import KINDS, NEW, SIZE, Kind, content, make, qemu_img, same_disk, servers_of, virtual_size
 
 from pybackup.core.image_formats import FORMATS
 
@@ -126,7 +129,7 @@ def test_backing_files_belong_to_the_disk(tmp_path: Path) -> None:
     disk = content()
     assert (tmp_path / "back.raw").read_bytes() == disk[: 1 << 20] + b"\7" * 65536 + disk[(1 << 20) + 65536 :]
     base.unlink()
-    refused(tmp_path, 3, "Could not open backing file", "top.qcow2")
+    refused(tmp_path, 3, "base.vmdk: No such file", "top.qcow2")
 
 
 def test_a_backing_file_of_which_the_format_is_not_told(tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_an_image_in_use(tmp_path: Path) -> None:
         user.stdin.write(b"read 0 512\n")
         user.stdin.flush()
         assert b"read" in user.stdout.readline()  # so it is open
-        refused(tmp_path, 6, "disk.qcow2: it is in use by another program (QEMU image lock)", "disk.qcow2")
+        refused(tmp_path, 6, "disk.qcow2 is in use by another program (QEMU image lock)", "disk.qcow2")
         done = pybackup("run", "--force-share", "disk.qcow2", "out.vma", cwd=tmp_path)
         assert done.code == 0
         warning = "disk.qcow2 is in use by another program; what is read may be of no one moment"
@@ -203,6 +206,91 @@ def test_a_raw_backing_file_in_use(tmp_path: Path) -> None:
         assert "base.img is in use by another program; what is read may be of no one moment" in done.err
     done = pybackup("run", "--force", "disk.qcow2", "out.vma", cwd=tmp_path)
     assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "kind, other",
+    [
+        (Kind("vmdk", "vmdk", ("-o", "subformat=monolithicFlat")), "disk-flat.vmdk"),
+        (Kind("vmdk", "vmdk", ("-o", "subformat=twoGbMaxExtentSparse")), "disk-s001.vmdk"),
+        (Kind("qcow2", "qcow2", ("-o", "data_file=disk.data,data_file_raw=on")), "disk.data"),
+    ],
+    ids=str,
+)
+def test_the_files_beside_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, other: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = make(tmp_path, kind)
+    with written_by_qemu(tmp_path / other):
+        refused(tmp_path, 6, f"{other} is in use by another program (QEMU image lock)", image.name)
+    image = make(tmp_path, kind)
+    with subprocess.Popen(
+        [*PROGRAM, "run", "--speed", "4M", image.name, "out.vma"], cwd=tmp_path, stderr=subprocess.PIPE
+    ) as process:
+        wait_until(lambda: bool(list(tmp_path.glob(".out.vma.partial"))), "the archive", [])
+        with open(tmp_path / other, "r+b") as changed:
+            changed.write(b"x")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert f"{other} changed while it was read".encode() in err
+    image = make(tmp_path, kind)
+    with open(tmp_path / other, "r+b") as cut:
+        cut.truncate(SIZE // 9)
+    refused(tmp_path, 3, f"{other} is damaged: it has 1,048,576 bytes, and its data goes on to byte", image.name)
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind("qcow2", "qcow2", ("-o", "lazy_refcounts=on")), Kind("parallels", "hdd")], ids=str
+)
+def test_an_image_that_was_not_closed(tmp_path: Path, kind: Kind) -> None:
+    image = make(tmp_path, kind)
+    writes = ["-c", "write -P 5 5M 1M", "-c", "flush", "-c", "sigraise 9"]
+    subprocess.run(["qemu-io", "-f", kind.image_format, *writes, image], capture_output=True, check=False)
+    assert b"ERROR" in subprocess.run(["qemu-img", "check", image], capture_output=True, check=False).stderr
+    assert pybackup("run", image.name, "out.vma", cwd=tmp_path)[::2] == (0, "")
+    assert pybackup("restore", "out.vma", "back.raw", cwd=tmp_path).code == 0
+    same_disk(tmp_path / "back.raw", "raw", image, kind.image_format)
+    assert (tmp_path / "back.raw").read_bytes()[5 << 20 : 6 << 20] == b"\5" * (1 << 20)
+    told = pybackup("run", "--force", "-v", image.name, "out.vma", cwd=tmp_path).err
+    assert f"pybackup: note: {image.name}: not closed properly; the backup holds what had been flushed" in told
+
+
+def test_a_vhd_of_another_program_keeps_its_end(tmp_path: Path) -> None:
+    disk = content()
+    foot = bytearray(512)
+    head = (b"conectix", 2, 0x10000, 2**64 - 1, 0, b"vbox", 0x10000, b"Wi2k")
+    struct.pack_into(">8sIIQI4sI4sQQHBBI", foot, 0, *head, len(disk), len(disk), 270, 4, 17, 2)
+    struct.pack_into(">I", foot, 64, ~sum(foot) & 0xFFFFFFFF)
+    (tmp_path / "disk.vhd").write_bytes(disk + foot)
+    assert virtual_size(tmp_path / "disk.vhd", "vpc") < SIZE
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "disk.vhd", "-F", "vpc", tmp_path / "top.qcow2", str(SIZE))
+    for image in ("disk.vhd", "top.qcow2"):
+        assert pybackup("run", "--force", image, "out.vma", cwd=tmp_path).code == 0
+        assert pybackup("restore", "--force", "out.vma", "back.raw", cwd=tmp_path).code == 0
+        assert (tmp_path / "back.raw").read_bytes() == disk
+
+
+def test_a_vhd_without_its_parent(tmp_path: Path) -> None:
+    child = tmp_path / "disk.vhd"
+    qemu_img("create", "-q", "-f", "vpc", "-o", "force_size=on", child, "4M")
+    changed = bytearray(child.read_bytes())
+    for at in (0, len(changed) - 512):
+        struct.pack_into(">II", changed, at + 60, 4, 0)
+        struct.pack_into(">I", changed, at + 64, ~sum(changed[at : at + 512]) & 0xFFFFFFFF)
+    child.write_bytes(changed)
+    refused(tmp_path, 3, "it is a differencing image, which holds only what its parent does not", "disk.vhd")
+
+
+def test_what_qemu_reads_beyond_what_is_known(tmp_path: Path) -> None:
+    make(tmp_path, QCOW2)
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "qemu-nbd"
+    program.write_text(f'#!/bin/sh\nexec 5</etc/passwd\nexec {shutil.which("qemu-nbd")} "$@"\n')
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    before = listing(tmp_path)
+    done = pybackup("run", "disk.qcow2", "out.vma", cwd=tmp_path, env={**os.environ, "PATH": path})
+    assert (done.code, listing(tmp_path)) == (3, before)
+    assert "QEMU reads from other files for it than the image says" in done.err
 
 
 def test_nobody_writes_to_a_raw_backing_file_meanwhile(tmp_path: Path) -> None:
@@ -255,16 +343,17 @@ def test_names_and_magics_that_disagree(tmp_path: Path) -> None:
     refused(tmp_path, 3, "No such file", "--format", "vdi", "missing.vdi")
 
 
-def test_block_devices_are_raw_whatever_a_guest_wrote(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [QCOW2, Kind("vdi", "vdi"), Kind("qcow", "qcow")], ids=str)
+def test_block_devices_are_raw_unless_a_format_is_told(tmp_path: Path, kind: Kind) -> None:
     need("losetup")
-    image = make(tmp_path, QCOW2)
+    image = make(tmp_path, kind)
     device = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
     if device.returncode:
         pytest.skip(f"cannot set up a loop device: {device.stderr.strip()}")
     loop = device.stdout.strip()
     try:
         assert pybackup("run", f"disk={loop}", "out.vma", cwd=tmp_path).code == 0
-        assert pybackup("run", "--format", "qcow2", f"disk={loop}", "in.vma", cwd=tmp_path).code == 0
+        assert pybackup("run", "--format", kind.image_format, f"disk={loop}", "in.vma", cwd=tmp_path)[::2] == (0, "")
     finally:
         subprocess.run(["losetup", "--detach", loop], check=True)
     for archive, expected in (("out", image.read_bytes()), ("in", content())):

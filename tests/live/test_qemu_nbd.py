@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -87,6 +88,36 @@ def test_it_ends_when_we_are_killed_before_it_is_used(folder: Path) -> None:
     wait_until(lambda: bool(children_with(f"{folder}/slow")), "the program", [process])
     assert end(process, signal.SIGKILL).code == 137
     wait_until(lambda: not children_with(f"{folder}/slow"), "its end")
+
+
+def test_it_is_not_started_when_we_were_killed_before(folder: Path) -> None:
+    """A machine so busy that we are gone before anything could be asked of the kernel."""
+    need("setpriv")
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "setpriv"
+    program.write_text(f'#!/bin/sh\nread -r line <{folder}/go\nexec {shutil.which("setpriv")} "$@"\n')
+    program.chmod(0o755)
+    os.mkfifo(folder / "go")
+    environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+    process = start(*SOURCE, cwd=folder, env=environment)
+    wait_until(lambda: bool(children_with(f"{folder}/bin/setpriv")), "the program", [process])
+    assert end(process, signal.SIGKILL).code == 137
+    with open(folder / "go", "w") as go:
+        go.write("\n")
+    wait_until(lambda: not children_with(f"{folder}/bin/setpriv") and not servers_of(folder), "its end")
+    assert pybackup(*SOURCE, cwd=folder).code == 0
+
+
+def test_without_setpriv(folder: Path) -> None:
+    (folder / "bin").mkdir()
+    for name in ("qemu-nbd", "qemu-img"):
+        (folder / "bin" / name).symlink_to(str(shutil.which(name)))
+    environment = {**os.environ, "PATH": f"{folder}/bin"}
+    process = start(*SOURCE, cwd=folder, env=environment)
+    wait_until(lambda: bool(servers_of(folder)), "qemu-nbd", [process])
+    assert end(process, signal.SIGKILL).code == 137
+    wait_until(lambda: not servers_of(folder), "the end of qemu-nbd")
+    assert pybackup(*SOURCE, cwd=folder, env=environment).code == 0
 
 
 def children_with(word: str) -> list[str]:

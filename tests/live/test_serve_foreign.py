@@ -75,8 +75,8 @@ def test_read_only(tmp_path: Path) -> None:
 def test_an_image_that_is_served_is_in_use(tmp_path: Path) -> None:
     image = make(tmp_path, Kind("qcow2", "qcow2"))
     with served(tmp_path, str(image)):
-        assert "it is in use by another program" in call("run", str(image), str(tmp_path / "x.vma"), code=6).stderr
-        assert "it is in use by another program" in call("serve", str(image), code=6).stderr
+        assert "is in use by another program" in call("run", str(image), str(tmp_path / "x.vma"), code=6).stderr
+        assert "is in use by another program" in call("serve", str(image), code=6).stderr
         assert "only with --read-only" in call("serve", "--force-share", str(image), code=2).stderr
         with start([PYBACKUP, "serve", "--read-only", "--force-share", str(image)]) as second:
             with Nbd(second.nbd, "disk") as guest:

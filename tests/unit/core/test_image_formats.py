@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pybackup.core.errors import SourceError
-from pybackup.core.image_formats import ALIASES, FORMATS, image_files, source_format
+from pybackup.core.image_formats import ALIASES, FORMATS, source_format
 
 QCOW2 = b"QFI\xfb\0\0\0\3" + bytes(1000)
 VDI = bytes(64) + b"\x7f\x10\xda\xbe" + bytes(1000)
@@ -65,9 +65,3 @@ def test_only_files_are_looked_at(tmp_path: Path) -> None:
     for told in (None, "qcow2"):
         with pytest.raises(SourceError, match=r"missing\.qcow2: No such file"):
             source_format(str(tmp_path / "missing.qcow2"), told)
-
-
-def test_an_image_without_backing_files(tmp_path: Path) -> None:
-    for image, content in (("qcow2", QCOW2), ("vdi", VDI), ("raw", QCOW2)):
-        path = file(tmp_path, "disk", content)
-        assert image_files(path, image) == [(path, image)]
