@@ -22,6 +22,7 @@ from pybackup.cli.params import Named, NamedPath
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_drives
+from pybackup.core.archive_stream import Digests
 from pybackup.core.archive_walk import Extents
 from pybackup.core.compare import CompareJob
 from pybackup.core.device import BlockDevice
@@ -69,7 +70,8 @@ def command(
     def wanted(header: Header) -> list[DriveInfo]:
         return [_drive_for(header, source, drive, len(sources)) for source in sources]
 
-    with open_drives(archive, wanted, threads=threads_or_default(options["threads"])) as stream:
+    threads = threads_or_default(options["threads"])
+    with open_drives(archive, wanted, threads=threads, digests=Digests.UNPROVEN) as stream:
         for source, info in zip(sources, wanted(stream.header), strict=True):
             if info in plan:
                 raise RequestError(f"drive {info.name} is compared twice")

@@ -20,6 +20,8 @@ from .read_ahead import ReadAhead
 from .remote import is_url, shown
 
 STDIN = "-"
+NEARLY_EMPTY = 16
+"""By the index a GiB of data takes about 0.2 s longer, and without it a GiB of zeros 0.012 s (two cores)."""
 
 
 class ArchiveReader(NamedTuple):
@@ -137,19 +139,28 @@ def open_drives(
     """An archive of which some drives are wanted, which ``wanted`` tells when it is given the header (ArchiveError).
 
     Where the archive has an index, and can be read at any place, nothing is read but what belongs to these drives.
-    When all drives are wanted, it is read from beginning to end.
+    When all drives are wanted, it is read from beginning to end, unless nearly all of it is zeros: a tebibyte of them
+    has 300,000 extents, and some rows in the index.
     """
     with ExitStack() as stack:
         if has_ranges(archive):
             source = stack.enter_context(range_reader(archive))
             index = _sound_index(source, archive)
             chosen = {drive.drive_id for drive in wanted(index.header)} if index else set()
-            if index and len(chosen) < len(index.header.drives):
+            if index and (len(chosen) < len(index.header.drives) or _is_nearly_empty(index)):
                 pool = ThreadPoolExecutor(threads + FETCHES, thread_name_prefix="pybackup-decompress")
                 yield DrivesByIndex(index, stack.enter_context(pool), stop=source.stop)
                 return
         stack.close()
         yield stack.enter_context(open_archive(archive, threads=threads, digests=digests))
+
+
+def _is_nearly_empty(archive: ArchiveIndex) -> bool:
+    """Whether looking up what is stored costs less than passing over the zeros. What the index tells is but a hint."""
+    told = archive.directory.about.get("drives")
+    sizes = [one.get("stored_bytes") for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+    stored = [size for size in sizes if isinstance(size, int)]
+    return bool(stored) and sum(stored) * NEARLY_EMPTY < sum(drive.size for drive in archive.header.drives)
 
 
 def _sound_index(source: RangeReader, archive: str) -> ArchiveIndex | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from pybackup.formats.clusters import stored_bytes, stored_ranges
+from pybackup.formats.clusters import expand, stored_bytes, stored_ranges
 from pybackup.formats.vma import DriveInfo, Header
 from pybackup.formats.vma_layout import CLUSTER_SIZE, FULL_MASK
 from pybackup.formats.vma_stream import DecodedExtent
@@ -128,10 +128,13 @@ class Run(NamedTuple):
     buffers: list[memoryview] | None
 
 
-def runs_of(extent: DecodedExtent) -> Iterator[Run]:
-    """What an extent holds, in its order, neighbours joined; lost clusters are left out."""
+def runs_of(extent: DecodedExtent, whole: Collection[int] = ()) -> Iterator[Run]:
+    """What an extent holds, in its order, neighbours joined; lost clusters are left out.
+
+    ``whole``: of these drives a cluster of which blocks are zero comes as its 65536 bytes, instead of in short runs.
+    """
     run: Run | None = None
-    for one in _unjoined(extent):
+    for one in _unjoined(extent, whole):
         if run and _continues(run, one):
             if run.buffers is not None and one.buffers is not None:
                 run.buffers.extend(one.buffers)
@@ -144,7 +147,7 @@ def runs_of(extent: DecodedExtent) -> Iterator[Run]:
         yield run
 
 
-def _unjoined(extent: DecodedExtent) -> Iterator[Run]:
+def _unjoined(extent: DecodedExtent, whole: Collection[int]) -> Iterator[Run]:
     """What an extent holds, in its order, in the runs of its slots or less."""
     behind = 0
     for drive_id, first, count, mask in extent.header.runs:
@@ -157,10 +160,15 @@ def _unjoined(extent: DecodedExtent) -> Iterator[Run]:
             yield Run(drive_id, first * CLUSTER_SIZE, count * CLUSTER_SIZE, parts)
             continue
         for cluster, stored in enumerate(extent.stored[at:behind], first):
-            if stored is not None:
-                for low, high, part in _ranges_of(mask, stored):
-                    buffers = None if part is None else [part]
-                    yield Run(drive_id, cluster * CLUSTER_SIZE + low, high - low, buffers)
+            if stored is None:
+                continue
+            for low, high, part in _whole(mask, stored) if drive_id in whole else _ranges_of(mask, stored):
+                buffers = None if part is None else [part]
+                yield Run(drive_id, cluster * CLUSTER_SIZE + low, high - low, buffers)
+
+
+def _whole(mask: int, stored: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    yield 0, CLUSTER_SIZE, stored if mask == FULL_MASK else memoryview(expand(mask, stored))
 
 
 def _continues(run: Run, other: Run) -> bool:

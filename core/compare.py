@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pybackup.formats.vma import DriveInfo
@@ -14,8 +15,16 @@ from .device import BlockDevice, BlockStatus, Buffer
 from .errors import SourceError
 
 STEP = 1 << 20
+"""Bytes that are read at once where the archive has zeros."""
+MAP_STEP = 1 << 30
+"""Bytes for which a disk is asked at once where its data lies: of a fragmented one that is a long list."""
+COMPARED_AHEAD = 4
+"""Runs, of an extent's 3.6 MiB at most, that are read from the disk while the archive is read on."""
 GRAIN = 512
 """Bytes: differences are told in sectors."""
+_ZEROS = memoryview(bytes(STEP))
+Difference = tuple[str, int, int]
+"""A drive's name, and a range of it: offset and length in bytes."""
 
 
 class CompareJob(ArchiveWalk):
@@ -30,8 +39,9 @@ class CompareJob(ArchiveWalk):
     def __init__(self, stream: Extents, disks: dict[DriveInfo, BlockDevice], **options: Any) -> None:
         super().__init__(stream, list(disks), **options)
         self._disks = {drive.drive_id: disk for drive, disk in disks.items()}
-        self.differences: list[tuple[str, int, int]] = []
+        self.differences: list[Difference] = []
         self.different = 0
+        self._ahead: deque[asyncio.Task[list[Difference]]] = deque()
 
     async def _work(self) -> None:
         for drive_id, disk in self._disks.items():
@@ -39,37 +49,52 @@ class CompareJob(ArchiveWalk):
             common = min(drive.size, disk.size)
             if disk.size != drive.size:
                 self._differ(drive.name, common, max(drive.size, disk.size) - common)
-        await self._walk()
+        try:
+            await self._walk()
+            await self._settle(0)
+        finally:
+            for task in self._ahead:
+                task.cancel()
+            await asyncio.gather(*self._ahead, return_exceptions=True)
         self.differences.sort()
 
     async def _take(self, checked: CheckedExtent) -> None:
-        for run in runs_of(checked.extent):
+        for run in runs_of(checked.extent, whole=self._disks):
             disk = self._disks.get(run.drive_id)
             if disk is not None and run.offset < min(disk.size, self.drives[run.drive_id].size):
-                await self._compare(disk, run)
+                self._ahead.append(asyncio.create_task(self._compare(disk, run)))
+                await self._settle(COMPARED_AHEAD)
 
-    async def _compare(self, disk: BlockDevice, run: Run) -> None:
-        end = min(run.offset + run.length, disk.size, self.drives[run.drive_id].size)
+    async def _settle(self, keep: int) -> None:
+        """Take what was found, in the order of the archive, until so many runs are left under way."""
+        while len(self._ahead) > keep:
+            for difference in await self._ahead[0]:
+                self._differ(*difference)
+            self._ahead.popleft()
+
+    async def _compare(self, disk: BlockDevice, run: Run) -> list[Difference]:
+        name, end = self.drives[run.drive_id].name, min(run.offset + run.length, disk.size)
+        end = min(end, self.drives[run.drive_id].size)
         if run.buffers is None:
-            await self._compare_zeros(disk, run, end)
-            return
+            return await self._compare_zeros(disk, name, run.offset, end)
         content = await self._read(disk, run.offset, end - run.offset)
-        expected = run.buffers[0] if len(run.buffers) == 1 else memoryview(b"".join(run.buffers))
-        await self._compare_bytes(run.drive_id, run.offset, content, expected[: end - run.offset])
+        return list(_differences(name, run.offset, content, run.buffers))
 
-    async def _compare_zeros(self, disk: BlockDevice, run: Run, end: int) -> None:
-        at = run.offset
+    async def _compare_zeros(self, disk: BlockDevice, name: str, at: int, end: int) -> list[Difference]:
+        found: list[Difference] = []
         while at < end:
-            for status in await self._extents(disk, at, end - at):
+            for status in await self._extents(disk, at, min(end - at, MAP_STEP)):
                 if not status.zero:
-                    await self._compare_with_zeros(disk, run.drive_id, status.offset, min(status.end, end))
+                    found += await self._compare_with_zeros(disk, name, status.offset, min(status.end, end))
                 at = status.end
+        return found
 
-    async def _compare_with_zeros(self, disk: BlockDevice, drive_id: int, at: int, end: int) -> None:
+    async def _compare_with_zeros(self, disk: BlockDevice, name: str, at: int, end: int) -> list[Difference]:
+        found: list[Difference] = []
         for offset in range(at, end, STEP):
-            length = min(STEP, end - offset)
-            content = await self._read(disk, offset, length)
-            await self._compare_bytes(drive_id, offset, content, memoryview(bytes(length)))
+            content = await self._read(disk, offset, min(STEP, end - offset))
+            found += _differences(name, offset, content, [_ZEROS])
+        return found
 
     async def _extents(self, disk: BlockDevice, offset: int, length: int) -> Sequence[BlockStatus]:
         try:
@@ -84,14 +109,6 @@ class CompareJob(ArchiveWalk):
         except OSError as error:
             raise SourceError(f"cannot read {disk.name} at byte {offset}: {error.strerror or error}") from error
 
-    async def _compare_bytes(self, drive_id: int, offset: int, content: Buffer, expected: memoryview) -> None:
-        if await asyncio.to_thread(_equal, content, expected):
-            return
-        name = self.drives[drive_id].name
-        for at in range(0, len(expected), GRAIN):
-            if bytes(content[at : at + GRAIN]) != bytes(expected[at : at + GRAIN]):
-                self._differ(name, offset + at, min(GRAIN, len(expected) - at))
-
     def _differ(self, name: str, offset: int, length: int) -> None:
         self.different += length
         last = self.differences[-1] if self.differences else None
@@ -101,6 +118,16 @@ class CompareJob(ArchiveWalk):
             self.differences.append((name, offset, length))
 
 
-def _equal(content: Buffer, expected: memoryview) -> bool:
-    # bytes compare with memcmp, memoryviews item by item.
-    return bytes(content) == bytes(expected)
+def _differences(name: str, offset: int, content: Buffer, expected: Sequence[memoryview]) -> Iterator[Difference]:
+    """Where what was read from ``offset`` on differs from the buffers, which may be longer; in sectors."""
+    # startswith() is a memcmp without a copy; memoryviews compare item by item.
+    read = bytes(content) if isinstance(content, memoryview) else content
+    at = 0
+    for part in expected:
+        want = part[: len(read) - at]
+        if not read.startswith(want, at):
+            for low in range(0, len(want), GRAIN):
+                sector = want[low : low + GRAIN]
+                if not read.startswith(sector, at + low):
+                    yield name, offset + at + low, len(sector)
+        at += len(want)

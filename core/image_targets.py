@@ -13,7 +13,7 @@ from .errors import TargetError, TargetFullError
 from .nbd_uri import parse_nbd_uri
 from .qemu_img import create_image
 from .qemu_nbd import Access, ImageFile, QemuImage, open_image
-from .restore_targets import ExistingDisk
+from .restore_targets import ExistingDisk, Piece
 from .sinks.partial_file import PartialFile, target_failure
 
 READ_MOST = 64 << 20
@@ -31,6 +31,7 @@ class NewImage:
     """
 
     wants_zeros = False
+    keeps_small_holes = False
 
     def __init__(self, path: str, image_format: str, *, replace: bool) -> None:
         self._file = PartialFile(path, replace=replace, keep_partial_as=f"{path}.partial")
@@ -58,12 +59,12 @@ class NewImage:
                 f" {self._image.device.size:,}; --format raw has the exact size"
             )
 
-    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+    async def write(self, pieces: Sequence[Piece]) -> None:
         """Write."""
         assert self._disk is not None
         self._written = True
         try:
-            await self._disk.write(offset, buffers)
+            await self._disk.write(pieces)
         except TargetError as error:
             raise self._full(error) from error
 
@@ -105,6 +106,8 @@ class NbdExport:
     Changing: the disk, connected or not.
     """
 
+    keeps_small_holes = False
+
     def __init__(self, uri: str, *, force: bool) -> None:
         """RequestError when it is no URI."""
         self.name = uri
@@ -124,10 +127,10 @@ class NbdExport:
         except OSError as error:
             raise target_failure(self.name, error, "look at") from error
 
-    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+    async def write(self, pieces: Sequence[Piece]) -> None:
         """Write."""
         assert self._disk is not None
-        await self._disk.write(offset, buffers)
+        await self._disk.write(pieces)
 
     async def zeros(self, offset: int, length: int) -> None:
         """Write zeros, or punch a hole."""

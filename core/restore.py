@@ -10,7 +10,7 @@ from pybackup.formats.vma import DriveInfo
 from .archive_stream import CheckedExtent
 from .archive_walk import ArchiveWalk, Extents, runs_of
 from .pending_tasks import wait_until_at_most
-from .restore_targets import RestoreTarget, cut
+from .restore_targets import Piece, RestoreTarget, cut
 
 WRITES_AHEAD = 8
 
@@ -21,6 +21,7 @@ class RestoreJob(ArchiveWalk):
     def __init__(self, stream: Extents, targets: dict[DriveInfo, RestoreTarget], **options: Any) -> None:
         super().__init__(stream, list(targets), **options)
         self._targets = {drive.drive_id: target for drive, target in targets.items()}
+        self._whole = {drive_id for drive_id, target in self._targets.items() if not target.keeps_small_holes}
         self._writes: set[asyncio.Task[None]] = set()
 
     async def _work(self) -> None:
@@ -42,15 +43,19 @@ class RestoreJob(ArchiveWalk):
                     await target.abort()
 
     async def _take(self, checked: CheckedExtent) -> None:
-        for run in runs_of(checked.extent):
+        pieces: dict[int, list[Piece]] = {}
+        for run in runs_of(checked.extent, self._whole):
             target = self._targets.get(run.drive_id)
             if target is None:
                 continue
             length = min(run.length, self.drives[run.drive_id].size - run.offset)
             if run.buffers is not None:
-                self._write(target.write(run.offset, cut(run.buffers, run.length - length)))
+                piece = run.offset, cut(run.buffers, run.length - length)
+                pieces.setdefault(run.drive_id, []).append(piece)
             elif target.wants_zeros and length > 0:
                 self._write(target.zeros(run.offset, length))
+        for drive_id, some in pieces.items():
+            self._write(self._targets[drive_id].write(some))
         await wait_until_at_most(self._writes, WRITES_AHEAD)
 
     def _write(self, write: Any) -> None:

@@ -23,8 +23,14 @@ from .sinks.partial_file import PartialFile, target_failure
 
 WRITERS = 2
 """Threads that write one file: more wait for the same lock in the kernel."""
+SMALL = 128 << 10
+"""Bytes: what is less goes through the page cache, for a disk is waited for once instead of at every small piece."""
 WRITE_SIZE = 512 << 10
 """Bytes joined for one write to a disk; of several writes at a time, only so much is in memory twice."""
+
+
+Piece = tuple[int, Sequence[memoryview]]
+"""Bytes of a drive: from an offset on the buffers, one after the other."""
 
 
 class RestoreTarget(Protocol):
@@ -44,12 +50,17 @@ class RestoreTarget(Protocol):
         """False where everything reads as zeros from the beginning."""
         ...
 
+    @property
+    def keeps_small_holes(self) -> bool:
+        """Whether zeros within a cluster of data are better left out; else it is given whole clusters."""
+        ...
+
     async def begin(self, size: int) -> None:
         """Get ready for a drive of ``size`` bytes."""
         ...
 
-    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Write the buffers one after the other from ``offset`` on."""
+    async def write(self, pieces: Sequence[Piece]) -> None:
+        """Write the pieces."""
         ...
 
     async def zeros(self, offset: int, length: int) -> None:
@@ -72,6 +83,7 @@ class NewFile:
     """
 
     wants_zeros = False
+    keeps_small_holes = True
 
     def __init__(self, path: str, *, replace: bool, executor: ThreadPoolExecutor | None = None) -> None:
         self._file = PartialFile(path, replace=replace, keep_partial_as=f"{path}.partial")
@@ -96,15 +108,19 @@ class NewFile:
         except OSError as error:
             raise target_failure(self.name, error, "create") from error
 
-    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+    async def write(self, pieces: Sequence[Piece]) -> None:
         """Write in a thread."""
         self._written = True
-        await self._calls.run(self._write, offset, buffers)
+        await self._calls.run(self._write, pieces)
 
-    def _write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+    def _write(self, pieces: Sequence[Piece]) -> None:
         assert self._writer is not None
         try:
-            self._writer.write_at(offset, buffers)
+            for offset, buffers in pieces:
+                if sum(map(len, buffers)) < SMALL:
+                    write_fully(self._file.fd, offset, b"".join(buffers))
+                else:
+                    self._writer.write_at(offset, buffers)
         except OSError as error:
             raise target_failure(self.name, error, "write") from error
 
@@ -133,6 +149,7 @@ class ExistingDisk:
     """A disk that has contents already: zeros are written where the archive has zeros."""
 
     wants_zeros = True
+    keeps_small_holes = False
 
     def __init__(self, device: BlockDevice) -> None:
         self._device = device
@@ -148,12 +165,13 @@ class ExistingDisk:
             await self._device.close()
             raise TargetError(f"{self.name} is too small: it has {self._device.size:,} bytes, the drive has {size:,}")
 
-    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+    async def write(self, pieces: Sequence[Piece]) -> None:
         """Write."""
         try:
-            for content in joined(buffers, WRITE_SIZE):
-                await self._device.pwrite(offset, content)
-                offset += len(content)
+            for offset, buffers in pieces:
+                for content in joined(buffers, WRITE_SIZE):
+                    await self._device.pwrite(offset, content)
+                    offset += len(content)
         except OSError as error:
             raise target_failure(self.name, error, "write") from error
 
@@ -187,6 +205,7 @@ class Stream:
     """
 
     wants_zeros = True
+    keeps_small_holes = False
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -206,14 +225,15 @@ class Stream:
         self._size = size
         await self._sink.begin()
 
-    async def write(self, offset: int, buffers: Sequence[memoryview]) -> None:
+    async def write(self, pieces: Sequence[Piece]) -> None:
         """Pass on what is next, keep the rest."""
         async with self._turn:
-            if offset == self._at:
-                await self._pass_on(buffers)
-            else:
-                self._keep(offset, b"".join(buffers))
-            await self._pass_on_early()
+            for offset, buffers in pieces:
+                if offset == self._at:
+                    await self._pass_on(buffers)
+                else:
+                    self._keep(offset, b"".join(buffers))
+                await self._pass_on_early()
 
     async def zeros(self, offset: int, length: int) -> None:
         """Pass on zeros, or remember them."""

@@ -328,3 +328,27 @@ def test_a_signal_ends_the_wait_for_a_fifo_that_nobody_reads(tmp_path: Path) -> 
     assert process.stderr is not None
     assert b"running" in process.stderr.readline()
     assert end(process, signal.SIGINT).code == 130
+
+
+def test_a_disk_in_small_pieces_comes_back_everywhere_and_each_change_is_found(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    pieces = {n * 16384: n.to_bytes(4, "big") * 1024 for n in range(1, 1500)}
+    with disk.open("wb") as file:
+        file.truncate(1500 * 16384 + 100)
+        for offset, content in pieces.items():
+            file.seek(offset)
+            file.write(content)
+    assert pybackup("run", disk, tmp_path / "disk.vma").code == 0
+    assert pybackup("restore", tmp_path / "disk.vma", tmp_path / "back.img").code == 0
+    assert (tmp_path / "back.img").read_bytes() == disk.read_bytes()
+    assert (tmp_path / "back.img").stat().st_blocks * 512 <= 1.1 * disk.stat().st_blocks * 512
+    streamed = pybackup("restore", tmp_path / "disk.vma", "-")
+    assert (streamed.code, streamed.out == disk.read_bytes()) == (0, True)
+    assert pybackup("compare", tmp_path / "disk.vma", tmp_path / "back.img").code == 0
+    with (tmp_path / "back.img").open("r+b") as file:
+        for offset in (5, 16384 + 4095, 700 * 16384 + 9000, 1500 * 16384 + 99):
+            file.seek(offset)
+            file.write(b"!")
+    outcome = pybackup("compare", "--json", tmp_path / "disk.vma", tmp_path / "back.img")
+    ranges = [(one["offset"], one["length"]) for one in outcome.json["differences"]]
+    assert ranges == [(0, 512), (19968, 512), (700 * 16384 + 8704, 512), (1500 * 16384, 100)]

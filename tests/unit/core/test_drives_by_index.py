@@ -13,11 +13,12 @@ from pybackup.core import drives_by_index
 from pybackup.core.archive_index import ArchiveIndex
 from pybackup.core.archive_open import archive_header, open_drives
 from pybackup.core.archive_stream import ArchiveStream
-from pybackup.core.archive_walk import runs_of
+from pybackup.core.archive_walk import Run, runs_of
 from pybackup.core.drives_by_index import BATCH, GAP, DrivesByIndex
 from pybackup.core.errors import ArchiveError
 from pybackup.formats import cluster_index as index
 from pybackup.formats.vma import DriveInfo, Header
+from pybackup.formats.vma_stream import DecodedExtent
 
 CLUSTER = 65536
 NOISE = random.Random(3)
@@ -190,3 +191,52 @@ def test_when_all_drives_are_wanted_the_archive_is_read_through(tmp_path: Path) 
 
         with open_drives(path, chosen, threads=1) as opened:
             assert isinstance(opened, kind)
+
+
+def test_an_archive_of_nearly_nothing_but_zeros_is_read_by_its_index(tmp_path: Path) -> None:
+    for name, disk, by_index in (
+        ("sparse.vma", bytes(40 * CLUSTER) + NOISE.randbytes(CLUSTER), True),
+        ("dense.vma", DISKS["a"], False),
+        ("plain.vma", bytes(40 * CLUSTER) + b"x" * CLUSTER, False),
+    ):
+        path = tmp_path / name
+        path.write_bytes(encode({"a": disk}, level=None if name == "plain.vma" else 1))
+        with open_drives(str(path), lambda header: header.drives, threads=1) as opened:
+            assert isinstance(opened, DrivesByIndex) is by_index
+            extents = [checked.extent for checked in opened.extents([1])]
+        assert put_together(extents, len(disk)) == disk
+
+
+def put_together(extents: list[DecodedExtent], size: int) -> bytes:
+    disk = bytearray(b"?" * size)
+    for extent in extents:
+        for run in runs_of(extent):
+            content = bytes(run.length) if run.buffers is None else b"".join(run.buffers)
+            disk[run.offset : run.offset + run.length] = content[: size - run.offset]
+    return bytes(disk)
+
+
+def test_whole_clusters_are_the_same_bytes_in_fewer_runs() -> None:
+    header, extents = extents_of(ARCHIVE)
+    for extent in extents:
+        fine, whole = list(runs_of(extent)), list(runs_of(extent, {drive.drive_id for drive in header.drives}))
+        assert bytes_by_place(fine) == bytes_by_place(whole)
+        assert all(run.offset % CLUSTER == run.length % CLUSTER == 0 for run in whole)
+        assert len(whole) <= len(fine)
+
+
+def extents_of(archive: bytes) -> tuple[Header, list[DecodedExtent]]:
+    with ThreadPoolExecutor(1) as pool:
+        rest = [archive]
+        stream = ArchiveStream(lambda _: rest.pop() if rest else b"", "test.vma", pool)
+        return stream.header, [checked.extent for checked in stream]
+
+
+def bytes_by_place(runs: list[Run]) -> dict[tuple[int, int], bytes]:
+    """Each block of 4 KiB by drive and offset."""
+    return {
+        (run.drive_id, run.offset + at): (bytes(4096) if run.buffers is None else content[at : at + 4096])
+        for run in runs
+        for content in [b"" if run.buffers is None else b"".join(run.buffers)]
+        for at in range(0, run.length, 4096)
+    }
