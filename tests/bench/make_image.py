@@ -40,5 +40,22 @@ def make(image: Path) -> None:
     print(f"{image}: {SIZE >> 30} GiB, {total / 1e9:.2f} GB of files")
 
 
+def make_pieces(image: Path) -> None:
+    """100,000 pieces of 4 KiB that differ, each 16 KiB from the one before, and holes between them."""
+    noise = os.urandom(4096)
+    with image.open("wb") as file:
+        file.truncate(100_000 * 16384)
+        for number in range(100_000):
+            os.pwrite(file.fileno(), number.to_bytes(8, "big") + noise[8:], number * 16384)
+
+
+def make_empty(image: Path) -> None:
+    """A disk of 2 TiB with 20 pieces of 1 MiB."""
+    with image.open("wb") as file:
+        file.truncate(2 << 40)
+        for number in range(20):
+            os.pwrite(file.fileno(), os.urandom(1 << 20), number * (100 << 30) + 12_345_678)
+
+
 if __name__ == "__main__":
     make(Path(sys.argv[1]))
