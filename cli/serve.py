@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pybackup.core.errors import RequestError, TargetError
 from pybackup.core.exports.nbd_server import NbdServer
 from pybackup.core.guest_copies import OnError
 from pybackup.core.live_server import LiveServer
+from pybackup.core.private_folder import private_folder
 from pybackup.core.served_disks import open_served
 from pybackup.core.systemd import listen_sockets, notify
 
@@ -193,10 +193,9 @@ def _clients(live: LiveServer, nbd: NbdServer) -> dict[str, Any]:
 def _private_folder(stack: AsyncExitStack) -> str:
     base = os.environ.get("XDG_RUNTIME_DIR")
     try:
-        folder = tempfile.TemporaryDirectory(prefix="pybackup-", dir=base if base and os.path.isdir(base) else None)
+        return stack.enter_context(private_folder(base if base and os.path.isdir(base) else None))
     except OSError as error:
         raise TargetError(f"cannot make a folder for the sockets: {error.strerror}") from error
-    return stack.enter_context(folder)
 
 
 async def _listen(

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 
 from .child_death import dying_with_us
 from .errors import SourceError, TargetError
+from .private_folder import private_folder
 from .qemu_programs import MOST_SAID, find_program, qemu_failure, reason_of
 
 _OPTIONS = {
@@ -59,7 +59,7 @@ async def create_image(file: str, image_format: str, size: int, *, name: str) ->
     options = ["-o", _OPTIONS[image_format]] if image_format in _OPTIONS else []
     doing = f"cannot create {name}"
     try:
-        with tempfile.TemporaryDirectory(prefix="pybackup-") as folder:
+        with private_folder() as folder:
             # An absolute path: what stands before a colon in it is no protocol.
             link = os.path.join(folder, os.path.basename(name))
             os.symlink(os.path.abspath(file), link)

@@ -24,6 +24,7 @@ from .child_death import dying_with_us
 from .devices.nbd import NbdDevice
 from .errors import PybackupError, SourceError
 from .nbd_uri import NbdAddress
+from .private_folder import private_folder
 from .qemu_programs import MOST_SAID, file_options, find_program, qemu_failure, reason_of
 from .sinks.death_watch import DeathWatch
 
@@ -215,7 +216,7 @@ def _listen(listening: socket.socket) -> int:
 
     It had a name for a moment, in a folder that was ours alone; so nothing is left of it, whatever may happen.
     """
-    with tempfile.TemporaryDirectory(prefix="pybackup-") as folder:
+    with private_folder() as folder:
         path = os.path.join(folder, "nbd.sock")
         listening.bind(path)
         listening.listen(1)
