@@ -1,4 +1,4 @@
-"""The model of tests/live_model.py, played until somebody stops it, or for STRESS_GAMES games.
+"""The model of tests/live_model.py, for STRESS_GAMES games; 0: until somebody stops it.
 
 ``make stress`` prints each seed's number as it goes; ``STRESS_SEED=N STRESS_GAMES=1 make stress`` repeats one game.
 """
@@ -15,7 +15,7 @@ from live_model import play
 
 def test_guests_and_backups(capsys: pytest.CaptureFixture[str]) -> None:
     begin = int(os.environ.get("STRESS_SEED") or secrets.randbits(32))
-    games = int(os.environ.get("STRESS_GAMES") or 0)
+    games = int(os.environ.get("STRESS_GAMES", "100"))
     for number in range(games) if games else itertools.count():
         with capsys.disabled():
             print(f"\rgame {number + 1}, STRESS_SEED={begin + number} ", end="", flush=True)
