@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pybackup.cli.command import Command
+from pybackup.cli.names import printable
 from pybackup.cli.numbers import percent, short
 from pybackup.cli.options import json_option, threads_option
 from pybackup.cli.running import threads_or_default
@@ -90,9 +91,9 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
     )
     click.echo(f"uuid     {uuid.UUID(bytes=header.uuid)}\ncreated  {created}")
     if facts.about.get("tool"):
-        click.echo(f"made by  {_clean(facts.about['tool'])}")
+        click.echo(f"made by  {printable(facts.about['tool'])}")
     for name, content in header.configs:
-        click.echo(f"config   {_clean(name)} ({len(content)} bytes)")
+        click.echo(f"config   {printable(name)} ({len(content)} bytes)")
     rows = [_row(facts, drive) for drive in header.drives]
     if sys.stdout.isatty():
         _print_table(facts)
@@ -100,20 +101,15 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
         _print_plain(rows)
     unreadable = facts.about.get("unreadable")
     for lost in unreadable[:100] if isinstance(unreadable, list) else ():
-        click.echo(f"unreadable when it was saved: {_clean(json.dumps(lost))}")
+        click.echo(f"unreadable when it was saved: {printable(json.dumps(lost))}")
     if with_map:
         for drive in header.drives:
             click.echo(
-                f"\n{_clean(drive.name)}: each character is {_cell_size(facts.maps[drive.drive_id])};"
+                f"\n{printable(drive.name)}: each character is {_cell_size(facts.maps[drive.drive_id])};"
                 f" '{_SHADES[0]}' zero … '{_SHADES[-1]}' data"
             )
             for line in draw_map(facts.maps[drive.drive_id]):
                 click.echo(f"  |{line}|")
-
-
-def _clean(text: object) -> str:
-    """Text from an archive, without what could steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 _COLUMNS = ("drive", "size", "stored", "zero", "compressed", "ratio")
@@ -122,7 +118,7 @@ _COLUMNS = ("drive", "size", "stored", "zero", "compressed", "ratio")
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     compressed = row["compressed"]
     return (
-        _clean(row["name"]),
+        printable(row["name"]),
         short(row["size"]),
         short(row["stored"]),
         f"{short(row['zero'])} ({percent(row['zero'], row['size'])})",
@@ -135,12 +131,13 @@ def make_table(facts: ArchiveFacts) -> Table:
     """The drives as a rich table."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "drive" else "right")
     for drive in facts.header.drives:
-        table.add_row(*_cells(_row(facts, drive)))
+        table.add_row(*map(Text, _cells(_row(facts, drive))))
     return table
 
 

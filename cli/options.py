@@ -49,7 +49,7 @@ job_options = all_of(
         default="auto",
         show_default=True,
         help="How to show progress on stderr: rich draws bars on a terminal, plain prints lines for logs,"
-        " json one JSON object a line. auto is rich on a terminal, else none.",
+        " json one JSON object a line. auto is rich on a terminal (plain where TERM is dumb), else none.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Neither progress nor summary, only failures."),
     click.option("-v", "--verbose", is_flag=True, help="Print the summary also where stderr is no terminal."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Protocol
@@ -26,6 +27,10 @@ class Display(Protocol):
         """Some time has passed."""
         ...
 
+    def continued(self) -> None:
+        """We were stopped by Ctrl-Z, and go on."""
+        ...
+
     def stop(self, job: Job) -> None:
         """The job has ended, in whatever way."""
         ...
@@ -35,6 +40,8 @@ def choose(kind: str, quiet: bool) -> Display:
     """The display for --progress KIND; what it needs is loaded now."""
     if kind == "auto":
         kind = "rich" if sys.stderr.isatty() else "none"
+    if kind == "rich" and sys.stderr.isatty() and not _can_move():
+        kind = "plain"
     if quiet or kind == "none":
         return Nothing()
     if kind == "json":
@@ -46,6 +53,11 @@ def choose(kind: str, quiet: bool) -> Display:
     from pybackup.cli.progress_rich import Picture
 
     return Picture()
+
+
+def _can_move() -> bool:
+    """Whether the terminal lets us draw what is there again."""
+    return os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def shows_summary(kind: str, quiet: bool, verbose: bool) -> bool:
@@ -61,6 +73,9 @@ class Nothing:
         """Nothing."""
 
     def update(self, job: Job) -> None:
+        """Nothing."""
+
+    def continued(self) -> None:
         """Nothing."""
 
     def stop(self, job: Job) -> None:
@@ -83,6 +98,9 @@ class JsonLines:
         """A line, if it is time for one."""
         if time.monotonic() - self._last >= LINE_PERIOD:
             self._print(job)
+
+    def continued(self) -> None:
+        """Nothing."""
 
     def stop(self, job: Job) -> None:
         """The last line."""

@@ -281,7 +281,7 @@ async def _run(request: RunRequest, options: ArchiveOptions, trace: Trace, facts
 
         job = BackupJob(
             [
-                Drive(number, name, one.device, one.check)
+                Drive(number, name, one.device, one.check, one.allocated)
                 for number, (name, one) in enumerate(zip(names, opened, strict=True), 1)
             ],
             writer,

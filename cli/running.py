@@ -81,7 +81,7 @@ async def _cancelled_by_signals(work: Coroutine[Any, Any, T], early: list[int]) 
 async def run_job(job: Job, verb: str, display: Display) -> None:
     """Run a job to its end; a signal cancels it, a second SIGINT ends the program at once."""
     task = asyncio.create_task(job.run())
-    with _signals_cancel(job.cancel):
+    with _signals_cancel(job.cancel), _told_to_continue(display.continued):
         display.start(job, verb)
         try:
             while not task.done():
@@ -90,6 +90,16 @@ async def run_job(job: Job, verb: str, display: Display) -> None:
         finally:
             display.stop(job)
     task.result()
+
+
+@contextlib.contextmanager
+def _told_to_continue(tell: Callable[[], None]) -> Iterator[None]:
+    """Within the body SIGCONT calls ``tell``, before the event loop does anything else."""
+    before = signal.signal(signal.SIGCONT, lambda *_: tell())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, before)
 
 
 _told: list[Callable[[CancelledError], None]] = []

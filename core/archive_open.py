@@ -125,7 +125,8 @@ def open_archive(
         archive_reader(archive) as reader,
         ThreadPoolExecutor(threads, thread_name_prefix="pybackup-decompress") as pool,
     ):
-        yield ArchiveStream(reader.read, name, pool, stop=reader.stop, tolerant=tolerant, digests=digests)
+        size = os.path.getsize(archive) if not is_url(archive) and os.path.isfile(archive) else None
+        yield ArchiveStream(reader.read, name, pool, stop=reader.stop, size=size, tolerant=tolerant, digests=digests)
 
 
 @contextmanager

@@ -90,11 +90,13 @@ class ArchiveStream:
         pool: ThreadPoolExecutor,
         *,
         stop: Callable[[], None] = lambda: None,
+        size: int | None = None,
         tolerant: bool = False,
         digests: Digests = Digests.ALL,
     ) -> None:
-        """``stop``: makes a ``read`` that waits fail, from any thread."""
+        """``stop``: makes a ``read`` that waits fail, from any thread. ``size``: bytes of the archive, if known."""
         self.name, self.stop = name, stop
+        self._size, self._read = size, 0
         self.damage: list[Damage] = []
         self.about: dict[str, Any] | None = None
         self.has_seek_table = False
@@ -115,10 +117,20 @@ class ArchiveStream:
         except OSError as error:
             raise ArchiveError(f"cannot read {name}: {error.strerror or error}") from error
 
+    @property
+    def consumed(self) -> tuple[int, int] | None:
+        """(done, whole) bytes of the archive, where its size is known."""
+        return None if self._size is None else (self._read, self._size)
+
     # -- the header --
 
     def _open(self, read: Callable[[int], bytes]) -> None:
-        self.compression, self._pieces = pieces_of(read, self._pool, tolerant=self._tolerant)
+        def counted(at_most: int) -> bytes:
+            content = read(at_most)
+            self._read += len(content)
+            return content
+
+        self.compression, self._pieces = pieces_of(counted, self._pool, tolerant=self._tolerant)
         start = b"".join(self._header_bytes())
         self.header: Header = vma.decode_header(start[: self._header_size])
         self.index = index.IndexBuilder(self._header_end, self._header_size)

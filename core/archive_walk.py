@@ -35,6 +35,11 @@ class Extents(Protocol):
     damage: list[Damage]
     stop: Callable[[], None]
 
+    @property
+    def consumed(self) -> tuple[int, int] | None:
+        """(done, whole) bytes of the archive, where it is read from beginning to end and its size is known."""
+        ...
+
     def extents(self, drive_ids: Collection[int]) -> Iterator[CheckedExtent]:
         """All extents of these drives, and maybe others; ArchiveError at damage that is not to be put up with."""
         ...
@@ -77,6 +82,7 @@ class ArchiveWalk(Job):
                 while some := await upcoming:
                     await self._pace(sum(checked.extent.header.data_size for checked in some))
                     upcoming = loop.run_in_executor(reader, _some_of, extents)
+                    self.progress.consumed = self.stream.consumed
                     for checked in some:
                         await self._take(checked)
                         self._count(checked.extent)

@@ -53,6 +53,8 @@ class Drive:
     device: BlockDevice
     check: Callable[[], None] | None = None
     """Called when everything was read; raises if the source changed meanwhile."""
+    allocated: int | None = None
+    """Bytes that are no holes, about, where that is known."""
 
 
 class _Pending(NamedTuple):
@@ -122,7 +124,8 @@ class BackupJob(Job):
     def _prepare(self, drive: Drive) -> _Copying:
         device = drive.device
         source = device.child if isinstance(device, CopyBeforeWrite) else device
-        return _Copying(drive, source, BlockCopy(device.size), DriveProgress(drive.name, device.size))
+        progress = DriveProgress(drive.name, device.size, to_read=drive.allocated)
+        return _Copying(drive, source, BlockCopy(device.size), progress)
 
     # -- the course of events --
 

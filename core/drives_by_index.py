@@ -82,6 +82,7 @@ class DrivesByIndex:
         self.name, self.stop = archive.name, stop
         self.header: Header = archive.header
         self.damage: list[Damage] = []
+        self.consumed: tuple[int, int] | None = None
         self._archive, self._pool = archive, pool
 
     def extents(self, drive_ids: Collection[int]) -> Iterator[CheckedExtent]:

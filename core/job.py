@@ -32,7 +32,8 @@ class State(StrEnum):
 class DriveProgress:
     """How far one drive is. All in bytes; ``done`` includes zeros, ``read`` does not include holes.
 
-    ``zero``: in blocks that an archive does not store, be they holes or written zeros.
+    ``zero``: in blocks that an archive does not store, be they holes or written zeros. ``to_read``: how much there is
+    to read, about, where that is known beforehand.
     """
 
     name: str
@@ -40,16 +41,36 @@ class DriveProgress:
     done: int = 0
     zero: int = 0
     read: int = 0
+    to_read: int | None = None
+
+    @property
+    def effort(self) -> tuple[int, int]:
+        """(done, whole) of what takes time, in bytes: a hole takes none, but of a compressed image more is read."""
+        if self.to_read is None or self.read > self.to_read:
+            return self.done, self.size
+        return self.to_read if self.done >= self.size else self.read, self.to_read
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a job is. ``written`` is in bytes of the output, ``started`` and ``finished`` by the job's clock."""
+    """How far a job is. ``written`` is in bytes of the output, ``started`` and ``finished`` by the job's clock.
+
+    ``consumed``: (done, whole) bytes of what is read from beginning to end, where that is an archive of known size.
+    """
 
     drives: list[DriveProgress] = field(default_factory=list)
     written: int = 0
     started: float = 0.0
     finished: float | None = None
+    consumed: tuple[int, int] | None = None
+
+    @property
+    def effort(self) -> tuple[int, int]:
+        """(done, whole) of what takes time, in bytes."""
+        if self.consumed is not None:
+            return self.consumed
+        efforts = [drive.effort for drive in self.drives]
+        return sum(done for done, _ in efforts), sum(whole for _, whole in efforts)
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,14 +30,15 @@ STDIN = "-"
 class OpenSource:
     """A source, open. ``check`` raises if it changed since it was opened; ``close`` gives everything back.
 
-    ``kind`` is told in the archive. ``warnings`` and ``notes`` are sentences for the user: what may make the backup
-    worth less, and what helps to know.
+    ``kind`` is told in the archive. ``allocated``: bytes that are no holes, about, where that is known.
+    ``warnings`` and ``notes`` are sentences for the user: what may make the backup worth less, and what helps to know.
     """
 
     device: BlockDevice
     check: Callable[[], None]
     close: Callable[[], Awaitable[None]]
     kind: str
+    allocated: int | None = None
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -102,8 +104,20 @@ def _open_locked(device: RawDevice, what: str, options: SourceOptions) -> OpenSo
         check=_nothing if options.allow_changing else (lambda: _check_unchanged(before, _again(device), what)),
         close=close,
         kind="block device" if device.is_block_device else "raw",
+        allocated=_allocated([what], device.size),
         warnings=warnings,
     )
+
+
+def _allocated(paths: Sequence[str], size: int) -> int | None:
+    """Bytes of a disk of ``size`` bytes that these files hold, about: to estimate, and for nothing else."""
+    try:
+        found = [os.stat(path) for path in paths]
+    except OSError:
+        return None
+    if not all(stat.S_ISREG(one.st_mode) for one in found):
+        return None
+    return min(size, 512 * sum(one.st_blocks for one in found))
 
 
 def _again(device: RawDevice) -> Fingerprint | None:
@@ -138,7 +152,8 @@ async def _open_frozen(
     used = is_written(device.fileno())
     device.close_unused()
     note = f"{what} is in use: the backup is a snapshot of it, as a power failure would have left the disk"
-    return OpenSource(frozen, _nothing, frozen.close, "raw (reflink)", notes=[note] if used else [])
+    held = _allocated([what], frozen.size)
+    return OpenSource(frozen, _nothing, frozen.close, "raw (reflink)", held, notes=[note] if used else [])
 
 
 async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSource:
@@ -159,6 +174,7 @@ async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSo
         check=_nothing if options.allow_changing else parts.check_unchanged,
         close=close,
         kind=image,
+        allocated=_allocated([part.path for part in parts.parts], opened.device.size),
         warnings=parts.warnings,
         notes=[parts.unclosed] if parts.unclosed else [],
     )

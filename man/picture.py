@@ -62,7 +62,7 @@ def on_a_terminal(arguments: list[str], folder: Path) -> str:
     os.close(ours)
     if process.returncode:
         raise SystemExit(b"".join(parts).decode())
-    shown = b"".join(parts).decode().replace("\r\n", "\n").rpartition("\x1b[2K")[2]
+    shown = b"".join(parts).decode().replace("\r\n", "\n").rpartition("\x1b[J")[2]
     return re.sub(r"\x1b\[\?25[hl]", "", shown)
 
 
