@@ -85,53 +85,67 @@ class GuestCopies:
 
     def _save_now(self, claimed: Range) -> bool:
         offset, size = self._bytes_of(claimed)
-        copied = False
+        reserved = copied = False
         try:
-            if self._old_data.has_room(size) and (content := self._source.read_now(offset, size)) is not None:
-                copied = self._old_data.put_now(self._drive_id, claimed.start, content)
+            reserved = self._old_data.reserve_now(size)
+            if reserved and (content := self._source.read_now(offset, size)) is not None:
+                self._put(claimed, content)
+                copied = True
         except OSError:
             # before_change() meets the same error, and applies the policy to it.
             copied = False
         finally:
-            self._copy.settle(claimed, copied=copied)
-        if copied:
-            self._charge(size)
-            self._trace("copy.guest", drive=self._name, first=claimed.start, clusters=claimed.end - claimed.start)
+            self._settle(claimed, unused=size if reserved and not copied else 0, copied=copied)
         return copied
 
     async def _save(self, claimed: Range) -> None:
-        copied = False
+        """Room first, then the old data: what is read must have a place to be."""
+        offset, size = self._bytes_of(claimed)
+        reserved = copied = False
         try:
-            content = await self._read_old(claimed)
-            await self._hand_over(claimed, content)
+            await self._reserve(offset, size)
+            reserved = True
+            if not self._old_data.closed:
+                self._put(claimed, await self._read_old(offset, size))
             copied = True
         except (OSError, PybackupError) as error:
             self._failed(claimed, error)
         finally:
-            self._copy.settle(claimed, copied=copied)
+            self._settle(claimed, unused=size if reserved and not copied else 0, copied=copied)
+
+    def _settle(self, claimed: Range, *, unused: int, copied: bool) -> None:
+        """End a claim, and give ``unused`` bytes of reserved room back."""
+        if unused:
+            self._old_data.give_up(unused)
+        self._copy.settle(claimed, copied=copied)
 
     def _bytes_of(self, claimed: Range) -> tuple[int, int]:
         """(offset, length) in bytes of a claim; the last cluster of a drive may be partial."""
         offset = claimed.start * CLUSTER_SIZE
         return offset, min(claimed.end * CLUSTER_SIZE, self._copy.size) - offset
 
-    async def _read_old(self, claimed: Range) -> Buffer:
-        offset, size = self._bytes_of(claimed)
+    async def _read_old(self, offset: int, size: int) -> Buffer:
         content = self._source.read_now(offset, size)
         return await self._source.pread(offset, size) if content is None else content
 
-    async def _hand_over(self, claimed: Range, content: Buffer) -> None:
-        self._charge(len(content))
+    async def _reserve(self, offset: int, size: int) -> None:
+        """Wait for room for the old data, as long as the policy says (TargetError)."""
+        if self._old_data.reserve_now(size):
+            return
         try:
             # Not wait_for(): Python 3.11's loses a cancellation, and takes a task for what seldom waits.
             async with asyncio.timeout(self._timeout):
-                await self._old_data.put(self._drive_id, claimed.start, content)
+                await self._old_data.reserve(size)
         except TimeoutError:
             raise TargetError(
-                f"the archive is too slow: a guest's request to drive {self._name} at byte"
-                f" {claimed.start * CLUSTER_SIZE} waited {self._timeout:g} s for room;"
-                " a larger --cow-buffer or --fleece would help"
+                f"the archive is too slow: a guest's request to drive {self._name} at byte {offset} waited"
+                f" {self._timeout:g} s for room; a larger --cow-buffer would help, or --fleece into a folder with more"
+                " room"
             ) from None
+
+    def _put(self, claimed: Range, content: Buffer) -> None:
+        self._charge(len(content))
+        self._old_data.put(self._drive_id, claimed.start, content)
         self._trace("copy.guest", drive=self._name, first=claimed.start, clusters=claimed.end - claimed.start)
 
     def _failed(self, claimed: Range, error: OSError | PybackupError) -> None:
@@ -166,22 +180,22 @@ class GuestCopies:
         claimed = self._copy.claim(first, end) if self.wants(offset, length) else None
         if claimed is None:
             return None
-        copied = False
+        at, size = self._bytes_of(claimed)
+        reserved = copied = False
         try:
-            if (claimed.start, claimed.end) != (first, end):
+            reserved = (claimed.start, claimed.end) == (first, end) and self._old_data.reserve_now(size)
+            if not reserved:
                 return None
-            content = await self._read_old(claimed)
-            copied = self._old_data.put_now(self._drive_id, first, content)
-            if copied:
-                self._charge(len(content))
-                self._trace("copy.guest", drive=self._name, first=first, clusters=end - first)
+            content = await self._read_old(at, size)
+            self._put(claimed, content)
+            copied = True
             # A copy, for the buffer of a read belongs to the caller, and this one waits to be archived.
-            return bytes(memoryview(content)[offset - first * CLUSTER_SIZE :][:length])
+            return bytes(memoryview(content)[offset - at :][:length])
         except OSError:
             # Perhaps only the rest of the clusters cannot be read.
             return None
         finally:
-            self._copy.settle(claimed, copied=copied)
+            self._settle(claimed, unused=size if reserved and not copied else 0, copied=copied)
 
     def end(self) -> None:
         """The backup has ended: nobody waits for it any longer."""

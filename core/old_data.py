@@ -62,7 +62,7 @@ class OldData:
     """A queue with a bounded memory. Owned by the event loop.
 
     Fixed: the limit in bytes and the overflow. Changing: what waits in memory and in the file, what is in hand (taken
-    and not yet released), and who waits for room.
+    and not yet released), what is reserved (counted as memory already), and who waits for room.
     """
 
     def __init__(self, limit: int = DEFAULT_BUFFER, overflow: Overflow | None = None) -> None:
@@ -83,7 +83,7 @@ class OldData:
 
     @property
     def in_memory(self) -> int:
-        """Bytes of memory that waiting data takes."""
+        """Bytes of memory that waiting data takes, and that is reserved for such."""
         return self._in_memory
 
     def has_room(self, size: int) -> bool:
@@ -96,33 +96,23 @@ class OldData:
     def _fits(self, size: int) -> bool:
         return self._in_memory == 0 or self._in_memory + size <= self._limit
 
-    # -- guests put --
+    # -- guests reserve room, read, and put --
 
-    def put_now(self, drive_id: int, first: int, content: Buffer) -> bool:
-        """Take clusters if there is room for them at once; a closed queue takes and drops them."""
-        if self.closed:
-            return True
-        if not self.has_room(len(content)):
-            return False
-        self._in_memory += len(content)
-        self._queue.append(Saved(drive_id, first, content))
-        self._came.set()
+    def reserve_now(self, size: int) -> bool:
+        """Take ``size`` bytes of room if they are there at once; put() or give_up() follows."""
+        if not self.closed:
+            if not self.has_room(size):
+                return False
+            self._in_memory += size
         return True
 
-    async def put(self, drive_id: int, first: int, content: Buffer) -> None:
-        """Take clusters; waits only when memory and file are full, and then in turn.
+    async def reserve(self, size: int) -> None:
+        """Take ``size`` bytes of room; waits, in turn, while they are not there. When cancelled, nothing was taken.
 
-        When cancelled, nothing was taken.
+        The room comes before the data is read: else as much would be in memory as guests have requests in flight.
         """
-        if self.put_now(drive_id, first, content):
+        if self.reserve_now(size):
             return
-        await self._wait_for_room(len(content))
-        if not self.closed:
-            self._queue.append(Saved(drive_id, first, content))
-            self._came.set()
-
-    async def _wait_for_room(self, size: int) -> None:
-        """Return when ``size`` bytes of memory are ours, or the queue is closed."""
         mine = _Waiting(size, asyncio.get_running_loop().create_future())
         self._waiting.append(mine)
         try:
@@ -132,6 +122,17 @@ class OldData:
                 self._waiting.remove(mine)
             self._free(0 if mine.turn.cancelled() else size)
             raise
+
+    def put(self, drive_id: int, first: int, content: Buffer) -> None:
+        """Take clusters for which room is reserved; a closed queue drops them."""
+        if not self.closed:
+            self._queue.append(Saved(drive_id, first, content))
+            self._came.set()
+
+    def give_up(self, size: int) -> None:
+        """Give reserved room back unused."""
+        if not self.closed:
+            self._free(size)
 
     def _free(self, size: int) -> None:
         """Give memory back, and on to those who wait, first come first served: else large entries would starve."""

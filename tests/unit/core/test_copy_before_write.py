@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -361,6 +362,59 @@ def test_disarming_lets_waiting_guests_go() -> None:
         backup.old_data.close()
         await waits
         assert not backup.errors and not backup.filter.is_armed
+
+    run(main())
+
+
+class Counting(SlowDevice):
+    """Counts the bytes that are being read, or were and are held by the reader, at their most."""
+
+    reading = most = 0
+
+    async def pread(self, offset: int, length: int) -> Buffer:
+        self.reading += length
+        self.most = max(self.most, self.reading)
+        try:
+            return await super().pread(offset, length)
+        finally:
+            self.reading -= length
+
+
+@pytest.mark.parametrize("change", ["pwrite", "discard", "write_zeroes"])
+def test_requests_in_flight_read_no_more_than_there_is_room_for(change: str) -> None:
+    async def main() -> None:
+        disk = Counting(b"o" * 100 * K)
+        backup = await Backup(disk, limit=10 * K, timeout=None).begin()
+        argument: Any = b"x" * 4 * K if change == "pwrite" else 4 * K
+        begun = [
+            asyncio.create_task(getattr(backup.filter, change)(at * K, argument)) for at in range(0, 100, 4)
+        ]
+        await asyncio.sleep(100)
+        assert disk.most == 8 * K == backup.old_data.in_memory, "25 requests, and room for two of them"
+        found: dict[int, bytes] = {}
+        while not all(one.done() for one in begun):
+            found |= await backup.saved()
+            assert backup.old_data.in_memory <= 10 * K
+            await asyncio.sleep(1)
+        found |= await backup.saved()
+        assert found == {at: b"o" * 4 * K for at in range(0, 100, 4)} and disk.most <= 10 * K
+
+    run(main())
+
+
+@pytest.mark.parametrize("copy_on_read", [False, True])
+def test_room_that_was_not_used_is_given_back(copy_on_read: bool) -> None:
+    async def main() -> None:
+        child = FaultyDevice(MemoryDevice(b"o" * 3 * K), reads="EEE")
+        backup = await Backup(child, OnError.BREAK_GUEST, limit=K, copy_on_read=copy_on_read).begin()
+        if copy_on_read:
+            with suppress(OSError):
+                await backup.filter.pread(0, 3)
+        with pytest.raises(OSError):
+            await backup.filter.pwrite(0, b"x")
+        with suppress(OSError):
+            backup.filter.write_now(0, b"x")
+        assert backup.old_data.in_memory == 0 and backup.copy.is_dirty(0, 1)
 
     run(main())
 
