@@ -68,8 +68,11 @@ def block_status(cookie: int, extents: Iterable[tuple[int, int]], one: bool) -> 
 class Replies(Protocol):
     """What differs between the two styles."""
 
-    def read_header(self, cookie: int, offset: int, length: int) -> bytes:
-        """What goes before the ``length`` bytes of a read at ``offset``; nothing follows them."""
+    can_split: bool
+    """Whether the data of a read may come in chunks, with other replies and even a failure between them."""
+
+    def read_header(self, cookie: int, offset: int, length: int, last: bool = True) -> bytes:
+        """What goes before ``length`` bytes of a read at ``offset``; with ``last`` nothing follows them."""
         ...
 
     def error(self, cookie: int, error: int, message: str = "") -> bytes:
@@ -80,7 +83,9 @@ class Replies(Protocol):
 class SimpleReplies:
     """The style of clients that know no other."""
 
-    def read_header(self, cookie: int, offset: int, length: int) -> bytes:
+    can_split = False
+
+    def read_header(self, cookie: int, offset: int, length: int, last: bool = True) -> bytes:
         """As Replies says."""
         return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, cookie)
 
@@ -90,14 +95,16 @@ class SimpleReplies:
 
 
 class StructuredReplies:
-    """The style of chunks. A read is one chunk of data, so it is never fragmented, whether DF was set or not."""
+    """The style of chunks. A read is one chunk of data, or some in order."""
 
-    def read_header(self, cookie: int, offset: int, length: int) -> bytes:
+    can_split = True
+
+    def read_header(self, cookie: int, offset: int, length: int, last: bool = True) -> bytes:
         """As Replies says; a chunk of no data is not allowed, so an empty read gets an empty chunk."""
         if not length:
             return _chunk(wire.CHUNK_NONE, cookie, 0)
         return _DATA_CHUNK.pack(
-            wire.CHUNK_MAGIC, wire.CHUNK_FLAG_DONE, wire.CHUNK_OFFSET_DATA, cookie, length + 8, offset
+            wire.CHUNK_MAGIC, last * wire.CHUNK_FLAG_DONE, wire.CHUNK_OFFSET_DATA, cookie, length + 8, offset
         )
 
     def error(self, cookie: int, error: int, message: str = "") -> bytes:

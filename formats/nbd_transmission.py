@@ -18,12 +18,19 @@ Request: TypeAlias = tuple[int, int, int, int, int, Payload, int]
 
 With an error other than 0 (an NBD errno) the request is to be answered by that, and not to be done. Data in a
 memoryview lies in the reader's buffer and is gone with the next call of it; a bytearray belongs to whoever gets it.
+A read of more than LONG bytes is called LONG_READ. A write of more comes as some WRITE_PART and one WRITE_END, in order
+and with nothing between them; the flags and the cookie of all are the request's, and it is answered once.
 """
 
 BUFFER_SIZE = 256 * 1024
 """Bytes of the buffer of one connection: 60 writes of 4 KiB."""
 SHORT_WRITE = 64 * 1024
 """Bytes of the longest write whose data may stay in the buffer."""
+LONG = 1024 * 1024
+"""Bytes of the longest read or write that is one piece. A longer one goes piece by piece, so that a client that sends
+slowly, or takes no answers, keeps one piece of memory and not 32 MiB."""
+LONG_READ, WRITE_PART, WRITE_END = 0x10000 | wire.CMD_READ, 0x10000 | wire.CMD_WRITE, 0x20000 | wire.CMD_WRITE
+"""Commands of ours, which no client can send: theirs have 16 bits, which are those of the request here."""
 SPARE_BYTES = 16 * 1024 * 1024
 """What PayloadBuffers keeps: 16 writes of 1 MiB."""
 
@@ -39,6 +46,8 @@ _ALLOWED_FLAGS = {
 }
 _CHANGES = frozenset({wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES})
 _WRITES = frozenset({wire.CMD_WRITE, wire.CMD_WRITE_ZEROES})
+_COSTLY = frozenset({wire.CMD_BLOCK_STATUS, wire.CMD_CACHE})
+"""They move nothing, but take about as much memory as a read of LONG bytes."""
 _NO_PAYLOAD = memoryview(b"")
 _MAGIC_BYTES = wire.LENGTH.pack(wire.REQUEST_MAGIC)
 
@@ -116,7 +125,7 @@ class RequestReader:
     Receive into buffer(), say with received() how much it was, then take requests() until ``starved``.
 
     Fixed: the rules and the buffers. Changing, by those three methods only: how far the buffer is filled and read,
-    and the request whose data is still under way.
+    the request whose data is still under way, and what is left of a long write.
     """
 
     def __init__(self, rules: RequestRules, payloads: PayloadBuffers, received: bytes = b"") -> None:
@@ -131,6 +140,11 @@ class RequestReader:
         self._unfinished: Request | None = None
         self._payload_view = _NO_PAYLOAD
         self._to_skip = 0
+        self._long: Request | None = None
+        self.receiving = 0
+        """Bytes of the buffer of its own into which a write's data is received just now."""
+        self.whole = False
+        """That buffer is full: requests() takes it, however little it may take."""
         self.starved = not received
         """No further request without receiving more."""
         self.closed = False
@@ -152,6 +166,7 @@ class RequestReader:
         self.starved = False
         if self._payload_view:
             self._payload_view = self._payload_view[count:]
+            self.whole = not self._payload_view
             self._consumed += count
         else:
             self._end += count
@@ -159,12 +174,17 @@ class RequestReader:
     def requests(self, most: int, most_bytes: int) -> list[Request]:
         """Take at most ``most`` requests that are complete, and stop once they move ``most_bytes`` bytes.
 
+        One whose data had been under way is taken in any case; it is one of LONG bytes at most.
+
         Raises FormatError when the client sends something else than a request, after all requests before it were
         taken: the connection is to be closed.
         """
         found: list[Request] = []
         self.starved = not self._finish(found)
         while not self._stopped() and len(found) < most and most_bytes > 0:
+            if self._long is not None:
+                most_bytes -= self._next_part(found, self._long)
+                continue
             most_bytes -= self._plain_requests(found, most, most_bytes)
             if self._stopped() or len(found) >= most or most_bytes <= 0:
                 break
@@ -209,19 +229,38 @@ class RequestReader:
         _, flags, command, cookie, offset, length = header
         self._start += HEADER_SIZE
         error = self._rules.error(command, flags, offset, length)
+        request = (command, flags, cookie, offset, length, _NO_PAYLOAD, error)
         if command == WRITE:
-            payload: Payload = _NO_PAYLOAD if error else self._receive_payload(length)
-            self._to_skip = length if error else 0
-            self._unfinished = (command, flags, cookie, offset, length, payload, error)
-            self.starved = not self._finish(found)
-            return length
+            if length > LONG and not error:
+                return self._next_part(found, request)
+            return self._receive(found, request)
         self.closed = command == wire.CMD_DISC
-        found.append((command, flags, cookie, offset, length, _NO_PAYLOAD, error))
-        return length if command == READ else 0
+        if command == READ and length > LONG and not error:
+            request = (LONG_READ, *request[1:])
+        found.append(request)
+        return length if command == READ else LONG if command in _COSTLY else 0
+
+    def _next_part(self, found: list[Request], rest: Request) -> int:
+        """Take a part of a long write, if it is whole; ``rest``: what has not begun yet. Returns the part's bytes."""
+        command, flags, cookie, offset, length, payload, error = rest
+        part = min(length, LONG)
+        command = WRITE_PART if part < length else WRITE_END
+        self._long = (WRITE, flags, cookie, offset + part, length - part, payload, error) if part < length else None
+        return self._receive(found, (command, flags, cookie, offset, part, payload, error))
+
+    def _receive(self, found: list[Request], request: Request) -> int:
+        """Begin to receive a write's data, and take it if it is all there; return its bytes."""
+        length, error = request[4], request[6]
+        payload: Payload = _NO_PAYLOAD if error else self._receive_payload(length)
+        self._to_skip = length if error else 0
+        self._unfinished = (*request[:5], payload, error)
+        self.starved = not self._finish(found)
+        return length
 
     def _receive_payload(self, length: int) -> bytearray:
         """A buffer for a write's data, with what there is of it; the rest is received right into it."""
         payload = self._payloads.take(length)
+        self.receiving = length
         there = min(length, self._end - self._start)
         payload[:there] = self._view[self._start : self._start + there]
         self._start += there
@@ -240,6 +279,7 @@ class RequestReader:
             found.append(self._unfinished)
             self._unfinished = None
             self._payload_view = _NO_PAYLOAD
+            self.receiving, self.whole = 0, False
         return True
 
     def _move_to_front(self) -> None:

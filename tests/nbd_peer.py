@@ -30,6 +30,7 @@ class NbdPeer:
         self.reader, self.writer = reader, writer
         self.cookies = count(1)
         self.reads: dict[int, tuple[int, int]] = {}
+        self.chunks: dict[int, bytes] = {}
 
     @classmethod
     async def greet(cls, path: str) -> NbdPeer:
@@ -88,31 +89,41 @@ class NbdPeer:
         return cookie
 
     async def reply(self) -> Reply:
-        """The next reply, whichever request it is for."""
-        start = await self.reader.readexactly(client.REPLY_START_SIZE)
-        if not client.is_chunk(start):
-            simple = client.decode_simple_reply(start)
-            _, length = self.reads.pop(simple.cookie, (0, 0))
-            data = b"" if simple.error else await self.reader.readexactly(length)
-            return Reply(simple.cookie, simple.error, data=data)
-        return await self._chunks(start)
-
-    async def _chunks(self, start: bytes) -> Reply:
+        """The next reply that is whole, whichever request it is for; chunks of others may come between."""
         while True:
-            chunk = client.decode_chunk(start + await self.reader.readexactly(client.CHUNK_REST_SIZE))
-            payload = await self.reader.readexactly(chunk.length)
-            reply = Reply(chunk.cookie)
-            if chunk.kind & wire.CHUNK_ERROR_BIT:
-                reply.error, reply.message = client.decode_error(payload)
-            elif chunk.kind == wire.CHUNK_OFFSET_DATA:
-                (offset,) = struct.unpack(">Q", payload[:8])
-                assert (offset, len(payload) - 8) == self.reads.pop(chunk.cookie)
-                reply.data = payload[8:]
-            elif chunk.kind == wire.CHUNK_BLOCK_STATUS:
-                context, reply.extents = client.decode_block_status(payload)
-                assert context == 1
-            assert chunk.done
-            return reply
+            start = await self.reader.readexactly(client.REPLY_START_SIZE)
+            if not client.is_chunk(start):
+                simple = client.decode_simple_reply(start)
+                _, length = self.reads.pop(simple.cookie, (0, 0))
+                data = b"" if simple.error else await self.reader.readexactly(length)
+                return Reply(simple.cookie, simple.error, data=data)
+            if (reply := await self._chunk(start)) is not None:
+                return reply
+
+    async def _chunk(self, start: bytes) -> Reply | None:
+        """Take a chunk; the reply, when it was the last of one. Data comes in order."""
+        chunk = client.decode_chunk(start + await self.reader.readexactly(client.CHUNK_REST_SIZE))
+        payload = await self.reader.readexactly(chunk.length)
+        reply = Reply(chunk.cookie)
+        if chunk.kind & wire.CHUNK_ERROR_BIT:
+            reply.error, reply.message = client.decode_error(payload)
+            self.chunks.pop(chunk.cookie, None)
+        elif chunk.kind == wire.CHUNK_OFFSET_DATA:
+            begin, length = self.reads[chunk.cookie]
+            (offset,) = struct.unpack(">Q", payload[:8])
+            before = self.chunks.pop(chunk.cookie, b"")
+            assert offset == begin + len(before)
+            reply.data = before + payload[8:]
+            if not chunk.done:
+                self.chunks[chunk.cookie] = reply.data
+                return None
+            assert len(reply.data) == length
+        elif chunk.kind == wire.CHUNK_BLOCK_STATUS:
+            context, reply.extents = client.decode_block_status(payload)
+            assert context == 1
+        assert chunk.done
+        self.reads.pop(chunk.cookie, None)
+        return reply
 
     async def ask(self, command: int, offset: int = 0, length: int = 0, flags: int = 0, data: bytes = b"") -> Reply:
         """One request and its reply, with nothing else in flight."""

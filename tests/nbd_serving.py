@@ -38,6 +38,7 @@ class Watched(CheckedDevice):
 
     async def pread(self, offset: int, length: int) -> Buffer:
         await self._call("pread", offset, length)
+        self.bytes_read += length
         return await super().pread(offset, length)
 
     async def pwrite(self, offset: int, data: Buffer) -> None:

@@ -2,8 +2,8 @@
 
 The hot path: one read of the socket brings many requests; what the device can do at once is done right here, and all
 answers leave in one write. What has to wait becomes a task. So that no client harms another, a turn of the event loop
-does a bounded piece of work for each, and a connection has a bounded number of requests and bytes in flight: beyond
-them, or when its answers are not taken, its socket is not read any more.
+does a bounded piece of work for each, and a connection has a bounded number of requests, and of bytes in memory (see
+memory_shares.py): beyond them, or when its answers are not taken, its socket is not read any more.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import deque
 from typing import cast
 
-from pybackup.core.device import BlockDevice
+from pybackup.core.device import BlockDevice, Buffer
 from pybackup.core.errors import PybackupError
+from pybackup.core.exports.long_requests import GoneError, LongWrite, pieces
+from pybackup.core.exports.memory_shares import MemoryPool, MemoryShare
 from pybackup.core.exports.missed_reads import MissedReads
 from pybackup.core.exports.nbd_requests import SlowRequest, SlowRequests, check_length
 from pybackup.core.exports.send_queue import SendQueue
@@ -23,7 +26,16 @@ from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
 from pybackup.formats.nbd_handshake import Agreement
 from pybackup.formats.nbd_replies import SimpleReplies, StructuredReplies
-from pybackup.formats.nbd_transmission import PayloadBuffers, Request, RequestReader, RequestRules
+from pybackup.formats.nbd_transmission import (
+    LONG,
+    LONG_READ,
+    WRITE_END,
+    WRITE_PART,
+    PayloadBuffers,
+    Request,
+    RequestReader,
+    RequestRules,
+)
 
 BATCH_REQUESTS = 8
 BATCH_BYTES = 1 << 20
@@ -34,8 +46,11 @@ TURN_SECONDS = 0.0005
 SHORT_READ = 64 << 10
 """Bytes of the longest read that is tried again before a thread does it."""
 MAX_REQUESTS = 256
-MAX_BYTES = 32 << 20
-"""What one connection may have in flight; a single request more is let through, which has 32 MiB at most."""
+"""What one connection may have in flight."""
+OVERHEAD = 4096
+"""Bytes that a request in flight takes beside its data: a task, and what it calls."""
+_MOVES = frozenset({wire.CMD_READ, wire.CMD_WRITE, WRITE_PART, WRITE_END})
+_COSTLY = frozenset({wire.CMD_BLOCK_STATUS, wire.CMD_CACHE})
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +59,8 @@ class NbdConnection:
     """Answers one client until it goes away.
 
     Fixed: socket, device and what was agreed on. Changing, in the event loop only: the requests in flight and their
-    bytes, whether the socket is read, and how far the end has come:
+    bytes, the long write that is being received, who waits for room or to be alone, whether the socket is read, and how
+    far the end has come:
     - ``_ending``: no more requests are taken; what is in flight is answered (DISC, end of file, stop());
     - ``_dead``: nothing is sent either (nonsense received, socket broken, abort()).
     """
@@ -57,6 +73,7 @@ class NbdConnection:
         agreement: Agreement,
         received: bytes,
         payloads: PayloadBuffers,
+        memory: MemoryPool,
     ) -> None:
         """``peer``: the client's name in messages. ``received``: bytes behind the handshake."""
         self._loop = asyncio.get_running_loop()
@@ -72,7 +89,13 @@ class NbdConnection:
         self._missed = MissedReads(device.read_now, self._loop.time)
         self._tasks: set[asyncio.Task[None]] = set()
         self._errors_told: set[int] = set()
+        self._share = MemoryShare(memory)
         self._bytes_in_flight = 0
+        self._long_write: LongWrite | None = None
+        self._wait_for_room: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._alone = asyncio.Lock()
+        self._want_to_be_alone = 0
+        self._is_alone: asyncio.Future[None] | None = None
         self._reading = self._wakes = self._ending = self._dead = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
 
@@ -89,6 +112,7 @@ class NbdConnection:
         finally:
             self.abort()
             await self._cancel_tasks()
+            self._share.give_back()
 
     def stop(self) -> None:
         """Take no more requests: run() returns when those in flight are answered and the answers are sent."""
@@ -100,6 +124,7 @@ class NbdConnection:
         self._ending = self._dead = True
         self._missed.clear()
         self._queue.close()
+        self._serve_waiting()
         self._watch_socket()
         self._wake()
 
@@ -124,7 +149,10 @@ class NbdConnection:
         turn_end = self._loop.time() + TURN_SECONDS
         if self._missed:
             self._answer_missed()
-            self._queue.flush()
+        # Before it is asked whether there is room: what the socket does not take now is held.
+        self._queue.flush()
+        if self._wait_for_room or self._is_alone is not None:
+            self._serve_waiting()
         while self._may_work() and self._loop.time() < turn_end:
             self._answer(self._take())
             self._queue.flush()
@@ -137,7 +165,7 @@ class NbdConnection:
     def _take(self) -> list[Request]:
         most = min(BATCH_REQUESTS, MAX_REQUESTS - self.requests_in_flight)
         try:
-            requests = self._reader.requests(most, min(BATCH_BYTES, MAX_BYTES - self._bytes_in_flight))
+            requests = self._reader.requests(most, min(BATCH_BYTES, self._room()))
         except FormatError as error:
             _log.warning("NBD client %s is cut off: %s", self._peer, error)
             self.abort()
@@ -159,7 +187,9 @@ class NbdConnection:
                         check_length(data, length)
                         send(self._replies.read_header(cookie, offset, length))
                         send(data)
-                    elif length > SHORT_READ or not self._missed.add(request):
+                    elif length <= SHORT_READ and self._missed.add(request):
+                        self._bytes_in_flight += length
+                    else:
                         self._start(request)
                 elif command == cmd_write and not flags and write_now(offset, payload):
                     send(done(cookie))
@@ -172,6 +202,7 @@ class NbdConnection:
         """Answer what has come into the cache since the last turn."""
         for request, outcome in self._missed.ask_again():
             command, flags, cookie, offset, length, _, _ = request
+            self._bytes_in_flight -= length
             if outcome is None:
                 self._start(request)
             elif isinstance(outcome, Exception):
@@ -185,28 +216,142 @@ class NbdConnection:
         command, flags, cookie, offset, length, payload, _ = request
         # The reader's buffer is about to be filled again.
         data = bytes(payload) if isinstance(payload, memoryview) else payload
-        moved = length if command in (wire.CMD_READ, wire.CMD_WRITE) else 0
-        self._bytes_in_flight += moved
-        self._tasks.add(
-            self._loop.create_task(self._do(SlowRequest(command, flags, cookie, offset, length, data), moved))
-        )
+        held = OVERHEAD + (length if command in _MOVES else LONG if command in _COSTLY else 0)
+        self._bytes_in_flight += held
+        slow = SlowRequest(command, flags, cookie, offset, length, data)
+        long_write = self._part_of(command) if command in (WRITE_PART, WRITE_END) else None
+        self._tasks.add(self._loop.create_task(self._do(slow, held, long_write)))
 
-    async def _do(self, request: SlowRequest, moved: int) -> None:
+    def _part_of(self, command: int) -> LongWrite:
+        """The long write to which the part that has just come belongs."""
+        long_write = self._long_write or LongWrite()
+        long_write.begin(last=command == WRITE_END)
+        self._long_write = None if command == WRITE_END else long_write
+        return long_write
+
+    async def _do(self, request: SlowRequest, held: int, long_write: LongWrite | None) -> None:
+        replies: list[Buffer] = []
         try:
-            replies = await self._slow.reply(request)
+            if long_write is not None:
+                replies = await self._write_part(request, long_write)
+            elif request.command == LONG_READ:
+                await self._read_long(request)
+            else:
+                replies = await self._slow.reply(request)
             if isinstance(request.payload, bytearray):
                 self._payloads.give_back(request.payload)
+        except GoneError:
+            pass
         except Exception as failure:
             replies = [self._failure(request.command, request.flags, request.cookie, failure)]
         finally:
-            self._bytes_in_flight -= moved
+            self._bytes_in_flight -= held
             self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
             self._wake()
         if not self._dead:
             self._queue.pending += replies
 
+    async def _write_part(self, request: SlowRequest, long_write: LongWrite) -> list[Buffer]:
+        await long_write.write(self._device, request)
+        if not long_write.end():
+            return []
+        if long_write.failure is not None:
+            raise long_write.failure
+        return await self._slow.changed(request)
+
+    # -- reads that go piece by piece --
+
+    async def _read_long(self, request: SlowRequest) -> None:
+        if self._replies.can_split and not request.flags & wire.CMD_FLAG_DF:
+            for offset, length, last in pieces(request):
+                data = await self._read_piece(offset, length)
+                self._send_piece([self._replies.read_header(request.cookie, offset, length, last), data])
+            return
+        self._want_to_be_alone += 1
+        self._wake()  # for another one who waits for all others to wait
+        try:
+            async with self._alone:
+                await self._until_alone()
+                await self._read_in_one_reply(request)
+        finally:
+            self._want_to_be_alone -= 1
+
+    async def _read_in_one_reply(self, request: SlowRequest) -> None:
+        for offset, length, _ in pieces(request):
+            await self._read_piece(offset, length)
+            self._bytes_in_flight -= length
+        header = self._replies.read_header(request.cookie, request.offset, request.length)
+        for offset, length, _ in pieces(request):
+            try:
+                data = await self._read_piece(offset, length)
+            except (OSError, PybackupError) as failure:
+                if offset == request.offset:
+                    raise
+                _log.warning(
+                    "NBD client %s is cut off: a read failed when half of it was sent: %s", self._peer, failure
+                )
+                self.abort()
+                return
+            self._send_piece([header, data] if offset == request.offset else [data])
+
+    async def _read_piece(self, offset: int, length: int) -> Buffer:
+        """Read when there is room, which the caller gives back."""
+        await self._hold(length)
+        read = False
+        try:
+            data = await self._device.pread(offset, length)
+            check_length(data, length)
+            read = True
+        finally:
+            if not read:
+                self._bytes_in_flight -= length
+        return data
+
+    def _send_piece(self, buffers: list[Buffer]) -> None:
+        self._bytes_in_flight -= len(buffers[-1])
+        if not self._dead:
+            self._queue.pending += buffers
+            # At once: what the socket does not take counts as held, before the next piece is read.
+            self._queue.flush()
+            self._wake()
+
+    async def _hold(self, size: int) -> None:
+        """Return when so many bytes more may be held, in turn; GoneError when nobody wants them any more."""
+        if self._wait_for_room or not self._room():
+            waiter = self._loop.create_future()
+            self._wait_for_room.append((size, waiter))
+            await waiter
+        else:
+            self._bytes_in_flight += size
+        if self._dead:
+            self._bytes_in_flight -= size
+            raise GoneError
+
+    async def _until_alone(self) -> None:
+        """Return when nothing else is in flight or to be sent; GoneError as above."""
+        self._is_alone = self._loop.create_future()
+        self._wake()
+        try:
+            await self._is_alone
+        finally:
+            self._is_alone = None
+        if self._dead:
+            raise GoneError
+
+    def _serve_waiting(self) -> None:
+        """Let those go on who wait for what there is by now."""
+        while self._wait_for_room and (self._dead or self._room()):
+            size, waiter = self._wait_for_room.popleft()
+            if not waiter.done():
+                self._bytes_in_flight += size
+                waiter.set_result(None)
+        quiet = self.requests_in_flight == self._want_to_be_alone and not self._queue.pending
+        if self._is_alone is not None and not self._is_alone.done() and (quiet or self._dead):
+            self._is_alone.set_result(None)
+
     def _failure(self, command: int, flags: int, cookie: int, failure: Exception) -> bytes:
         """The reply to a request that the device could not do."""
+        command &= 0xFFFF  # that of the client
         if isinstance(failure, OSError):
             error, message = nbd_replies.nbd_error(failure.errno, flags), failure.strerror or str(failure)
         elif isinstance(failure, PybackupError):
@@ -227,15 +372,25 @@ class NbdConnection:
     # -- limits and the end --
 
     def _may_work(self) -> bool:
-        return not self._reader.starved and self._may_take()
+        reader = self._reader
+        return not reader.starved and (self._may_take() or (reader.whole and not self._ending))
 
     def _may_take(self) -> bool:
         return (
             not self._ending
             and self.requests_in_flight < MAX_REQUESTS
-            and self._bytes_in_flight < MAX_BYTES
             and not self._queue.is_full
+            and not self._want_to_be_alone
+            and not self._wait_for_room
+            and self._room() > 0
         )
+
+    def _room(self) -> int:
+        """Bytes that may be taken now; of what is in the queue, those count that the socket has not taken."""
+        held = self._bytes_in_flight + self._reader.receiving
+        if self._queue.is_stuck:
+            held += self._queue.stuck_bytes
+        return self._share.room(held)
 
     def _wake(self) -> None:
         """Work soon, once, however often this is called before."""
@@ -249,7 +404,7 @@ class NbdConnection:
 
     def _watch_socket(self) -> None:
         """Read the socket exactly while more requests are needed and may be taken."""
-        wanted = self._reader.starved and self._may_take()
+        wanted = self._reader.starved and (self._may_take() or (self._reader.receiving > 0 and not self._ending))
         if wanted == self._reading:
             return
         self._reading = wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.formats import nbd_replies
@@ -13,7 +14,8 @@ from pybackup.formats.nbd_replies import Replies
 CACHE_PIECE = 1 << 20
 """Bytes read at once for CACHE, which may name 4 GiB."""
 STATUS_RANGE = 1 << 30
-"""Bytes that one BLOCK_STATUS describes at most: it bounds the list of extents, and clients ask again."""
+STATUS_EXTENTS = 4096
+"""Bytes and extents that one BLOCK_STATUS describes at most: they bound its memory, and clients ask again."""
 
 
 @dataclass(slots=True)
@@ -57,11 +59,11 @@ class SlowRequests:
 
     async def _write(self, request: SlowRequest) -> list[Buffer]:
         await self._device.pwrite(request.offset, request.payload)
-        return await self._changed(request)
+        return await self.changed(request)
 
     async def _trim(self, request: SlowRequest) -> list[Buffer]:
         await self._device.discard(request.offset, request.length)
-        return await self._changed(request)
+        return await self.changed(request)
 
     async def _write_zeroes(self, request: SlowRequest) -> list[Buffer]:
         await self._device.write_zeroes(
@@ -70,9 +72,9 @@ class SlowRequests:
             may_punch=not request.flags & wire.CMD_FLAG_NO_HOLE,
             fast_only=bool(request.flags & wire.CMD_FLAG_FAST_ZERO),
         )
-        return await self._changed(request)
+        return await self.changed(request)
 
-    async def _changed(self, request: SlowRequest) -> list[Buffer]:
+    async def changed(self, request: SlowRequest) -> list[Buffer]:
         """The reply to a change: with FUA only when it is durable."""
         if request.flags & wire.CMD_FLAG_FUA:
             await self._device.flush()
@@ -93,7 +95,7 @@ class SlowRequests:
     async def _block_status(self, request: SlowRequest) -> list[Buffer]:
         extents = await self._device.extents(request.offset, min(request.length, STATUS_RANGE))
         one = bool(request.flags & wire.CMD_FLAG_REQ_ONE)
-        return [nbd_replies.block_status(request.cookie, _descriptors(extents), one)]
+        return [nbd_replies.block_status(request.cookie, _descriptors(islice(extents, STATUS_EXTENTS)), one)]
 
 
 def check_length(data: Buffer, length: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pybackup.core.device import BlockDevice
 from pybackup.core.errors import RequestError
 from pybackup.core.exports.listeners import UnixListener, tcp_sockets
+from pybackup.core.exports.memory_shares import MemoryPool
 from pybackup.core.exports.nbd_connection import NbdConnection
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
@@ -59,6 +60,7 @@ class NbdServer:
         self._max_connections = max_connections
         self._handshake_timeout = handshake_timeout
         self._payloads = PayloadBuffers()
+        self._memory = MemoryPool()
         self._closing = False
         self._listeners: list[UnixListener | socket.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()
@@ -182,7 +184,7 @@ class NbdServer:
         if agreement is None or self._closing:
             return
         device = self._exports[agreement.export]
-        connection = NbdConnection(sock, peer, device, agreement, handshake.rest, self._payloads)
+        connection = NbdConnection(sock, peer, device, agreement, handshake.rest, self._payloads, self._memory)
         self._connections[connection] = agreement.export
         try:
             await connection.run()

@@ -23,7 +23,7 @@ class SendQueue:
     """Buffers on their way to a non-blocking socket, in order.
 
     Append to ``pending`` and call flush(); nothing may change a buffer until it is sent. Fixed: the socket and whom
-    to tell. Changing, in the event loop only: the buffers, and whether the loop watches the socket.
+    to tell. Changing, in the event loop only: the buffers, and whether they are stuck.
     """
 
     def __init__(
@@ -34,17 +34,23 @@ class SendQueue:
         self._sock = sock
         self._on_progress, self._on_error = on_progress, on_error
         self.pending: list[Buffer] = []
-        self._watching = False
+        self.is_stuck = False
+        """Whether the socket takes no more for now; then the loop watches it."""
+
+    @property
+    def stuck_bytes(self) -> int:
+        """Bytes that the socket has not taken for now."""
+        return sum(map(len, self.pending)) if self.is_stuck else 0
 
     @property
     def is_full(self) -> bool:
         """Nothing should be added for now."""
-        return self._watching and (len(self.pending) >= FULL_BUFFERS or sum(map(len, self.pending)) >= FULL_BYTES)
+        return self.is_stuck and (len(self.pending) >= FULL_BUFFERS or self.stuck_bytes >= FULL_BYTES)
 
     def flush(self) -> None:
         """Send what the socket takes at once; the rest follows by itself."""
-        if self.pending and not self._watching and self._send() and self.pending:
-            self._watching = True
+        if self.pending and not self.is_stuck and self._send() and self.pending:
+            self.is_stuck = True
             self._loop.add_writer(self._sock, self._on_writable)
 
     def close(self) -> None:
@@ -81,6 +87,6 @@ class SendQueue:
         self._on_progress()
 
     def _unwatch(self) -> None:
-        if self._watching:
-            self._watching = False
+        if self.is_stuck:
+            self.is_stuck = False
             self._loop.remove_writer(self._sock)

@@ -6,15 +6,25 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pybackup.formats import nbd_client_wire as client
+from pybackup.formats import nbd_transmission
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
 from pybackup.formats.nbd_handshake import ExportInfo, ServerHandshake, export_flags
-from pybackup.formats.nbd_transmission import PayloadBuffers, Request, RequestReader, RequestRules
+from pybackup.formats.nbd_transmission import (
+    LONG_READ,
+    WRITE_END,
+    WRITE_PART,
+    PayloadBuffers,
+    Request,
+    RequestReader,
+    RequestRules,
+)
 
 SIZE = 1 << 20
 MOST = 1 << 40
@@ -137,6 +147,29 @@ def test_every_request_is_taken_as_it_was_sent(sent: list[Sent], sizes: list[int
     for request, (command, flags, cookie, offset, length, payload, error) in zip(sent, found, strict=True):
         assert request == Sent(command, cookie, offset, length, flags)
         assert payload == (b"" if error else request.encode()[28:])
+
+
+@given(st.lists(requests, max_size=8), cuts, st.integers(1, 9))
+def test_long_requests_are_told_and_long_writes_come_in_parts(sent: list[Sent], sizes: list[int], most: int) -> None:
+    with mock.patch.object(nbd_transmission, "LONG", 4000):
+        found, end = transmit(pieces(b"".join(request.encode() for request in sent), sizes), most)
+    assert end == "starved"
+    joined: list[Request] = []
+    part_before = False
+    for command, flags, cookie, offset, length, payload, error in found:
+        if part_before:
+            first = joined[-1]
+            assert (flags, cookie, offset) == (*first[1:3], first[3] + first[4]) and command in (WRITE_PART, WRITE_END)
+            joined[-1] = (*first[:4], first[4] + length, bytearray(first[5]) + payload, error)
+        else:
+            joined.append((command & 0xFFFF, flags, cookie, offset, length, payload, error))
+        assert len(payload) <= 4000 or length <= nbd_transmission.SHORT_WRITE
+        assert (command == LONG_READ) <= (length > 4000 and not error)
+        part_before = command == WRITE_PART
+    assert not part_before
+    assert [Sent(r[0], r[2], r[3], r[4], r[1]) for r in joined] == sent
+    for request, read in zip(sent, joined, strict=True):
+        assert read[5] == (b"" if read[6] else request.encode()[28:])
 
 
 @given(st.binary(max_size=40))

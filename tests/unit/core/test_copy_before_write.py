@@ -386,9 +386,7 @@ def test_requests_in_flight_read_no_more_than_there_is_room_for(change: str) -> 
         disk = Counting(b"o" * 100 * K)
         backup = await Backup(disk, limit=10 * K, timeout=None).begin()
         argument: Any = b"x" * 4 * K if change == "pwrite" else 4 * K
-        begun = [
-            asyncio.create_task(getattr(backup.filter, change)(at * K, argument)) for at in range(0, 100, 4)
-        ]
+        begun = [asyncio.create_task(getattr(backup.filter, change)(at * K, argument)) for at in range(0, 100, 4)]
         await asyncio.sleep(100)
         assert disk.most == 8 * K == backup.old_data.in_memory, "25 requests, and room for two of them"
         found: dict[int, bytes] = {}
@@ -397,7 +395,7 @@ def test_requests_in_flight_read_no_more_than_there_is_room_for(change: str) -> 
             assert backup.old_data.in_memory <= 10 * K
             await asyncio.sleep(1)
         found |= await backup.saved()
-        assert found == {at: b"o" * 4 * K for at in range(0, 100, 4)} and disk.most <= 10 * K
+        assert found == dict.fromkeys(range(0, 100, 4), b"o" * 4 * K) and disk.most <= 10 * K
 
     run(main())
 

@@ -87,25 +87,6 @@ def test_a_flood_of_slow_requests_is_bounded(path: str) -> None:
     run(test())
 
 
-def test_a_flood_of_long_writes_is_bounded(path: str) -> None:
-    async def test() -> None:
-        device = Watched(16 << 20)
-        async with serving(path, device) as server:
-            flood, other = await NbdPeer.connect(path), await NbdPeer.connect(path)
-            device.shut()
-            for _ in range(5):
-                flood.start(wire.CMD_WRITE, 0, data=bytes(16 << 20))
-            await until(lambda: server.requests_in_flight == 2)
-            device.inline = True
-            assert (await other.ask(wire.CMD_READ, 0, 1)).error == 0
-            assert server.requests_in_flight == 2
-            device.gate.set()
-            assert len(await flood.replies(5)) == 5
-            await leave([flood, other])
-
-    run(test())
-
-
 def test_a_slow_reader_fills_no_memory_and_holds_up_nobody(path: str) -> None:
     async def test() -> None:
         device = Watched()
