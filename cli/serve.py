@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from pybackup.core.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import BlockDevice
 from pybackup.core.errors import RequestError, TargetError
 from pybackup.core.exports.nbd_server import NbdServer
+from pybackup.core.fleece_file import FleecePlace
 from pybackup.core.guest_copies import OnError
 from pybackup.core.live_server import LiveServer
 from pybackup.core.private_folder import private_folder
@@ -53,6 +54,7 @@ class _Request:
     copy_on_read: bool
     fleece: str | None
     fleece_size: int | None
+    no_fleece: bool
     quiet: bool
 
 
@@ -111,10 +113,12 @@ class _Request:
     "--fleece",
     type=click.Path(file_okay=False),
     default=None,
+    show_default="$TMPDIR or /var/tmp",
     metavar="DIR",
-    help="A folder for a temporary file that takes old data when the memory is full.",
+    help="A folder for a temporary file that takes old data when the memory fills; it leaves 256 MiB free there.",
 )
 @click.option("--fleece-size", type=Size(1 << 20), default=None, metavar="SIZE", help="The most that file may take.")
+@click.option("--no-fleece", is_flag=True, help="Keep old data in memory alone; guests wait when it is full.")
 @click.option("-q", "--quiet", is_flag=True, help="Do not print where to connect.")
 def command(**options: Any) -> int:
     """Offer disks over NBD, read-write, and let them be backed up at any time while they are in use.
@@ -127,8 +131,11 @@ def command(**options: Any) -> int:
     The addresses to connect to are printed on stdout, one a line, when everything is ready. The server ends with
     SIGINT, SIGTERM or `pybackup ctl CONTROL quit`.
     """
+    request = _Request(**options)
+    if request.no_fleece and (request.fleece or request.fleece_size):
+        raise RequestError("--no-fleece goes with neither --fleece nor --fleece-size")
     sys.setswitchinterval(SWITCH_INTERVAL)
-    return run_in_loop(_serve(_Request(**options)))
+    return run_in_loop(_serve(request))
 
 
 async def _serve(request: _Request) -> int:
@@ -138,13 +145,9 @@ async def _serve(request: _Request) -> int:
         given = listen_sockets()
         needs_socket = request.socket is None and request.tcp is None and not given
         folder = _private_folder(stack) if request.control is None or needs_socket else ""
-        live = LiveServer(
-            {name: disk for name, disk in disks.items() if isinstance(disk, CopyBeforeWrite)},
-            policy=_policy(request),
-            tool=f"pybackup {VERSION}",
-            fleece_folder=request.fleece,
-            fleece_size=request.fleece_size,
-        )
+        drives = {name: disk for name, disk in disks.items() if isinstance(disk, CopyBeforeWrite)}
+        fleece = await _fleece_place(request, drives.values())
+        live = LiveServer(drives, policy=_policy(request), tool=f"pybackup {VERSION}", fleece=fleece)
         nbd = NbdServer(disks)
         stack.push_async_callback(nbd.close)
         where = os.path.join(folder, "nbd.sock") if needs_socket else request.socket
@@ -176,6 +179,21 @@ def _policy(request: _Request) -> GuestPolicy:
         timeout=request.cow_timeout or None,
         copy_on_read=request.copy_on_read,
     )
+
+
+async def _fleece_place(request: _Request, drives: Iterable[CopyBeforeWrite]) -> FleecePlace | None:
+    """Where to fleece; None where nobody wants it, or nothing can be written to."""
+    if request.no_fleece or all(drive.read_only for drive in drives):
+        return None
+    from pybackup.core.qemu.handover import default_folder
+
+    place = FleecePlace(request.fleece or default_folder(), request.fleece_size, request.fleece is not None)
+    warning = await place.check()
+    if warning is None:
+        return place
+    warn([warning])
+    # What was asked for is tried again at each backup, which fails without it.
+    return place if place.is_asked_for else None
 
 
 def _clients(live: LiveServer, nbd: NbdServer) -> dict[str, Any]:

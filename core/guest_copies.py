@@ -139,8 +139,8 @@ class GuestCopies:
         except TimeoutError:
             raise TargetError(
                 f"the archive is too slow: a guest's request to drive {self._name} at byte {offset} waited"
-                f" {self._timeout:g} s for room; a larger --cow-buffer would help, or --fleece into a folder with more"
-                " room"
+                f" {self._timeout:g} s for room; a larger --cow-buffer would help, or --fleece with a folder that has"
+                " more room"
             ) from None
 
     def _put(self, claimed: Range, content: Buffer) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from .backup import BackupJob, Drive, GuestPolicy
 from .copy_before_write import CopyBeforeWrite
+from .device import CLUSTER_SIZE
 from .errors import BusyError, CancelledError, PybackupError, RequestError
-from .fleece_file import FleeceFile
+from .fleece_file import FleeceFile, FleecePlace
 from .intake import Intake
 from .job import State
 from .old_data import OldData
@@ -30,7 +31,7 @@ class BackupRequest:
 class LiveServer:
     """The drives of one server, and the backup of all of them.
 
-    Fixed: drives, policy, fleecing folder, tool. Changing, in the event loop only: the job, and the last one's outcome.
+    Fixed: drives, policy, where to fleece, tool. Changing, in the event loop only: the job, and the last one's outcome.
     """
 
     def __init__(
@@ -39,13 +40,12 @@ class LiveServer:
         *,
         policy: GuestPolicy,
         tool: str,
-        fleece_folder: str | None = None,
-        fleece_size: int | None = None,
+        fleece: FleecePlace | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.drives = dict(drives)
         self._policy, self._tool, self._clock = policy, tool, clock
-        self._fleece_folder, self._fleece_size = fleece_folder, fleece_size
+        self._fleece = fleece
         self.job: BackupJob | None = None
         self.last: dict[str, Any] | None = None
         self._finished = asyncio.Event()
@@ -97,11 +97,10 @@ class LiveServer:
             return job
 
     def _open_fleece(self) -> FleeceFile | None:
-        if self._fleece_folder is None:
+        if self._fleece is None:
             return None
-        if self._fleece_size is None:
-            return FleeceFile(self._fleece_folder)
-        return FleeceFile(self._fleece_folder, self._fleece_size)
+        # No cluster is saved twice.
+        return self._fleece.open(sum(-(-one.size // CLUSTER_SIZE) * CLUSTER_SIZE for one in self.drives.values()))
 
     # -- steering --
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import need
 from live.nbd_client import Nbd
-from live.processes import PYBACKUP, call, ended, restored, served, start
+from live.processes import PYBACKUP, call, ended, restored, served, start, until
 
 from pybackup.formats import nbd_wire as wire
 
@@ -139,7 +141,7 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "no socket"
 
 
-def test_a_fleecing_folder_that_is_missing_fails_the_backup_only(tmp_path: Path) -> None:
+def test_a_fleecing_folder_that_is_missing_is_told_and_fails_the_backup_only(tmp_path: Path) -> None:
     content = make_disk(tmp_path / "disk.img")
     with served(tmp_path, "--fleece", str(tmp_path / "missing"), str(tmp_path / "disk.img")) as server:
         client = server.start_client(str(tmp_path / "out.vma"))
@@ -149,4 +151,52 @@ def test_a_fleecing_folder_that_is_missing_fails_the_backup_only(tmp_path: Path)
             assert guest.read(0, SIZE) == content
         (tmp_path / "missing").mkdir()
         call("run", f"serve:{server.control}", str(tmp_path / "out.vma"))
+        server.process.terminate()
+        code, said = ended(server.process)
+        assert code == 0 and said.count("\n") == 1 and "backups will fail until it can be used" in said
     assert not list((tmp_path / "missing").iterdir())
+
+
+@pytest.mark.parametrize("options", [["--cow-timeout", "0"], ["--cow-timeout", "0.5", "--no-fleece"]])
+def test_old_data_is_fleeced_by_default_and_leaves_nothing_behind(tmp_path: Path, options: list[str]) -> None:
+    """The guest overwrites all of a disk whose archive takes nothing; and then the server is killed."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    (tmp_path / "disk.img").write_bytes(random.Random(3).randbytes(24 << 20))
+    options = ["--cow-buffer", "1M", *options, str(tmp_path / "disk.img")]
+    with served(tmp_path, *options, environment={"TMPDIR": str(folder)}) as server:
+        client = server.start_backup(str(tmp_path / "out.vma"))
+        client.send_signal(signal.SIGSTOP)
+        with Nbd(server.nbd, "disk") as guest:
+            for at in range(0, 24 << 20, 1 << 20):
+                guest.write(at, bytes(1 << 20))
+        opened = [os.readlink(link) for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+        fleeced = [name for name in opened if name.startswith(str(folder))]
+        assert bool(fleeced) == ("--no-fleece" not in options) and not list(folder.iterdir())
+        if fleeced:
+            job = server.job()
+            assert job is not None and job["error"] is None
+        else:
+            until(lambda: server.ask("status")["last"] is not None)
+            assert "the archive is too slow" in server.ask("status")["last"]["error"]
+        for process in (server.process, client):
+            process.kill()
+            process.wait()
+        assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("where", ["missing", "in memory"])
+def test_a_default_folder_that_cannot_be_used_is_told_once(tmp_path: Path, where: str) -> None:
+    make_disk(tmp_path / "disk.img")
+    folder = "/dev/shm" if where == "in memory" else str(tmp_path / "missing")
+    if where == "in memory" and not os.access(folder, os.W_OK):
+        pytest.skip("there is no /dev/shm")
+    with served(tmp_path, str(tmp_path / "disk.img"), environment={"TMPDIR": folder}) as server:
+        call("run", f"serve:{server.control}", str(tmp_path / "out.vma"))
+        server.process.terminate()
+        code, said = ended(server.process)
+        assert code == 0 and said.count("\n") == 1
+        assert said.startswith("pybackup: warning: ") and folder in said and "old data waits in memory alone" in said
+    # Where nothing can be written there is nothing to say.
+    with served(tmp_path, "--read-only", str(tmp_path / "disk.img"), environment={"TMPDIR": folder}):
+        pass

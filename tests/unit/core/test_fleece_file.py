@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_many_pieces_are_stored_in_a_row(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_nothing_is_ever_to_be_seen(tmp_path: Path) -> None:
     async def main() -> None:
-        fleece = FleeceFile(str(tmp_path))
+        fleece = FleeceFile(str(tmp_path), 1 << 30)
         await fleece.store([b"x" * 100])
         assert os.listdir(tmp_path) == []
         await fleece.close()
@@ -67,10 +68,10 @@ def test_nothing_is_ever_to_be_seen(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"cannot create the fleecing file in .*/nowhere: No such file"):
-        FleeceFile(str(tmp_path / "nowhere"))
+        FleeceFile(str(tmp_path / "nowhere"), 1 << 20)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     async def main() -> None:
         fleece = FleeceFile(str(tmp_path), CLUSTER_SIZE)
@@ -83,9 +84,65 @@ def test_a_full_disk_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     asyncio.run(main())
 
 
+def test_a_reserve_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places that the file has already are used all the same."""
+
+    async def main() -> None:
+        fleece = FleeceFile(str(tmp_path), 1 << 30)
+        place = await fleece.store([bytes(10 * CLUSTER_SIZE)])
+        assert place is not None
+        room = os.fstatvfs(fleece._fd)
+        monkeypatch.setattr(os, "fstatvfs", lambda _: Room(room.f_frsize, room.f_blocks, 300 << 20))
+        assert await fleece.store([bytes(44 << 20)]) is not None
+        assert await fleece.store([bytes(45 << 20)]) is None, "a few more bytes would leave less than 256 MiB"
+        await fleece.load(place, 10 * CLUSTER_SIZE)
+        monkeypatch.setattr(os, "fstatvfs", lambda _: Room(room.f_frsize, room.f_blocks, 0))
+        assert await fleece.store([bytes(10 * CLUSTER_SIZE)]) == place
+        assert await fleece.store([b"x"]) is None
+        await fleece.close()
+
+    asyncio.run(main())
+
+
+@dataclass
+class Room:
+    """As statvfs(3) tells it, with what is free in bytes."""
+
+    f_frsize: int
+    blocks: int
+    free: int
+
+    @property
+    def f_blocks(self) -> int:
+        return max(self.blocks, (4 << 30) // self.f_frsize)
+
+    @property
+    def f_bavail(self) -> int:
+        return self.free // self.f_frsize
+
+
+def test_what_a_full_disk_took_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+
+    def pwritev(fd: int, buffers: list[memoryview], offset: int) -> int:
+        real(fd, [buffers[0]], offset)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def main() -> None:
+        fleece = FleeceFile(str(tmp_path), 1 << 30)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwritev", pwritev)
+            assert await fleece.store([b"x" * (4 << 20), b"y"]) is None
+        os.fsync(fleece._fd)
+        assert os.fstat(fleece._fd).st_blocks * 512 < 1 << 20
+        await fleece.close()
+
+    asyncio.run(main())
+
+
 def test_a_broken_disk_is_the_target_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        fleece = FleeceFile(str(tmp_path))
+        fleece = FleeceFile(str(tmp_path), 1 << 30)
         place = await fleece.store([b"x"])
         monkeypatch.setattr(os, "pwritev", failing(errno.EIO))
         monkeypatch.setattr(fleece_file, "read_fully", failing(errno.EIO))
