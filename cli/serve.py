@@ -98,7 +98,7 @@ class _Request:
     default="64M",
     show_default=True,
     metavar="SIZE",
-    help="Memory for old data on its way to a slow archive.",
+    help="Memory for old data on its way to a slow archive; at least 8M where it can be fleeced.",
 )
 @click.option(
     "--cow-timeout",

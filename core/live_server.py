@@ -17,7 +17,7 @@ from .errors import BusyError, CancelledError, PybackupError, RequestError
 from .fleece_file import FleeceFile, FleecePlace
 from .intake import Intake
 from .job import State
-from .old_data import OldData
+from .old_data import LEAST_BESIDE_FILE, OldData
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class LiveServer:
                     "sources": [{"name": os.path.basename(one.name), "kind": "live"} for one in self.drives.values()],
                 },
                 policy=self._policy,
-                old_data=OldData(self._policy.buffer, fleece),
+                old_data=self._old_data(fleece),
                 skip_unreadable=request.skip_unreadable,
                 speed=request.speed,
             )
@@ -101,6 +101,10 @@ class LiveServer:
             return None
         # No cluster is saved twice.
         return self._fleece.open(sum(-(-one.size // CLUSTER_SIZE) * CLUSTER_SIZE for one in self.drives.values()))
+
+    def _old_data(self, fleece: FleeceFile | None) -> OldData:
+        buffer = self._policy.buffer
+        return OldData(buffer) if fleece is None else OldData(max(buffer, LEAST_BESIDE_FILE), fleece)
 
     # -- steering --
 

@@ -19,6 +19,9 @@ DEFAULT_BUFFER = 64 << 20
 BATCH = CLUSTERS_PER_EXTENT * CLUSTER_SIZE
 """Bytes handed on, or moved to the file, at once; about."""
 
+LEAST_BESIDE_FILE = 8 << 20
+"""Bytes of memory below which a file is of no use: a batch that the archive does not take would be all of it."""
+
 
 class Saved(NamedTuple):
     """The content of clusters in a row, saved from one drive; the last may be partial."""
