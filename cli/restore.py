@@ -32,8 +32,9 @@ from pybackup.core.remote import is_url, shown
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile, RestoreTarget, Stream
 from pybackup.core.sinks.command import open_stream
-from pybackup.core.sinks.partial_file import target_failure
 from pybackup.core.sinks.stream import COMMAND, is_stream, own_descriptor
+from pybackup.core.sinks.target_failure import target_failure
+from pybackup.core.small_files import SmallFile
 from pybackup.formats.vma import DriveInfo, Header
 
 
@@ -102,10 +103,9 @@ def command(
         if any(same_file(path, archive) for path in plan.values()):
             raise RequestError(f"{shown(archive)} would be replaced by what is restored from it")
         targets = {drive: _open_target(path, image_format, options["force"], stack) for drive, path in plan.items()}
-        job = RestoreJob(stream, targets, speed=options["speed"], trace=tracer)
+        files = [SmallFile(path, content, replace=options["force"]) for path, content in configs]
+        job = RestoreJob(stream, targets, files=files, speed=options["speed"], trace=tracer)
         run_in_loop(run_job(job, "restore", choose(options["progress"], options["quiet"])))
-        for path, content in configs:
-            _write_config(path, content, options["force"])
     return _report(job, plan, options)
 
 
@@ -236,14 +236,6 @@ def _plan_configs(
         if os.path.exists(path) and not options["force"]:
             raise TargetError(f"{path} exists already; --force replaces it")
     return configs
-
-
-def _write_config(path: str, content: bytes, force: bool) -> None:
-    try:
-        with open(path, "wb" if force else "xb") as file:
-            file.write(content)
-    except OSError as error:
-        raise target_failure(path, error, "write") from error
 
 
 # -- the report --

@@ -130,7 +130,6 @@ class BackupJob(Job):
     # -- the course of events --
 
     async def _work(self) -> None:
-        committed = False
         try:
             await self._writer.start()
             await self._freeze()
@@ -143,12 +142,11 @@ class BackupJob(Job):
             if self.error is not None:
                 raise self.error
             await self._conclude()
-            committed = True
         except TargetFullError as error:
             raise with_estimate(error, self.progress) from error
         finally:
             self._let_guests_go()
-            if not committed:
+            if not self._is_decided:
                 await self._writer.abort()
 
     async def _freeze(self) -> None:
@@ -235,7 +233,7 @@ class BackupJob(Job):
         self.progress.written = self._writer.written
         if self._before_commit is not None:
             await self._before_commit()
-        await self._writer.commit()
+        await self._decide(self._writer.commit)
 
     # -- the background loop --
 

@@ -13,8 +13,9 @@ from .errors import TargetError, TargetFullError
 from .nbd_uri import parse_nbd_uri
 from .qemu_img import create_image
 from .qemu_nbd import Access, ImageFile, QemuImage, open_image
-from .restore_targets import ExistingDisk, Piece
-from .sinks.partial_file import PartialFile, target_failure
+from .restore_targets import ExistingDisk, Piece, size_of, take_name, what_is_left
+from .sinks.partial_file import PartialFile
+from .sinks.target_failure import target_failure
 
 READ_MOST = 64 << 20
 """Bytes of an export that are read to see whether they are zeros."""
@@ -27,18 +28,19 @@ class NewImage:
     """An image of another format than raw, in one file, that gets its name when it is whole.
 
     qemu-img makes it of our partial file, and qemu-nbd writes to it; a failed one is left as ``NAME.partial``.
-    Changing: the image, open or not, and whether anything was written to it.
+    Changing: the image, open or not, and how many bytes were written to it.
     """
 
     wants_zeros = False
     keeps_small_holes = False
 
     def __init__(self, path: str, image_format: str, *, replace: bool) -> None:
-        self._file = PartialFile(path, replace=replace, keep_partial_as=f"{path}.partial")
+        self._file = PartialFile(path, replace=replace, keep_partial=True)
         self._format = image_format
         self._image: QemuImage | None = None
         self._disk: ExistingDisk | None = None
-        self._written = False
+        self._written = 0
+        self.left: str | None = None
         self._calls = BlockingCalls(threads=1)
 
     @property
@@ -49,8 +51,8 @@ class NewImage:
     async def begin(self, size: int) -> None:
         """Create the image in exactly this size, and open it."""
         await self._calls.run(self._file.open)
-        await create_image(self._file.partial, self._format, size, name=self.name)
-        image = ImageFile(self._file.partial, self._format, Access.FILL)
+        await create_image(self._file.own_path, self._format, size, name=self.name)
+        image = ImageFile(self._file.own_path, self._format, Access.FILL)
         self._image = await open_image(image, name=self.name, failure=TargetError)
         self._disk = ExistingDisk(self._image.device)
         if self._image.device.size != size:
@@ -62,7 +64,7 @@ class NewImage:
     async def write(self, pieces: Sequence[Piece]) -> None:
         """Write."""
         assert self._disk is not None
-        self._written = True
+        self._written += size_of(pieces)
         try:
             await self._disk.write(pieces)
         except TargetError as error:
@@ -78,8 +80,8 @@ class NewImage:
     async def zeros(self, offset: int, length: int) -> None:
         """Nothing to do: a new image is zeros there."""
 
-    async def commit(self) -> None:
-        """Have the image closed, then fsync and rename."""
+    async def sync(self) -> None:
+        """Have the image closed, then fsync."""
         assert self._image is not None
         try:
             await self._image.device.flush()
@@ -88,7 +90,11 @@ class NewImage:
         code = await self._image.close()
         if code:
             raise TargetError(f"cannot finish {self.name}: qemu-nbd ended with exit code {code}")
-        await self._calls.run(self._file.commit)
+        await self._calls.run(self._file.sync)
+
+    async def commit(self) -> None:
+        """Give it its name."""
+        await take_name(self._calls, self._file)
         await self._calls.close()
 
     async def abort(self) -> None:
@@ -97,7 +103,8 @@ class NewImage:
             with contextlib.suppress(OSError):
                 await self._image.close()
         await self._calls.close()
-        self._file.abort(worth_keeping=self._written)
+        self._file.abort(worth_keeping=bool(self._written))
+        self.left = what_is_left(self._file, self._written)
 
 
 class NbdExport:
@@ -114,6 +121,7 @@ class NbdExport:
         self.wants_zeros = force
         self._address = parse_nbd_uri(uri)
         self._disk: ExistingDisk | None = None
+        self.left: str | None = None
 
     async def begin(self, size: int) -> None:
         """Connect, and refuse an export that is too small or holds data."""
@@ -137,15 +145,19 @@ class NbdExport:
         assert self._disk is not None
         await self._disk.zeros(offset, length)
 
-    async def commit(self) -> None:
+    async def sync(self) -> None:
         """Flush, and take leave."""
         assert self._disk is not None
-        await self._disk.commit()
+        await self._disk.sync()
+
+    async def commit(self) -> None:
+        """Nothing is left to do."""
 
     async def abort(self) -> None:
         """Take leave; what was overwritten is overwritten."""
         if self._disk is not None:
             await self._disk.abort()
+            self.left = self._disk.left
 
 
 async def _refuse_data(device: BlockDevice) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -107,7 +107,8 @@ def with_estimate(error: TargetFullError, progress: Progress) -> TargetFullError
 class Job(ABC):
     """Base of every job.
 
-    Fixed: the clock (seconds), the trace. Changing, in the event loop only: state, error, speed, progress.
+    Fixed: the clock (seconds), the trace. Changing, in the event loop only: state, error, speed, progress; and, once
+    what cannot be undone is done, ``late_error``, what failed after it.
     """
 
     def __init__(
@@ -117,6 +118,8 @@ class Job(ABC):
         self.progress = Progress()
         self.trace = trace or Trace()
         self.error: BaseException | None = None
+        self.late_error: BaseException | None = None
+        self._is_decided = False
         self._clock = clock
         self._state = State.CREATED
         self._task: asyncio.Task[None] | None = None
@@ -156,13 +159,26 @@ class Job(ABC):
                 await asyncio.wait([task])
             except asyncio.CancelledError:
                 self.fail(CancelledError())
-        if task.cancelled():
+        if self._is_decided:
+            self.late_error = None if task.cancelled() else task.exception()
+        elif task.cancelled():
             self._note(CancelledError())
         elif (error := task.exception()) is not None:
             self._note(error)
         elif isinstance(self.error, CancelledError):
             # Everything was done already when the cancelling came.
             self.error = None
+
+    async def _decide(self, last_step: Callable[[], Awaitable[None]]) -> None:
+        """Do the last step, such as to give an archive its name, and from then on nothing makes the job fail.
+
+        What went wrong before prevents it, and nothing after it is undone: a signal that comes then is too late. The
+        step itself, when it is cancelled, tells whether it was done: it raises CancelledError only if not.
+        """
+        if self.error is not None:
+            raise self.error
+        await last_step()
+        self._is_decided, self.error = True, None
 
     @property
     def elapsed(self) -> float:
@@ -203,7 +219,7 @@ class Job(ABC):
 
     def fail(self, error: BaseException) -> None:
         """End the job because of ``error``, unless an earlier error ended it already."""
-        if self._state is State.CONCLUDED or (self._task is not None and self._task.done()):
+        if self._is_decided or self._state is State.CONCLUDED or (self._task is not None and self._task.done()):
             return
         if self._note(error) and self._task is not None:
             self._task.cancel()

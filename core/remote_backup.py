@@ -73,14 +73,12 @@ class RemoteBackup(Job):
         self._ahead: deque[tuple[wire.Message, asyncio.Task[Prepared]]] = deque()
 
     async def _work(self) -> None:
-        committed = False
         try:
             await self._writer.start()
             _lower_priority()
             server = await ClusterReceiver.begin(self._path, self._request)
             try:
                 await self._make_archive(server)
-                committed = True
                 await server.acknowledge()
             except BaseException as error:
                 server.give_up(str(self.error or error))
@@ -90,7 +88,7 @@ class RemoteBackup(Job):
         except TargetFullError as error:
             raise with_estimate(error, self.progress) from error
         finally:
-            if not committed:
+            if not self._is_decided:
                 await self._drop_ahead()
                 await self._writer.abort()
 
@@ -105,7 +103,7 @@ class RemoteBackup(Job):
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
-        await self._writer.commit()
+        await self._decide(self._writer.commit)
 
     async def _watch(self, server: ClusterReceiver) -> None:
         """A backup that is cancelled on the server's side ends here too, however long reading back may take."""

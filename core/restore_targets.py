@@ -19,7 +19,8 @@ from .devices.file_io import write_fully
 from .errors import TargetError
 from .sinks import Sink
 from .sinks.direct_write import DirectWriter
-from .sinks.partial_file import PartialFile, target_failure
+from .sinks.partial_file import PartialFile
+from .sinks.target_failure import target_failure
 
 WRITERS = 2
 """Threads that write one file: more wait for the same lock in the kernel."""
@@ -33,12 +34,20 @@ Piece = tuple[int, Sequence[memoryview]]
 """Bytes of a drive: from an offset on the buffers, one after the other."""
 
 
+def size_of(pieces: Sequence[Piece]) -> int:
+    """Bytes in all pieces."""
+    return sum(sum(map(len, buffers)) for _, buffers in pieces)
+
+
 class RestoreTarget(Protocol):
     """One drive's destination.
 
-    After begin(), also one that failed, either commit() or abort() is called; and abort() after a commit() that
-    failed. Failures: TargetError.
+    After begin(), also one that failed, either sync() and commit() are called, or abort(), also after a sync() or a
+    commit() that failed. Failures: TargetError. Changing: ``left``, what a failed one has left, and what that holds, as
+    a sentence.
     """
+
+    left: str | None
 
     @property
     def name(self) -> str:
@@ -67,8 +76,12 @@ class RestoreTarget(Protocol):
         """The range reads as zeros."""
         ...
 
+    async def sync(self) -> None:
+        """All is written: make it durable. What has no name to get is done after that."""
+        ...
+
     async def commit(self) -> None:
-        """All is there: make it durable, and visible."""
+        """Give it its name, where it gets one. It does not take long, and raises CancelledError only if it has none."""
         ...
 
     async def abort(self) -> None:
@@ -79,17 +92,18 @@ class RestoreTarget(Protocol):
 class NewFile:
     """A sparse file that gets its name when it is whole; a failed one is left as ``NAME.partial``.
 
-    Changing: whether anything was written to it.
+    Changing: how many bytes were written to it.
     """
 
     wants_zeros = False
     keeps_small_holes = True
 
     def __init__(self, path: str, *, replace: bool, executor: ThreadPoolExecutor | None = None) -> None:
-        self._file = PartialFile(path, replace=replace, keep_partial_as=f"{path}.partial")
+        self._file = PartialFile(path, replace=replace, keep_partial=True)
         self._calls = BlockingCalls(executor or ThreadPoolExecutor(WRITERS, thread_name_prefix="pybackup-restore"))
         self._writer: DirectWriter | None = None
-        self._written = False
+        self._written = 0
+        self.left: str | None = None
 
     @property
     def name(self) -> str:
@@ -110,7 +124,7 @@ class NewFile:
 
     async def write(self, pieces: Sequence[Piece]) -> None:
         """Write in a thread."""
-        self._written = True
+        self._written += size_of(pieces)
         await self._calls.run(self._write, pieces)
 
     def _write(self, pieces: Sequence[Piece]) -> None:
@@ -127,12 +141,14 @@ class NewFile:
     async def zeros(self, offset: int, length: int) -> None:
         """Nothing to do: the file is a hole there."""
 
+    async def sync(self) -> None:
+        """fsync."""
+        await self._calls.run(self._file.sync)
+
     async def commit(self) -> None:
-        """fsync and rename."""
-        try:
-            await self._calls.run(self._file.commit)
-        finally:
-            await self._close()
+        """Give it its name."""
+        await take_name(self._calls, self._file)
+        await self._close()
 
     async def _close(self) -> None:
         await self._calls.close()
@@ -142,7 +158,24 @@ class NewFile:
     async def abort(self) -> None:
         """Leave what there is as ``NAME.partial``; nothing where nothing was written."""
         await self._close()
-        self._file.abort(worth_keeping=self._written)
+        self._file.abort(worth_keeping=bool(self._written))
+        self.left = what_is_left(self._file, self._written)
+
+
+async def take_name(calls: BlockingCalls, file: PartialFile) -> None:
+    """Give a file its name in a thread; being cancelled after that is too late."""
+    try:
+        await calls.run(file.take_name)
+    except asyncio.CancelledError:
+        if not file.committed:
+            raise
+
+
+def what_is_left(file: PartialFile, written: int) -> str | None:
+    """What there is to say of a failed file; ``written`` in bytes."""
+    if file.kept is None:
+        return None
+    return f"{file.kept} is what was restored until then ({written:,} bytes were written), and not the whole disk"
 
 
 class ExistingDisk:
@@ -153,6 +186,8 @@ class ExistingDisk:
 
     def __init__(self, device: BlockDevice) -> None:
         self._device = device
+        self._written = 0
+        self.left: str | None = None
 
     @property
     def name(self) -> str:
@@ -170,6 +205,7 @@ class ExistingDisk:
         try:
             for offset, buffers in pieces:
                 for content in joined(buffers, WRITE_SIZE):
+                    self._written += len(content)
                     await self._device.pwrite(offset, content)
                     offset += len(content)
         except OSError as error:
@@ -177,24 +213,30 @@ class ExistingDisk:
 
     async def zeros(self, offset: int, length: int) -> None:
         """Write zeros, or punch a hole."""
+        self._written += length
         try:
             for at in range(offset, offset + length, 1 << 30):
                 await self._device.write_zeroes(at, min(1 << 30, offset + length - at))
         except OSError as error:
             raise target_failure(self.name, error, "write") from error
 
-    async def commit(self) -> None:
-        """Flush."""
+    async def sync(self) -> None:
+        """Flush, and close."""
         try:
             await self._device.flush()
             await self._device.close()
         except OSError as error:
             raise target_failure(self.name, error, "finish") from error
 
+    async def commit(self) -> None:
+        """Nothing is left to do."""
+
     async def abort(self) -> None:
         """Close; what was overwritten is overwritten."""
         with contextlib.suppress(OSError):
             await self._device.close()
+        if self._written:
+            self.left = f"{self.name} is overwritten in part, and holds neither the old disk nor the whole new one"
 
 
 class Stream:
@@ -214,6 +256,7 @@ class Stream:
         self._early: dict[int, int] = {}
         self._spool: int | None = None
         self._turn = asyncio.Lock()
+        self.left: str | None = None
 
     @property
     def name(self) -> str:
@@ -271,6 +314,9 @@ class Stream:
                 await self._pass_on([os.pread(self._spool, length, self._at)])
 
     async def commit(self) -> None:
+        """Nothing is left to do."""
+
+    async def sync(self) -> None:
         """Fill lost places with zeros up to the end, and close."""
         while self._at < self._size:
             following = min((offset for offset in self._early if offset > self._at), default=self._size)

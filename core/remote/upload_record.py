@@ -67,4 +67,5 @@ class UploadRecord:
         """Give the lock back; what is remembered stays for the next run."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)

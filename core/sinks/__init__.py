@@ -29,7 +29,10 @@ class Sink(Protocol):
         ...
 
     async def commit(self) -> None:
-        """Return when everything written is durable and visible under the final name."""
+        """Return when everything written is durable and visible under the final name.
+
+        When it is cancelled, it raises CancelledError only if that is not so, and will not be.
+        """
         ...
 
     async def abort(self) -> None:

@@ -15,8 +15,8 @@ from pybackup.core.device import Buffer
 from pybackup.core.errors import RequestError, TargetError
 from pybackup.core.sinks.child_group import GRACE, PERIOD, ChildGroup, describe_status
 from pybackup.core.sinks.death_watch import DeathWatch
-from pybackup.core.sinks.partial_file import target_failure
 from pybackup.core.sinks.stream import COMMAND, StreamSink, pass_on
+from pybackup.core.sinks.target_failure import target_failure
 
 PIPE_SIZE = 1 << 20
 """Bytes that the pipe holds, where we may have so many: the command is woken less often."""
@@ -82,7 +82,11 @@ class CommandSink:
                 raise await self._left_early()
             await asyncio.sleep(PERIOD)
         await self._end_input()
-        await self._group.ended()
+        try:
+            await self._group.ended()
+        except asyncio.CancelledError:
+            if self._group.status != 0:
+                raise
         status = self._group.status
         if status:
             raise TargetError(f"{self.name} failed: {describe_status(status)}")

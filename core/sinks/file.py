@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pybackup.core.device import Buffer
 from pybackup.core.devices.blocking_calls import BlockingCalls
 from pybackup.core.sinks.direct_write import BUFFER, AlignedWriter
-from pybackup.core.sinks.partial_file import PartialFile, target_failure
+from pybackup.core.sinks.partial_file import PartialFile
+from pybackup.core.sinks.replaced import ARCHIVES
+from pybackup.core.sinks.target_failure import target_failure
 
 PIECES_UNDER_WAY = 2
 """Pieces that are being written while the next one is filled."""
@@ -31,10 +33,20 @@ class FileSink:
     """
 
     def __init__(
-        self, path: str, *, replace: bool = False, executor: ThreadPoolExecutor | None = None, piece: int = BUFFER
+        self,
+        path: str,
+        *,
+        replace: bool = False,
+        folders_from: str | None = None,
+        executor: ThreadPoolExecutor | None = None,
+        piece: int = BUFFER,
     ) -> None:
-        """``piece``: bytes that are written at once, whole pages."""
-        self._file = PartialFile(path, replace=replace)
+        """``replace``: an archive that is there, or an empty file; nothing else is ever replaced.
+
+        ``folders_from``: a folder; those below it that the path needs are made. ``piece``: bytes that are written at
+        once, whole pages.
+        """
+        self._file = PartialFile(path, replace=replace, replaced=ARCHIVES, folders_from=folders_from)
         self._calls = BlockingCalls(executor, threads=1)
         self._writer: AlignedWriter | None = None
         self._piece = piece
@@ -50,8 +62,8 @@ class FileSink:
 
     @property
     def partial_path(self) -> str:
-        """Where the bytes lie until commit(); all of them after flush()."""
-        return self._file.partial
+        """By which path this process finds the bytes until commit(); all of them after flush()."""
+        return self._file.own_path
 
     def fileno(self) -> int:
         """The descriptor of the temporary file, between begin() and the end."""
@@ -104,13 +116,13 @@ class FileSink:
     async def commit(self) -> None:
         """Make the file durable and give it its name. Being cancelled after that is too late, and changes nothing."""
         await self.flush()
+        await self._calls.run(self._file.sync)
         try:
-            await self._calls.run(self._file.commit)
+            await self._calls.run(self._file.take_name)
         except asyncio.CancelledError:
             if not self._file.committed:
                 raise
-        finally:
-            await self._end()
+        await self._end()
 
     async def abort(self) -> None:
         """Remove the temporary file."""

@@ -6,6 +6,7 @@ transaction of their own, which shows the file at its end.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import posixpath
@@ -26,7 +27,12 @@ PIECE = 1 << 20
 
 
 class RemoteOutput(Protocol):
-    """One kind of filesystem's way to a whole file. Blocking calls, one at a time; they fail as the library does."""
+    """One kind of filesystem's way to a whole file. Blocking calls, one at a time; they fail as the library does.
+
+    Changing: ``is_there``, whether the whole file has its name.
+    """
+
+    is_there: bool
 
     def open(self) -> None:
         """Connect and get ready."""
@@ -81,8 +87,13 @@ class RemoteFileSink:
 
     async def commit(self) -> None:
         """Give it its name."""
-        await self._run("finish", self._output.commit, self._replace)
-        await self._run("finish", self._output.close)
+        try:
+            await self._run("finish", self._output.commit, self._replace)
+        except asyncio.CancelledError:
+            if not self._output.is_there:
+                raise
+        with contextlib.suppress(Exception):  # it is there, however we part
+            await self._calls.run(self._output.close)
         await self._calls.close()
 
     async def abort(self) -> None:
@@ -109,6 +120,7 @@ class SftpOutput:
         self._url, self._patience = url, patience
         self._filesystem: Any = None
         self._file: Any = None
+        self.is_there = False
         self._path = self._partial = ""
         self._last, self._size = b"", 0
 
@@ -147,13 +159,26 @@ class SftpOutput:
         kept = self._filesystem.ftp.stat(self._partial).st_size
         if kept != self._size:
             raise OSError(errno.EIO, f"the server kept {kept} bytes of {self._size}")
-        if replace:
-            self._filesystem.ftp.posix_rename(self._partial, self._path)
-            return
-        if self.exists():
+        if not replace and self.exists():
             raise FileExistsError(errno.EEXIST, "it exists")
-        # rename() of SFTP refuses a name that is taken; posix_rename() would replace it.
-        self._filesystem.ftp.rename(self._partial, self._path)
+        try:
+            # rename() of SFTP refuses a name that is taken; posix_rename() replaces it.
+            rename = self._filesystem.ftp.posix_rename if replace else self._filesystem.ftp.rename
+            rename(self._partial, self._path)
+        except Exception:
+            if not self._is_renamed():
+                raise
+        self.is_there = True
+
+    def _is_renamed(self) -> bool:
+        """Whether the file has its name although no answer says so: asked through a new connection."""
+        try:
+            again, _ = open_filesystem(self._url, self._patience)
+            with contextlib.closing(again.client):
+                again.ftp.get_channel().settimeout(self._patience.stall)
+                return [_size_of(again, path) for path in (self._partial, self._path)] == [None, self._size]
+        except Exception:
+            return False
 
     def discard(self) -> None:
         """Remove the temporary file."""
@@ -172,6 +197,16 @@ class SftpOutput:
             filesystem.client.close()
 
 
+def _size_of(filesystem: Any, path: str) -> int | None:
+    """The size of a file in bytes, or None where there is none."""
+    try:
+        return int(filesystem.ftp.lstat(path).st_size)
+    except OSError as error:
+        if is_missing(error):
+            return None
+        raise
+
+
 class TransactionOutput:
     """A file in a filesystem with transactions. Changing: the file, and whether the transaction is open."""
 
@@ -179,6 +214,7 @@ class TransactionOutput:
         self._url, self._patience = url, patience
         self._filesystem: Any = None
         self._file: Any = None
+        self.is_there = False
         self._path = ""
 
     def open(self) -> None:
@@ -204,6 +240,7 @@ class TransactionOutput:
         self._file.close()
         self._filesystem.end_transaction()
         self._file = None
+        self.is_there = True
 
     def discard(self) -> None:
         """Give the transaction up."""

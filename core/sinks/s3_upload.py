@@ -206,15 +206,34 @@ class S3Upload:
         try:
             self._send_part()
             await wait_until_at_most(self._sending, 0)
-            await self._complete()
+            await self._complete_or_not()
             await self._check_size()
         except PybackupError:
             raise
         except Exception as error:
             raise self._failure("finish", error) from error
+        # It is there, however we part.
         if self._record is not None:
             self._record.forget()
-        await self._disconnect()
+        with contextlib.suppress(Exception):
+            await self._disconnect()
+
+    async def _complete_or_not(self) -> None:
+        """Complete the upload. What has been asked for cannot be taken back: who cancels waits for what comes of it."""
+        completing = asyncio.ensure_future(self._complete())
+        try:
+            await asyncio.shield(completing)
+        except asyncio.CancelledError:
+            await asyncio.wait([completing], timeout=ABORT_PATIENCE)
+            if completing.done():
+                completing.result()
+                return
+            completing.cancel()
+            await asyncio.wait([completing])
+            with contextlib.suppress(Exception):
+                await self._drop_upload(self._upload_id, self._patience.at_most(ABORT_PATIENCE))
+            if not await self._is_there():
+                raise
 
     async def _complete(self) -> None:
         parts = [told for _, told in sorted(self._sent.items())]
@@ -245,13 +264,20 @@ class S3Upload:
         return bool(found.get("Metadata", {}).get(MARK) == self._mark)
 
     async def _check_size(self) -> None:
-        """An object of another length than was sent must not look whole (TargetError); it is removed."""
+        """An object of another length than was sent must not look whole (TargetError); it is removed.
+
+        Being cancelled is too late here; and a store that has said that the object is there, and then does not let us
+        look, or cannot be reached any more, is believed.
+        """
+        looking = asyncio.ensure_future(self._look())
         try:
-            found = await self._look()
-        except Exception as error:
-            if status_of(error) == 403:
-                return  # these credentials may write, and not look
-            raise
+            found = await asyncio.shield(looking)
+        except asyncio.CancelledError:
+            looking.cancel()
+            await asyncio.wait([looking])
+            return
+        except Exception:
+            return
         if found is None:
             raise TargetError(f"cannot finish {self.name}: the server took it, and does not have it")
         if self._is_ours(found) and found["ContentLength"] != self._size:

@@ -21,11 +21,12 @@ from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import BackupJob, Drive
 from pybackup.core.device import BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
-from pybackup.core.errors import SourceError, TargetError, TargetFullError
+from pybackup.core.errors import CancelledError, SourceError, TargetError, TargetFullError
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile
 from pybackup.core.sinks.direct_write import AlignedWriter
 from pybackup.core.sinks.file import FileSink
+from pybackup.core.sinks.partial_file import PartialFile
 
 NOISE = random.Random(21)
 DISK = NOISE.randbytes(900_001) + bytes(5_000_000) + NOISE.randbytes(5000)
@@ -93,31 +94,6 @@ def test_a_sink_that_fails_at_any_write_leaves_nothing(tmp_path: Path, code: int
             backup(source, FailingSink(tmp_path / "out.vma", number, code))
         assert list(tmp_path.iterdir()) == []
         assert source.contents() == DISK
-
-
-@pytest.mark.parametrize("call", ["fsync", "link", "close"])
-def test_a_commit_that_fails_leaves_nothing(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = getattr(os, call)
-
-    def fail(*arguments: object) -> None:
-        if call == "close":
-            real(*arguments)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    sink = FileSink(str(tmp_path / "out.vma"))
-
-    async def test() -> None:
-        await sink.begin()
-        await sink.write([b"content"])
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, fail)
-            with pytest.raises(TargetError, match=r"cannot finish .*out\.vma: Input/output error"):
-                await sink.commit()
-        await sink.abort()
-
-    asyncio.run(test())
-    # Where only closing fails, the file is whole and durable already.
-    assert [path.name for path in tmp_path.iterdir()] == (["out.vma"] if call == "close" else [])
 
 
 def reads_of_a_good_run(tmp_path: Path) -> int:
@@ -234,20 +210,20 @@ def test_a_commit_of_a_restored_file_that_fails_leaves_what_says_so(
     assert [path.name for path in tmp_path.iterdir()] == ["back.partial"]
 
 
-@pytest.mark.parametrize("call", ["fsync", "link"])
+@pytest.mark.parametrize("step, is_too_late", [("sync", False), ("take_name", True)])
 def test_a_cancel_comes_too_late_when_the_archive_gets_its_name(
-    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, step: str, is_too_late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has begun in a thread is waited for: then the archive is there, and the run must not say otherwise."""
-    real = getattr(os, call)
+    real = getattr(PartialFile, step)
     begun, go_on = threading.Event(), threading.Event()
 
-    def wait(*arguments: object) -> None:
+    def wait(file: PartialFile) -> None:
         begun.set()
         assert go_on.wait(30)
-        real(*arguments)
+        real(file)
 
-    monkeypatch.setattr(os, call, wait)
+    monkeypatch.setattr(PartialFile, step, wait)
 
     async def test() -> None:
         with ThreadPoolExecutor(2) as pool:
@@ -259,5 +235,10 @@ def test_a_cancel_comes_too_late_when_the_archive_gets_its_name(
             go_on.set()
             await running
 
-    asyncio.run(test())
-    assert decode((tmp_path / "out.vma").read_bytes()).drives == {"disk": DISK}
+    if is_too_late:
+        asyncio.run(test())
+        assert decode((tmp_path / "out.vma").read_bytes()).drives == {"disk": DISK}
+    else:
+        with pytest.raises(CancelledError):
+            asyncio.run(test())
+        assert list(tmp_path.iterdir()) == []

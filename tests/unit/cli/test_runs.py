@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -183,9 +184,10 @@ def test_the_standard_output_by_all_its_names(made: Path, tmp_path: Path, target
 
 def test_force_replaces_and_keeps_the_old_one_until_the_new_one_is_whole(made: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.vma"
-    target.write_bytes(b"old")
+    old = (made / "plain.vma").read_bytes()
+    target.write_bytes(old)
     assert pybackup("run", "--force", "missing.img", target).code == 3
-    assert listing(tmp_path) == {"out.vma": b"old"}
+    assert listing(tmp_path) == {"out.vma": old}
     assert pybackup("run", "--force", "--verify", made / "scsi1.img", target).code == 0
     assert decode(target.read_bytes()).drives == {"scsi1": DISKS["scsi1"]}
     assert len(listing(tmp_path)) == 1
@@ -267,8 +269,16 @@ def test_a_signal_ends_a_restore_and_leaves_what_says_so(
     process = start("restore", "--speed", "1M", slow / "slow.vma", tmp_path / "back")
     partial = tmp_path / ".back.partial"
     wait_until(lambda: partial.exists() and partial.stat().st_blocks > 0, "the partial file", [process])
-    assert end(process, number) == (code, b"", "pybackup: cancelled\n")
+    ended = end(process, number)
+    assert (ended.code, ended.out) == (code, b"")
+    assert re.fullmatch(
+        rf"pybackup: cancelled; {tmp_path}/back\.partial is what was restored until then"
+        r" \([0-9,]+ bytes were written\), and not the whole disk\n",
+        ended.err,
+    )
     assert list(listing(tmp_path)) == ["back.partial"]
+    assert pybackup("restore", slow / "slow.vma", tmp_path / "back") == (0, b"", "")
+    assert listing(tmp_path) == {"back": (slow / "slow.img").read_bytes()}
 
 
 @pytest.mark.parametrize("command", ["verify", "restore", "compare"])
