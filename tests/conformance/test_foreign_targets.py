@@ -259,7 +259,8 @@ def test_no_space_behind_an_export(folder: Path, small: Path) -> None:
     qemu_img("create", "-q", "-f", "qcow2", small / "thin.qcow2", str(SIZE))
     with qemu(folder, str(small / "thin.qcow2"), "qcow2") as uri:
         done = pybackup("restore", "disk.vma", uri, cwd=folder)
-    assert (done.code, done.err) == (5, f"pybackup: cannot write {uri}: no space is left\n")
+    left = f"{uri} is overwritten in part, and holds neither the old disk nor the whole new one"
+    assert (done.code, done.err) == (5, f"pybackup: cannot write {uri}: no space is left; {left}\n")
 
 
 def test_our_own_server(folder: Path) -> None:
