@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from conftest import need
 from live.nbd_client import Nbd
-from live.processes import PYBACKUP, call, ended, restored, served, start, until
+from live.processes import PYBACKUP, call, ended, interrupt, restored, served, start, until
 from qemu_images import NEW, SIZE, Kind, content, make, qemu_img, servers_of
 
 NEWS = b"\7" * 70_000
@@ -81,6 +82,9 @@ def test_an_image_that_is_served_is_in_use(tmp_path: Path) -> None:
         with start([PYBACKUP, "serve", "--read-only", "--force-share", str(image)]) as second:
             with Nbd(second.nbd, "disk") as guest:
                 assert guest.read(0, SIZE) == content()
+            code, said = interrupt(second.process, signal.SIGTERM)
+        assert (code, said.count("\n")) == (0, 1)
+        assert "is in use by another program; what is read may be of no one moment" in said
 
 
 def test_one_that_cannot_be_opened_closes_the_others(tmp_path: Path) -> None:
