@@ -15,9 +15,11 @@ from pybackup.cli.names import printable
 from pybackup.cli.numbers import percent, short
 from pybackup.cli.options import json_option, threads_option
 from pybackup.cli.running import threads_or_default
+from pybackup.cli.unreadable import unreadable_lines
 from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
 from pybackup.core.archive_open import STDIN
 from pybackup.core.remote import shown
+from pybackup.core.unreadable import LostRanges
 from pybackup.formats.vma import DriveInfo
 
 if TYPE_CHECKING:
@@ -99,9 +101,7 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
         _print_table(facts)
     else:
         _print_plain(rows)
-    unreadable = facts.about.get("unreadable")
-    for lost in unreadable[:100] if isinstance(unreadable, list) else ():
-        click.echo(f"unreadable when it was saved: {printable(json.dumps(lost))}")
+    _print_unreadable(facts.about.get("unreadable"))
     if with_map:
         for drive in header.drives:
             click.echo(
@@ -110,6 +110,16 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
             )
             for line in draw_map(facts.maps[drive.drive_id]):
                 click.echo(f"  |{line}|")
+
+
+def _print_unreadable(found: Any) -> None:
+    try:
+        ranges = LostRanges.from_json(found or ())
+    except (KeyError, TypeError, ValueError, AttributeError):
+        click.echo("what was unreadable when it was saved is told in a way that is not known; --json shows it")
+        return
+    for line in unreadable_lines(ranges, "could not be read when it was saved and are zeros here", "--json"):
+        click.echo(line)
 
 
 _COLUMNS = ("drive", "size", "stored", "zero", "compressed", "ratio")

@@ -29,6 +29,7 @@ from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.run_request import QMP, SERVE, RunRequest, check, name_archive
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.cli.unattended import RunFacts, unattended
+from pybackup.cli.unreadable import unreadable_lines
 from pybackup.cli.version import VERSION
 from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive_open import archive_reader
@@ -179,7 +180,9 @@ def command(
         frame_size=frame_size,
         threads=threads_or_default(threads),
     )
-    source_options = SourceOptions(image_format, size, force_share, allow_changing, Snapshot(snapshot))
+    source_options = SourceOptions(
+        image_format, size, force_share, allow_changing, Snapshot(snapshot), request["skip_unreadable"]
+    )
     asked = RunRequest(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
     check(asked)
     tracer = make_trace(trace)
@@ -337,12 +340,9 @@ def report(request: RunRequest, job: BackupJob | RemoteBackup) -> int:
             f" ({percent(progress.written, progress.stored)})" + (", verified" if request.verify else ""),
             err=True,
         )
-    for lost in job.lost:
-        click.echo(
-            f"pybackup: drive {lost.drive}: {lost.length} bytes at {lost.offset} could not be read and are zeros in"
-            " the archive",
-            err=True,
-        )
+    listed = f"pybackup info --json {shown(request.archive)}"
+    for line in unreadable_lines(job.lost, "could not be read and are zeros in the archive", listed):
+        click.echo(f"pybackup: {line}", err=True)
     return int(ExitCode.SOURCE) if job.lost else 0
 
 
@@ -357,5 +357,6 @@ def _summary(request: RunRequest, job: BackupJob | RemoteBackup) -> dict[str, An
         "written": progress.written,
         "verified": request.verify,
         "drives": [{"name": one.name, "size": one.size, "zero": one.zero} for one in progress.drives],
-        "unreadable": [one._asdict() for one in job.lost],
+        "unreadable": job.lost.as_json(),
+        "unreadable_bytes": job.lost.lost,
     }

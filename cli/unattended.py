@@ -213,7 +213,7 @@ def _outcome(run: Callable[[], int], facts: RunFacts) -> Outcome:
     except BaseException as error:
         sentence, code = describe(error)
         return Outcome(code, sentence, error, time.monotonic() - began)
-    lost = sum(one.length for one in facts.job.lost) if facts.job is not None and code else 0
+    lost = facts.job.lost.lost if facts.job is not None and code else 0
     sentence = f"{counted(lost, 'byte')} could not be read and are zeros in the archive" if code else ""
     return Outcome(code, sentence, None, time.monotonic() - began)
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from pybackup.formats.cluster_index import describe_drive
@@ -20,7 +21,7 @@ from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT
 from .block_copy import BlockCopy
 from .block_status_map import BlockStatusMap
 from .copy_before_write import CopyBeforeWrite, freeze
-from .device import CLUSTER_SIZE, BlockDevice
+from .device import CLUSTER_SIZE, BlockDevice, Buffer
 from .errors import SourceError, TargetFullError
 from .guest_copies import GuestCopies, OnError
 from .inflight import Range
@@ -28,7 +29,7 @@ from .intake import Intake, Prepared
 from .job import DriveProgress, Job, with_estimate
 from .old_data import OldData
 from .trace import Trace
-from .unreadable import LostRange, joined, read_around_errors
+from .unreadable import LostRanges, read_around_errors
 
 PIECE = CLUSTERS_PER_EXTENT
 """Clusters read at once: an extent's worth, 3.6 MiB, so that its frames need not be copied together."""
@@ -110,7 +111,7 @@ class BackupJob(Job):
         trace: Trace | None = None,
     ) -> None:
         super().__init__(speed=speed, clock=clock, trace=trace)
-        self.lost: list[LostRange] = []
+        self.lost = LostRanges()
         self._writer, self._pool = writer, pool
         self._about = about or {}
         self._policy = policy or GuestPolicy()
@@ -171,6 +172,7 @@ class BackupJob(Job):
             copy_on_read=self._policy.copy_on_read,
             charge=self.limit.charge,
             break_backup=self.fail,
+            read_around=partial(self._read_around, copying) if self._skip_unreadable else None,
             trace=self.trace,
         )
 
@@ -228,7 +230,6 @@ class BackupJob(Job):
             if copying.drive.check is not None:
                 copying.drive.check()
         await self._writer.drain()  # what it tells about the archive counts all of it
-        self.lost = joined(self.lost)
         await self._writer.finish(self._describe())
         self.progress.written = self._writer.written
         if self._before_commit is not None:
@@ -307,10 +308,14 @@ class BackupJob(Job):
                     f"cannot read drive {copying.drive.name} at byte {offset}: {error.strerror or error};"
                     " --skip-unreadable saves what can be read"
                 ) from error
-        content, lost = await read_around_errors(copying.source, copying.drive.name, offset, size)
-        for one in lost:
-            self.trace("copy.unreadable", drive=one.drive, offset=one.offset, length=one.length)
-        self.lost += lost
+        return await self._read_around(copying, offset, size)
+
+    async def _read_around(self, copying: _Copying, offset: int, size: int) -> Buffer:
+        """What can be read; the rest is noted as lost."""
+        content, lost = await read_around_errors(copying.source, offset, size)
+        for at, length in lost:
+            self.trace("copy.unreadable", drive=copying.drive.name, offset=at, length=length)
+            self.lost.add(copying.drive.name, at, length)
         return content
 
     async def _emit(self, copying: _Copying, keep: int) -> None:
@@ -347,4 +352,4 @@ class BackupJob(Job):
     def _describe(self) -> dict[str, Any]:
         counts = self._writer.counts
         drives = [describe_drive(one.drive.drive_id, one.drive.name, one.copy.size, counts) for one in self._copying]
-        return {**self._about, "drives": drives, "unreadable": [one._asdict() for one in self.lost]}
+        return {**self._about, "drives": drives, "unreadable": self.lost.as_json()}

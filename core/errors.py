@@ -40,6 +40,10 @@ class SourceError(PybackupError):
     exit_code = ExitCode.SOURCE
 
 
+class UnreadableError(SourceError):
+    """A place of the source cannot be read, and perhaps the rest can."""
+
+
 class SourceChangedError(SourceError):
     """The disk changed while it was read, so what was read is no backup."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from .block_copy import BlockCopy
@@ -51,11 +51,14 @@ class GuestCopies:
         charge: Callable[[int], None],
         break_backup: Callable[[BaseException], None],
         trace: Trace,
+        read_around: Callable[[int, int], Awaitable[Buffer]] | None = None,
     ) -> None:
+        """``read_around`` reads what a plain read could not, where that is wanted, with zeros for what is lost."""
         self._drive_id, self._name = drive_id, name
         self._source, self._copy, self._old_data = source, copy, old_data
         self._on_error, self._timeout = on_error, timeout
         self._charge, self._break_backup, self._trace = charge, break_backup, trace
+        self._read_around = read_around
         self.copy_on_read = copy_on_read
         self._over = False
 
@@ -126,7 +129,14 @@ class GuestCopies:
 
     async def _read_old(self, offset: int, size: int) -> Buffer:
         content = self._source.read_now(offset, size)
-        return await self._source.pread(offset, size) if content is None else content
+        if content is not None:
+            return content
+        try:
+            return await self._source.pread(offset, size)
+        except OSError:
+            if self._read_around is None:
+                raise
+        return await self._read_around(offset, size)
 
     async def _reserve(self, offset: int, size: int) -> None:
         """Wait for room for the old data, as long as the policy says (TargetError)."""

@@ -20,16 +20,21 @@ from .errors import SourceError
 FORMATS = ("qcow2", "qcow", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels")
 """QEMU's names of the formats, beside raw, that are read and made."""
 ALIASES = {"vhd": "vpc"}
+SECTOR = 512
+"""Bytes: the magics of all formats lie in the first one."""
 
 
-def source_format(path: str, told: str | None) -> str:
-    """The format of the file or block device at ``path``, "raw" for a disk byte for byte (SourceError)."""
+def source_format(path: str, told: str | None, *, skip_unreadable: bool = False) -> str:
+    """The format of the file or block device at ``path``, "raw" for a disk byte for byte (SourceError).
+
+    ``skip_unreadable``: bytes that cannot be read are no magic.
+    """
     is_file = _is_file(path)
     if told is not None:
         return ALIASES.get(told, told)
     if not is_file:
         return "raw"
-    said, found = suffix_format(path), _magic(path)
+    said, found = suffix_format(path), _magic(path, skip_unreadable)
     if said == found:
         return said or "raw"
     raw = "--format raw takes it as it is, byte for byte"
@@ -50,20 +55,32 @@ def _is_file(path: str) -> bool:
         raise _cannot_open(path, error) from error
 
 
-def _magic(path: str) -> str | None:
-    size = os.stat(path).st_size
-    return image_format(_read(path, 0, HEAD_BYTES), _read(path, max(0, size - TAIL_BYTES), TAIL_BYTES))
-
-
-def _read(path: str, offset: int, length: int) -> bytes:
+def _magic(path: str, skip_unreadable: bool) -> str | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            return os.pread(fd, length, offset)
-        finally:
-            os.close(fd)
     except OSError as error:
         raise _cannot_open(path, error) from error
+    try:
+        size = os.fstat(fd).st_size
+        head = _read(fd, path, 0, (HEAD_BYTES, SECTOR), skip_unreadable)
+        return image_format(head, _read(fd, path, max(0, size - TAIL_BYTES), (TAIL_BYTES,), skip_unreadable))
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int, path: str, offset: int, lengths: tuple[int, ...], skip_unreadable: bool) -> bytes:
+    """As many bytes as can be read, of these lengths; nothing where none can, and that may be skipped."""
+    failure = None
+    for length in lengths:
+        try:
+            return os.pread(fd, length, offset)
+        except OSError as error:
+            failure = error
+    if skip_unreadable or failure is None:
+        return b""
+    raise SourceError(
+        f"cannot read {path} at byte {offset}: {failure.strerror}; --skip-unreadable saves what can be read"
+    ) from failure
 
 
 def _cannot_open(path: str, error: OSError) -> SourceError:

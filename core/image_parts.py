@@ -20,7 +20,7 @@ from pybackup.formats.image_layouts import image_layout
 
 from .device_in_use import users_of
 from .devices.raw import Fingerprint, fingerprint_of
-from .errors import SourceChangedError, SourceError
+from .errors import SourceChangedError, SourceError, UnreadableError
 from .image_lock import ImageLock, is_written
 from .image_names import Named, Place, named_file
 
@@ -190,7 +190,10 @@ class ImageParts:
         return [] if self._changing else [part for part in self.parts if part.is_image and part.image_format != "raw"]
 
     def check_lengths(self) -> None:
-        """Read the tables of all parts: SourceError where a file is too short for what they say. Can take seconds."""
+        """Read the tables of all parts, which can take seconds: SourceError where a file is too short.
+
+        UnreadableError where a table cannot be read.
+        """
         if self._changing:
             return
         for part in self.parts:
@@ -205,7 +208,7 @@ class ImageParts:
             except FormatError as error:
                 raise _damaged(part, error.what) from error
             except OSError as error:
-                raise SourceError(f"cannot read {part.path}: {error.strerror}") from error
+                raise UnreadableError(f"cannot read {part.path}: {error.strerror}") from error
             _check_length(part, part.size, own)
             if data:
                 self._check_data_file(part, data)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from .backup import BackupJob, Drive, GuestPolicy
@@ -19,6 +20,8 @@ from .intake import Intake
 from .job import State
 from .old_data import LEAST_BESIDE_FILE, OldData
 
+MOST_TOLD = 100
+"""Unreadable places in a report; the archive lists all."""
 
 @dataclass(frozen=True, slots=True)
 class BackupRequest:
@@ -139,7 +142,8 @@ class LiveServer:
                 {"name": one.name, "size": one.size, "done": one.done, "zero": one.zero, "read": one.read}
                 for one in progress.drives
             ],
-            "unreadable": [one._asdict() for one in job.lost],
+            "unreadable": [one.as_json() for one in islice(job.lost, MOST_TOLD)],
+            "unreadable_bytes": job.lost.lost,
             "error": None if error is None else str(error),
             "exit_code": exit_code_of(error) if job.state is State.CONCLUDED else None,
         }

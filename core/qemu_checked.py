@@ -6,23 +6,28 @@ import asyncio
 from dataclasses import replace
 
 from .devices.blocking_calls import BlockingCalls
-from .errors import SourceError
+from .errors import SourceError, UnreadableError
 from .image_parts import ImageParts
 from .qemu_img import check_image
 from .qemu_nbd import Access, ImageFile, QemuImage, open_image
 
 
-async def open_checked(image: ImageFile, parts: ImageParts) -> QemuImage:
+async def open_checked(image: ImageFile, parts: ImageParts, skip_unreadable: bool = False) -> QemuImage:
     """Open an image for reading and check all its ``parts`` (SourceError, BusyError).
 
-    What another program is changing cannot be checked.
+    What another program is changing cannot be checked. ``skip_unreadable``: tables that cannot be read are a warning.
     """
     opened = await _open_past_cache(replace(image, more=parts.options))
     try:
         parts.check_opened(opened.process)
-        await _check_lengths(parts)
-        for part in parts.images:
-            await check_image(part.path, f"driver={part.image_format},{part.place.options}", part.layout.unclosed)
+        try:
+            await _check_lengths(parts)
+            for part in parts.images:
+                await check_image(part.path, f"driver={part.image_format},{part.place.options}", part.layout.unclosed)
+        except UnreadableError as error:
+            if not skip_unreadable:
+                raise
+            parts.warnings.append(f"{error}; whether all of it is there is not known")
     except BaseException:
         await opened.close()
         raise

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Sequence
 
 from .child_death import dying_with_us
-from .errors import SourceError, TargetError
+from .errors import SourceError, TargetError, UnreadableError
 from .private_folder import private_folder
 from .qemu_programs import MOST_SAID, find_program, qemu_failure, reason_of
 
@@ -46,6 +47,8 @@ async def check_image(path: str, options: str, unclosed: bool = False) -> None:
     reason = reason_of(said)
     if code == _FAILED and "lock" in reason:
         raise qemu_failure(f"cannot check {path}", reason, SourceError)
+    if os.strerror(errno.EIO) in reason:
+        raise UnreadableError(f"cannot check {path}: {reason}")
     damage = f"qemu-img check says: {reason}" if reason else "qemu-img check finds errors in it"
     raise SourceError(f"{path} is damaged: {damage}; --format raw takes the file as it is, damage and all")
 

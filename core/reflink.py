@@ -97,7 +97,11 @@ def snapshot(device: RawDevice, executor: ThreadPoolExecutor | None = None) -> R
     name = device.name
     if device.is_block_device:
         raise NoSnapshotError(f"no reflink snapshot of {name}: it is a block device, and not a file")
-    if found := foreign_format(device):
+    try:
+        found = foreign_format(device)
+    except OSError as error:
+        raise NoSnapshotError(f"no reflink snapshot of {name}: {error.strerror}", is_usual=False) from error
+    if found:
         raise NoSnapshotError(f"no reflink snapshot of {name}: it looks like a {found} image, and is not raw")
     try:
         cloned = clone(device.fileno(), name)

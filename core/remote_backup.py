@@ -27,7 +27,7 @@ from .intake import Prepared
 from .job import DriveProgress, Job, with_estimate
 from .seen_clusters import SeenClusters
 from .trace import Trace
-from .unreadable import LostRange
+from .unreadable import LostRanges
 
 NICENESS = 10
 AHEAD = 4
@@ -64,7 +64,7 @@ class RemoteBackup(Job):
         trace: Trace | None = None,
     ) -> None:
         super().__init__(trace=trace)
-        self.lost: list[LostRange] = []
+        self.lost = LostRanges()
         self._path, self._request, self._writer, self._pool = path, request, writer, pool
         self._before_commit = before_commit
         self._by_id = {number: DriveProgress(name, size) for number, (name, size) in enumerate(drives, 1)}
@@ -114,8 +114,8 @@ class RemoteBackup(Job):
             raise SourceError("the server's stream of clusters is damaged")
         try:
             about = json.loads(content)
-            self.lost = [LostRange(one["drive"], one["offset"], one["length"]) for one in about["unreadable"]]
-        except (ValueError, KeyError, TypeError):
+            self.lost = LostRanges.from_json(about["unreadable"])
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise SourceError(f"what answers at {self._path} is not a pybackup server") from None
         return dict(about)
 

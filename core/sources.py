@@ -55,6 +55,7 @@ class SourceOptions:
     force_share: bool = False
     allow_changing: bool = False
     snapshot: Snapshot = Snapshot.NONE
+    skip_unreadable: bool = False
 
 
 async def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None = None) -> OpenSource:
@@ -63,7 +64,7 @@ async def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecuto
         return _open_stdin(options)
     if is_nbd_uri(what):
         return await _open_nbd(what)
-    image = source_format(what, options.image_format)
+    image = source_format(what, options.image_format, skip_unreadable=options.skip_unreadable)
     if image == "raw":
         return await _open_raw(what, options, pool)
     if options.snapshot is Snapshot.REFLINK:
@@ -160,7 +161,9 @@ async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSo
     """An image of another format, through qemu-nbd, with locks on all files that it reads from."""
     parts = ImageParts.find(what, image, force_share=options.force_share)
     try:
-        opened = await open_checked(ImageFile(what, image, Access.READ_ONCE, options.force_share), parts)
+        opened = await open_checked(
+            ImageFile(what, image, Access.READ_ONCE, options.force_share), parts, options.skip_unreadable
+        )
     except BaseException:
         parts.release()
         raise

@@ -50,6 +50,8 @@ class NbdDevice:
         self._sessions, self._name, self._failure = sessions, name, failure
         self._agreed = sessions[0].agreed
         self._writable = writable
+        # In one piece: what cannot be read is answered then, where QEMU's server leaves else.
+        self._read_flags = wire.CMD_FLAG_DF if self._agreed.flags & wire.FLAG_SEND_DF else 0
         self._turn = 0
         self._changing = InflightRanges()
 
@@ -113,15 +115,24 @@ class NbdDevice:
         low, high = self._outwards(offset, offset + length)
         content = unfilled(high - low)  # that a reply covers all of it is checked
         view = memoryview(content)
+        try:
+            await self._read(low, view)
+        except OSError as error:
+            if error.errno != errno.EOVERFLOW or not self._read_flags:
+                raise
+            self._read_flags = 0  # too much for one piece
+            await self._read(low, view)
+        return content if high - low == length else view[offset - low : offset - low + length]
+
+    async def _read(self, low: int, view: memoryview) -> None:
         batch = Batch()
         try:
             step = min(REQUEST_SIZE, self._agreed.blocks.most)
-            for at in range(0, len(content), step):
-                await self._next().read(low + at, view[at : at + step], batch)
+            for at in range(0, len(view), step):
+                await self._next().read(low + at, view[at : at + step], batch, self._read_flags)
             await batch.wait()
         except ConnectionLost as lost:
             raise self._lost(lost) from None
-        return content if high - low == length else view[offset - low : offset - low + length]
 
     async def extents(self, offset: int, length: int) -> Sequence[BlockStatus]:
         """Ask the server, where it can tell; else all is data (OSError)."""

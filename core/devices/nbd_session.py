@@ -126,9 +126,9 @@ class NbdSession(asyncio.BufferedProtocol):
         """Send a request; ``batch`` ends with its reply."""
         return await self._send(Request(command, offset, length, batch), flags, data)
 
-    async def read(self, offset: int, target: memoryview, batch: Batch) -> Request:
+    async def read(self, offset: int, target: memoryview, batch: Batch, flags: int = 0) -> Request:
         """Ask for bytes from ``offset`` on, to be put into ``target``."""
-        return await self._send(Request(wire.CMD_READ, offset, len(target), batch, target))
+        return await self._send(Request(wire.CMD_READ, offset, len(target), batch, target), flags)
 
     async def _send(self, request: Request, flags: int = 0, data: Buffer | None = None) -> Request:
         await self._writable.wait()

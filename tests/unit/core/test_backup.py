@@ -84,7 +84,8 @@ def test_a_read_that_fails_ends_the_backup_and_leaves_nothing(reads: str, live: 
 def test_unreadable_places_become_zeros_where_that_is_wanted() -> None:
     async def main() -> None:
         sink = calm_sink()
-        job = job_of(FaultyDevice(MemoryDevice(CONTENT[: 2 * K]), reads="ErrErE"), sink, skip_unreadable=True)
+        device = FaultyDevice(MemoryDevice(CONTENT[: 2 * K]), reads="ErrErE" + 27 * "r" + "EEEE")
+        job = job_of(device, sink, skip_unreadable=True)
         await job.run()
         assert [(one.offset, one.length) for one in job.lost] == [(8192, 4096), (16384, 4096)]
         found = plain_vma.drives_of(bytes(sink.content), {1: 2 * K})[1]
