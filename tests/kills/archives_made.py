@@ -84,6 +84,27 @@ class Archived(Situation):
         super().again(box)
 
 
+class Told(Archived):
+    """With metrics and a hook: what they tell is whole too."""
+
+    results = frozenset({"x.vma.zst", "m.prom", "told"})
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, raw, "--metrics-file", "m.prom", "--on-success", "echo $PYBACKUP_ARCHIVE >> told")
+
+    def before(self, box: Box) -> None:
+        super().before(box)
+        for name in ("m.prom", "told"):
+            box.put(name, None)
+
+    def is_there(self, box: Box, ended: Ended) -> bool:
+        there = super().is_there(box, ended)
+        metrics = box.content("m.prom")
+        assert metrics is None or (b"\npybackup_exit_code{" in metrics and metrics.endswith(b"\n")), metrics
+        assert there or not box.content("told"), "the hook ran too early"
+        return there
+
+
 class ToCommand(Archived):
     """A command takes the archive, and gives it its name when its input has ended."""
 
@@ -187,6 +208,7 @@ ARCHIVES = [
     Archived("run-plain", raw, "--compress", "none"),
     Archived("run-force", raw, old=OLD),
     Archived("run-force-verify", several, "--verify", old=OLD),
+    Told("run-told"),
     Archived("run-qcow2", qcow2, needs=("qemu-img", "qemu-nbd")),
     Archived("run-block-device", block_device, needs=("losetup",)),
     Archived("run-nbd", export, needs=("qemu-nbd",)),

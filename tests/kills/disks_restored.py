@@ -56,17 +56,20 @@ class RestoredImage(Restored):
 
 
 class RestoredFolder(Restored):
-    """Several drives in a folder: each is whole or not there."""
+    """Several drives and a configuration in a folder: each is whole or not there."""
 
-    drives = (("a", disk(1)), ("b", disk(2, 300_000)))
+    contents = (("a.raw", disk(1)), ("b.raw", disk(2, 300_000)), ("vm.conf", b"cores: 2\n" * 1000))
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.results = frozenset(f"folder/{one}" for one, _ in self.contents)
 
     def lay(self, box: Box) -> None:
-        for name, content in self.drives:
-            box.source(f"{name}.img", content)
-        box.call("run", "--quiet", "a.img", "b.img", "x.vma.zst")
+        for name, content in self.contents:
+            box.source(name, content)
+        box.call("run", "--quiet", "a.raw", "b.raw", "--config", "vm.conf", "x.vma.zst")
         box.source("x.vma.zst")
         box.path("folder").mkdir()
-        self.results = frozenset(f"folder/{name}.raw" for name, _ in self.drives)
 
     def before(self, box: Box) -> None:
         for name in self.results:
@@ -74,12 +77,12 @@ class RestoredFolder(Restored):
 
     def command(self, box: Box, *, again: bool = False) -> list[str]:
         force = ["--force"] if again and any(box.path(name).exists() for name in self.results) else []
-        return [PYBACKUP, "restore", "--quiet", *force, "x.vma.zst", "folder/"]
+        return [PYBACKUP, "restore", "--quiet", "--with-config", *force, "x.vma.zst", "folder/"]
 
     def is_there(self, box: Box, ended: Ended) -> bool:
-        found = [box.content(f"folder/{name}.raw") for name, _ in self.drives]
-        for one, (name, content) in zip(found, self.drives, strict=True):
-            assert one in (None, content), f"{len(one or b'')} bytes lie under {name}.raw"
+        found = [box.content(f"folder/{name}") for name, _ in self.contents]
+        for one, (name, content) in zip(found, self.contents, strict=True):
+            assert one in (None, content), f"{len(one or b'')} bytes lie under {name}"
         return None not in found
 
 
