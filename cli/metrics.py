@@ -5,15 +5,16 @@ The format is https://prometheus.io/docs/instrumenting/exposition_formats/, vers
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Mapping
 
+from pybackup.core.devices.file_io import write_fully
 from pybackup.core.errors import PybackupError
+from pybackup.core.sinks.partial_file import PartialFile
+from pybackup.core.sinks.replaced import Replaced
 
 METRICS = {
     "pybackup_last_run_timestamp_seconds": "When the last run ended, in seconds since 1970.",
@@ -76,33 +77,24 @@ def _read(path: str) -> str:
 
 def write(path: str, content: str) -> None:
     """Replace the file, in one step (MetricsFileError). A file that does not look like an older one is left alone."""
+    # Under its temporary name the collector, which reads *.prom, does not see it; and what a killed run has left under
+    # that, the next one removes.
+    file = PartialFile(path, replace=True, replaced=_METRICS, mode=0o644)
     try:
-        _refuse_foreign(path)
-        # The collector reads *.prom, so the temporary file must be called otherwise.
-        folder, name = os.path.split(path)
-        fd, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".partial", dir=folder or ".")
-        try:
-            with open(fd, "wb") as file:
-                file.write(content.encode("utf-8", "replace"))
-                file.flush()
-                os.fchmod(fd, 0o644)
-                os.fsync(fd)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        file.open()
+        os.fchmod(file.fd, 0o644)  # for the collector, whatever our umask is
+        write_fully(file.fd, 0, content.encode("utf-8", "replace"))
+        file.commit()
+    except (PybackupError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"cannot create {path}: ")
         raise MetricsFileError(f"cannot write the metrics file {path}: {reason}") from error
+    finally:
+        if not file.committed:
+            file.abort()
 
 
-def _refuse_foreign(path: str) -> None:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no regular file")
-    if found.st_size and not _read(path).startswith(_FIRST_LINE):
-        raise ValueError("the file that is there is none of ours")
+def _foreign(fd: int) -> str | None:
+    return None if os.pread(fd, len(_FIRST_LINE), 0) == _FIRST_LINE.encode() else "it is none of ours"
+
+
+_METRICS = Replaced(_foreign)

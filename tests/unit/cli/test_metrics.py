@@ -70,9 +70,9 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     for path, sentence in [
         (disk, "none of ours"),
-        (fifo, "no regular file"),
-        (tmp_path, "no regular file"),
-        (tmp_path / "nowhere" / "x", "No such file"),
+        (fifo, "it is a FIFO"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / "nowhere" / "x", "does not exist"),
     ]:
         with pytest.raises(metrics.MetricsFileError, match=sentence):
             metrics.write(str(path), "")
@@ -80,6 +80,12 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["disk.img", "fifo"]
     disk.write_bytes(b"")
     metrics.write(str(disk), "# HELP pybackup_")
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".vm1.prom.partial").touch(mode=0o644)
+    metrics.write(str(tmp_path / "vm1.prom"), metrics.render(VALUES, LABELS))
+    assert os.listdir(tmp_path) == ["vm1.prom"]
 
 
 def test_the_last_success_is_found_again(tmp_path: Path) -> None:
