@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pybackup.cli.command import Command
+from pybackup.cli.consistency import in_words
 from pybackup.cli.numbers import counted, duration, percent, short
 from pybackup.cli.options import json_option
 from pybackup.cli.params import parse_size
@@ -80,5 +81,7 @@ def _print_status(status: dict[str, Any]) -> None:
             f"{'backup' if kind == 'job' else 'last':8} {percent(job['done'], job['size'])} of {short(job['size'])},"
             f" {short(job['written'])} written, {duration(job['seconds'])}: {outcome}"
         )
+        if (state := in_words(job)) is not None:
+            click.echo(f"{'':8} {state}")
     if status["job"] is None and status["last"] is None:
         click.echo("backup   none yet")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pybackup.cli.command import Command
+from pybackup.cli.consistency import in_words
 from pybackup.cli.names import printable
 from pybackup.cli.numbers import percent, short
 from pybackup.cli.options import json_option, threads_option
@@ -18,6 +19,7 @@ from pybackup.cli.running import threads_or_default
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
 from pybackup.core.archive_open import STDIN
+from pybackup.core.consistency import consistency_of
 from pybackup.core.remote import shown
 from pybackup.core.unreadable import LostRanges
 from pybackup.formats.vma import DriveInfo
@@ -76,6 +78,7 @@ def _as_dict(archive: str, facts: ArchiveFacts, with_map: bool) -> dict[str, Any
         "index": facts.has_index,
         "delta": header.is_delta,
         "parent": str(uuid.UUID(bytes=header.parent_uuid)) if header.is_delta else None,
+        **consistency_of(facts.about),
         "drives": drives,
         "configs": [{"name": name, "size": len(content)} for name, content in header.configs],
         "about": facts.about,
@@ -94,6 +97,8 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
     click.echo(f"uuid     {uuid.UUID(bytes=header.uuid)}\ncreated  {created}")
     if facts.about.get("tool"):
         click.echo(f"made by  {printable(facts.about['tool'])}")
+    if (state := in_words(facts.about)) is not None:
+        click.echo(f"state    {state}")
     for name, content in header.configs:
         click.echo(f"config   {printable(name)} ({len(content)} bytes)")
     rows = [_row(facts, drive) for drive in header.drives]

@@ -11,6 +11,8 @@ from pybackup.cli.params import Size, Whole
 from pybackup.core.image_formats import ALIASES, FORMATS
 from pybackup.core.trace import EVENTS
 
+MOST_FREEZE_SECONDS = 3600
+"""In a guest whose agent freezes, whoever writes waits until all is frozen."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -32,6 +34,28 @@ def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def agent_options(begin: str = "") -> Callable[[F], F]:
+    """Options of commands that take the instant of a guest's disks."""
+    return all_of(
+        click.option(
+            "--guest-agent",
+            type=click.Path(),
+            default=None,
+            metavar="SOCKET",
+            help=f"{begin}Freeze the guest's filesystems at the instant of a backup, through the QEMU guest agent whose"
+            " channel ends at this Unix socket. Without an answer the backup goes on, and the archive says so.",
+        ),
+        click.option(
+            "--freeze-timeout",
+            type=click.FloatRange(0, MOST_FREEZE_SECONDS, min_open=True),
+            default=10.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long the guest may take to freeze its filesystems, which writes all that they have in memory.",
+        ),
+    )
 
 
 job_options = all_of(

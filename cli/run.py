@@ -9,14 +9,16 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pybackup.cli.command import Command
+from pybackup.cli.consistency import reason
 from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import (
+    agent_options,
     force_share_option,
     format_option,
     job_options,
@@ -35,6 +37,7 @@ from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive_open import archive_reader
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
+from pybackup.core.consistency import CRASH, consistency_of
 from pybackup.core.drive_names import source_label, unique_drive_names
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.qemu.fleecing import FleecingOptions
@@ -50,6 +53,9 @@ from pybackup.core.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.trace import Trace
 from pybackup.core.verify import VerifyJob
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
+
+if TYPE_CHECKING:
+    from pybackup.core.filesystem_freeze import FilesystemFreeze
 
 
 @click.command("run", cls=Command, short_help="Back up one or more disks into one archive.")
@@ -95,6 +101,7 @@ from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAM
     metavar="PATH",
     help="With qmp: QEMU's NBD server, of which it has only one, runs already and listens on this Unix socket.",
 )
+@agent_options("With qmp: ")
 @click.option(
     "--compress",
     type=click.Choice(["zstd", "none"]),
@@ -239,7 +246,9 @@ async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, 
                 "tool": f"pybackup {VERSION}",
                 "created": options.created,
                 "sources": [{"name": disk.name, "kind": "qemu"} for disk in qemu.disks],
+                **CRASH,
             },
+            filesystems=_filesystems(request),
             skip_unreadable=request.skip_unreadable,
             before_commit=_verifier(request, sink, pool),
             speed=request.speed,
@@ -250,6 +259,15 @@ async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, 
     for name in job.left:
         click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
     return report(request, job)
+
+
+def _filesystems(request: RunRequest) -> FilesystemFreeze | None:
+    """What freezes the guest's filesystems, where that was asked for."""
+    if request.guest_agent is None:
+        return None
+    from pybackup.core.filesystem_freeze import AgentOptions, FilesystemFreeze
+
+    return FilesystemFreeze(AgentOptions(request.guest_agent, request.freeze_timeout), lambda told: warn([told]))
 
 
 def _verifier(request: RunRequest, sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]] | None:
@@ -337,12 +355,16 @@ def report(request: RunRequest, job: BackupJob | RemoteBackup) -> int:
             f"{shown(request.archive)}: {short(progress.size)} in {duration(job.elapsed)},"
             f" {percent(progress.zero, progress.size)} zeros,"
             f" {short(progress.stored)} stored in {short(progress.written)}"
-            f" ({percent(progress.written, progress.stored)})" + (", verified" if request.verify else ""),
+            f" ({percent(progress.written, progress.stored)})"
+            + (", verified" if request.verify else "")
+            + (", filesystem-consistent" if job.consistency.get("consistency") == "filesystem" else ""),
             err=True,
         )
     listed = f"pybackup info --json {shown(request.archive)}"
     for line in unreadable_lines(job.lost, "could not be read and are zeros in the archive", listed):
         click.echo(f"pybackup: {line}", err=True)
+    if (why := reason(job.consistency)) is not None:
+        warn([f"the archive is only crash-consistent: {why}"])
     return int(ExitCode.SOURCE) if job.lost else 0
 
 
@@ -356,6 +378,7 @@ def _summary(request: RunRequest, job: BackupJob | RemoteBackup) -> dict[str, An
         "stored": progress.stored,
         "written": progress.written,
         "verified": request.verify,
+        **consistency_of(job.consistency),
         "drives": [{"name": one.name, "size": one.size, "zero": one.zero} for one in progress.drives],
         "unreadable": job.lost.as_json(),
         "unreadable_bytes": job.lost.lost,

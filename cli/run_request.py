@@ -37,6 +37,8 @@ class RunRequest:
     fleece: str | None
     max_fleece: int | None
     nbd_socket: str | None
+    guest_agent: str | None
+    freeze_timeout: float
     force: bool
     skip_unreadable: bool
     verify: bool
@@ -70,6 +72,11 @@ def check(request: RunRequest) -> None:
     for_qemu = (request.chosen, request.fleece, request.max_fleece, request.nbd_socket)
     if not from_qemu and any(option not in (None, ()) for option in for_qemu):
         raise RequestError("--drive, --fleece, --max-fleece and --nbd-socket go with a source qmp:SOCKET")
+    if request.guest_agent is not None and not from_qemu:
+        raise RequestError(
+            "--guest-agent goes with a source qmp:SOCKET; for disks that are served, with `pybackup serve`, which takes"
+            " the instant"
+        )
 
 
 def name_archive(request: RunRequest, names: Sequence[str], options: ArchiveOptions, facts: RunFacts) -> RunRequest:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import click
 
 from pybackup.cli.command import Command
-from pybackup.cli.options import format_option
+from pybackup.cli.options import agent_options, format_option
 from pybackup.cli.params import Named, NamedPath, Size
 from pybackup.cli.running import run_in_loop, warn
 from pybackup.cli.version import VERSION
@@ -26,6 +26,7 @@ from pybackup.core.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import BlockDevice
 from pybackup.core.errors import RequestError, TargetError
 from pybackup.core.exports.nbd_server import NbdServer
+from pybackup.core.filesystem_freeze import AgentOptions
 from pybackup.core.fleece_file import FleecePlace
 from pybackup.core.guest_copies import OnError
 from pybackup.core.live_server import LiveServer
@@ -55,6 +56,8 @@ class _Request:
     fleece: str | None
     fleece_size: int | None
     no_fleece: bool
+    guest_agent: str | None
+    freeze_timeout: float
     quiet: bool
 
 
@@ -119,6 +122,7 @@ class _Request:
 )
 @click.option("--fleece-size", type=Size(1 << 20), default=None, metavar="SIZE", help="The most that file may take.")
 @click.option("--no-fleece", is_flag=True, help="Keep old data in memory alone; guests wait when it is full.")
+@agent_options()
 @click.option("-q", "--quiet", is_flag=True, help="Do not print where to connect.")
 def command(**options: Any) -> int:
     """Offer disks over NBD, read-write, and let them be backed up at any time while they are in use.
@@ -147,7 +151,14 @@ async def _serve(request: _Request) -> int:
         folder = _private_folder(stack) if request.control is None or needs_socket else ""
         drives = {name: disk for name, disk in disks.items() if isinstance(disk, CopyBeforeWrite)}
         fleece = await _fleece_place(request, drives.values())
-        live = LiveServer(drives, policy=_policy(request), tool=f"pybackup {VERSION}", fleece=fleece)
+        live = LiveServer(
+            drives,
+            policy=_policy(request),
+            tool=f"pybackup {VERSION}",
+            fleece=fleece,
+            agent=None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout),
+            tell=lambda told: warn([told]),
+        )
         nbd = NbdServer(disks)
         stack.push_async_callback(nbd.close)
         where = os.path.join(folder, "nbd.sock") if needs_socket else request.socket

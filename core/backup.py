@@ -7,19 +7,21 @@ clusters in front of them (see guest_copies.py). BlockCopy decides who copies wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pybackup.formats.cluster_index import describe_drive
 from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT
 
 from .block_copy import BlockCopy
 from .block_status_map import BlockStatusMap
+from .consistency import CRASH
 from .copy_before_write import CopyBeforeWrite, freeze
 from .device import CLUSTER_SIZE, BlockDevice, Buffer
 from .errors import SourceError, TargetFullError
@@ -29,7 +31,11 @@ from .intake import Intake, Prepared
 from .job import DriveProgress, Job, with_estimate
 from .old_data import OldData
 from .trace import Trace
+from .uninterrupted import uninterrupted
 from .unreadable import LostRanges, read_around_errors
+
+if TYPE_CHECKING:
+    from .filesystem_freeze import FilesystemFreeze
 
 PIECE = CLUSTERS_PER_EXTENT
 """Clusters read at once: an extent's worth, 3.6 MiB, so that its frames need not be copied together."""
@@ -106,10 +112,12 @@ class BackupJob(Job):
         old_data: OldData | None = None,
         skip_unreadable: bool = False,
         before_commit: Callable[[], Awaitable[None]] | None = None,
+        filesystems: FilesystemFreeze | None = None,
         speed: int = 0,
         clock: Callable[[], float] = time.monotonic,
         trace: Trace | None = None,
     ) -> None:
+        """``filesystems``: what freezes the guest's, for the instant at which drives in use are frozen."""
         super().__init__(speed=speed, clock=clock, trace=trace)
         self.lost = LostRanges()
         self._writer, self._pool = writer, pool
@@ -117,6 +125,7 @@ class BackupJob(Job):
         self._policy = policy or GuestPolicy()
         self._old_data = old_data or OldData(self._policy.buffer)
         self._skip_unreadable, self._before_commit = skip_unreadable, before_commit
+        self._filesystems = filesystems
         self._copying = [self._prepare(drive) for drive in drives]
         self.progress.drives = [copying.progress for copying in self._copying]
         self.frozen = asyncio.Event()
@@ -147,8 +156,11 @@ class BackupJob(Job):
             raise with_estimate(error, self.progress) from error
         finally:
             self._let_guests_go()
-            if not self._is_decided:
-                await self._writer.abort()
+            try:
+                if not self._is_decided:
+                    await self._writer.abort()
+            finally:
+                await self._end_freeze()
 
     async def _freeze(self) -> None:
         self._armed = [
@@ -156,9 +168,16 @@ class BackupJob(Job):
             for copying in self._copying
             if isinstance(copying.drive.device, CopyBeforeWrite)
         ]
-        await freeze(self._armed, FREEZE_TIMEOUT)
+        # Where there is no filter to arm, somebody else has taken the instant.
+        async with self._filesystems.held() if self._filesystems and self._armed else contextlib.nullcontext():
+            await freeze(self._armed, FREEZE_TIMEOUT)
         self.trace("job.freeze", drives=len(self._copying))
         self.frozen.set()
+
+    async def _end_freeze(self) -> None:
+        """Where the guest has not said that it is thawed, others ask on. A second time nothing happens."""
+        if self._filesystems is not None:
+            await uninterrupted(self._filesystems.close())
 
     def _make_guard(self, copying: _Copying) -> GuestCopies:
         return GuestCopies(
@@ -226,6 +245,7 @@ class BackupJob(Job):
                 return
 
     async def _conclude(self) -> None:
+        await self._end_freeze()
         for copying in self._copying:
             if copying.drive.check is not None:
                 copying.drive.check()
@@ -349,7 +369,14 @@ class BackupJob(Job):
 
     # -- what is told about it --
 
+    @property
+    def consistency(self) -> dict[str, Any]:
+        """The facts about the guest's filesystems at the instant, as far as they are known now; maybe none."""
+        if self._filesystems is not None:
+            return self._filesystems.facts()
+        return {key: value for key, value in self._about.items() if key in CRASH}
+
     def _describe(self) -> dict[str, Any]:
         counts = self._writer.counts
         drives = [describe_drive(one.drive.drive_id, one.drive.name, one.copy.size, counts) for one in self._copying]
-        return {**self._about, "drives": drives, "unreadable": self.lost.as_json()}
+        return {**self._about, **self.consistency, "drives": drives, "unreadable": self.lost.as_json()}

@@ -12,9 +12,11 @@ from itertools import islice
 from typing import Any
 
 from .backup import BackupJob, Drive, GuestPolicy
+from .consistency import CRASH, consistency_of
 from .copy_before_write import CopyBeforeWrite
 from .device import CLUSTER_SIZE
 from .errors import BusyError, CancelledError, PybackupError, RequestError
+from .filesystem_freeze import AgentOptions, FilesystemFreeze
 from .fleece_file import FleeceFile, FleecePlace
 from .intake import Intake
 from .job import State
@@ -34,7 +36,8 @@ class BackupRequest:
 class LiveServer:
     """The drives of one server, and the backup of all of them.
 
-    Fixed: drives, policy, where to fleece, tool. Changing, in the event loop only: the job, and the last one's outcome.
+    Fixed: drives, policy, where to fleece, agent, tool. Changing, in the event loop only: the job, and the last one's
+    outcome.
     """
 
     def __init__(
@@ -44,11 +47,15 @@ class LiveServer:
         policy: GuestPolicy,
         tool: str,
         fleece: FleecePlace | None = None,
+        agent: AgentOptions | None = None,
+        tell: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """``agent``: of the guest that uses the drives; ``tell`` is called with sentences about a guest that hangs."""
         self.drives = dict(drives)
         self._policy, self._tool, self._clock = policy, tool, clock
         self._fleece = fleece
+        self._agent, self._tell = agent, tell
         self.job: BackupJob | None = None
         self.last: dict[str, Any] | None = None
         self._finished = asyncio.Event()
@@ -87,10 +94,12 @@ class LiveServer:
                     "tool": self._tool,
                     "created": int(self._clock()),
                     "sources": [{"name": os.path.basename(one.name), "kind": "live"} for one in self.drives.values()],
+                    **CRASH,
                 },
                 policy=self._policy,
                 old_data=self._old_data(fleece),
                 skip_unreadable=request.skip_unreadable,
+                filesystems=None if self._agent is None else FilesystemFreeze(self._agent, self._tell),
                 speed=request.speed,
             )
             try:
@@ -144,6 +153,7 @@ class LiveServer:
             ],
             "unreadable": [one.as_json() for one in islice(job.lost, MOST_TOLD)],
             "unreadable_bytes": job.lost.lost,
+            **consistency_of(job.consistency),
             "error": None if error is None else str(error),
             "exit_code": exit_code_of(error) if job.state is State.CONCLUDED else None,
         }

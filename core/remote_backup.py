@@ -65,6 +65,7 @@ class RemoteBackup(Job):
     ) -> None:
         super().__init__(trace=trace)
         self.lost = LostRanges()
+        self.consistency: dict[str, Any] = {}
         self._path, self._request, self._writer, self._pool = path, request, writer, pool
         self._before_commit = before_commit
         self._by_id = {number: DriveProgress(name, size) for number, (name, size) in enumerate(drives, 1)}
@@ -117,6 +118,7 @@ class RemoteBackup(Job):
             self.lost = LostRanges.from_json(about["unreadable"])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SourceError(f"what answers at {self._path} is not a pybackup server") from None
+        self.consistency = dict(about)
         return dict(about)
 
     async def _take(self, message: wire.Message, content: bytes) -> None:

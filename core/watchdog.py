@@ -32,6 +32,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from . import watchdog_process
@@ -108,6 +109,12 @@ class Watchdog:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
+
+    def leave(self) -> None:
+        """Let it act now, whether we die or not; it is not waited for."""
+        self._socket.close()
+        # Somebody has to take note of its end.
+        threading.Thread(target=self._process.wait, daemon=True).start()
 
 
 def _import_path() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -70,7 +71,8 @@ class QemuBackup(BackupJob):
             await uninterrupted(self._end())
 
     async def _freeze(self) -> None:
-        opened = await uninterrupted(self._fleecing.start())
+        held = contextlib.nullcontext if self._filesystems is None else self._filesystems.held
+        opened = await uninterrupted(self._fleecing.start(held))
         for disk, device in zip(self._disks, opened, strict=True):
             disk.frozen = device
         self._watch = asyncio.create_task(self._fail_when_broken())

@@ -8,7 +8,9 @@ server offers the images. See docs/interop/live-block-operations.rst of QEMU, "N
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +64,12 @@ class Fleecing:
 
     # -- the course of events --
 
-    async def start(self) -> Sequence[NbdDevice]:
+    async def start(
+        self, held: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext
+    ) -> Sequence[NbdDevice]:
         """Freeze all disks; the devices that read as they were at that instant.
 
+        ``held`` is what holds the guest still at the instant, for which everything is ready then.
         Raises SourceError, BusyError, TargetError.
         """
         handover = self._handover = Handover(self._monitor, self._options.folder, self._mark.run)
@@ -73,7 +78,7 @@ class Fleecing:
             await self._add_image(handover, number, disk)
         if self._options.nbd_socket is None:
             await self._serve(handover)
-        await self._freeze()
+        await self._freeze(held)
         for number, disk in enumerate(self.disks):
             await self._export(number)
             self._opened.append(await self._open(handover, number, disk))
@@ -122,13 +127,14 @@ class Fleecing:
             raise
         self._trace("qemu.serve")
 
-    async def _freeze(self) -> None:
+    async def _freeze(self, held: Callable[[], AbstractAsyncContextManager[None]]) -> None:
         """All disks in one transaction, so that they share one instant."""
         actions: list[dict[str, Any]] = []
         for number, disk in enumerate(self.disks):
             actions += self._freeze_actions(self._name(number), disk)
         try:
-            await self._monitor.execute("transaction", {"actions": actions})
+            async with held():
+                await self._monitor.execute("transaction", {"actions": actions})
         except RefusedError as error:
             if "busy" in error.reason or "in use" in error.reason:
                 raise BusyError(f"a disk of QEMU at {self._monitor.path} is in use: {error.reason}") from None
