@@ -46,12 +46,23 @@ class NbdDevice:
     TargetError): such an error is no OSError, for nothing more can be read or written. Changing: whose turn it is.
     """
 
-    def __init__(self, sessions: Sequence[NbdSession], name: str, *, writable: bool, failure: Failure) -> None:
+    def __init__(
+        self,
+        sessions: Sequence[NbdSession],
+        name: str,
+        *,
+        writable: bool,
+        failure: Failure,
+        data_at_once: int | None = None,
+    ) -> None:
         self._sessions, self._name, self._failure = sessions, name, failure
         self._agreed = sessions[0].agreed
         self._writable = writable
         # In one piece: what cannot be read is answered then, where QEMU's server leaves else.
         self._read_flags = wire.CMD_FLAG_DF if self._agreed.flags & wire.FLAG_SEND_DF else 0
+        self._read_size = min(REQUEST_SIZE, self._agreed.blocks.most, data_at_once or REQUEST_SIZE)
+        # No extent is shorter than a sector.
+        self._status_size = data_at_once // wire.DESCRIPTOR.size * SMALLEST_MOST if data_at_once else LARGEST
         self._turn = 0
         self._changing = InflightRanges()
 
@@ -65,8 +76,13 @@ class NbdDevice:
         name: str | None = None,
         failure: Failure = SourceError,
         prepare: Prepare | None = None,
+        data_at_once: int | None = None,
     ) -> NbdDevice:
-        """Connect to an export; raises ``failure`` with the reason. ``prepare`` gets the first connection's socket."""
+        """Connect to an export; raises ``failure`` with the reason. ``prepare`` gets each connection's socket.
+
+        ``data_at_once``: over each connection one thing is asked after the other, with a reply of at most so many bytes
+        beside its headers, and in one piece; None: there is no limit. Not for writing.
+        """
         name = name or str(address)
         sessions: list[NbdSession] = []
         try:
@@ -74,14 +90,18 @@ class NbdDevice:
                 sessions.append(await _open(address, prepare))
             _check(sessions[0], name, writable, failure)
             if sessions[0].agreed.flags & wire.FLAG_CAN_MULTI_CONN:
-                await _open_more(address, sessions, connections)
+                await _open_more(address, sessions, connections, prepare)
         except BaseException as error:
             for session in sessions:
-                await session.close()
+                # Whoever prepares a socket also sees to its end.
+                await (session.close() if prepare is None else session.abort())
             if isinstance(error, OSError | FormatError | Refused):
                 raise _explained(error, name, failure) from error
             raise
-        return cls(sessions, name, writable=writable, failure=failure)
+        if data_at_once is not None:
+            for session in sessions:
+                session.ask_one_by_one()
+        return cls(sessions, name, writable=writable, failure=failure, data_at_once=data_at_once)
 
     @property
     def size(self) -> int:
@@ -127,9 +147,9 @@ class NbdDevice:
     async def _read(self, low: int, view: memoryview) -> None:
         batch = Batch()
         try:
-            step = min(REQUEST_SIZE, self._agreed.blocks.most)
-            for at in range(0, len(view), step):
-                await self._next().read(low + at, view[at : at + step], batch, self._read_flags)
+            for at in range(0, len(view), self._read_size):
+                part = view[at : at + self._read_size]
+                await self._next().read(low + at, part, batch, self._read_flags)
             await batch.wait()
         except ConnectionLost as lost:
             raise self._lost(lost) from None
@@ -139,16 +159,29 @@ class NbdDevice:
         if self._agreed.allocation is None:
             return [BlockStatus(offset, length, zero=False, hole=False)]
         low, high = self._outwards(offset, min(offset + length, offset + STATUS_STEP))
-        batch = Batch()
         try:
-            request = await self._next().ask(wire.CMD_BLOCK_STATUS, low, high - low, batch)
-            await batch.wait()
+            extents = await self._ask_status(low, high)
         except ConnectionLost as lost:
             raise self._lost(lost) from None
-        found = _trimmed(low, request.extents, offset, min(high, offset + length))
+        found = _trimmed(low, extents, offset, min(high, offset + length))
         if not found:
             raise OSError(errno.EIO, "the NBD server tells no block status", self._name)
         return found
+
+    async def _ask_status(self, low: int, high: int) -> Sequence[tuple[int, int]]:
+        """A long range is told as one extent where its extents might be more than one reply may hold."""
+        if high - low <= self._status_size:
+            return await self._ask_extents(low, high)
+        first = await self._ask_extents(low, high, wire.CMD_FLAG_REQ_ONE)
+        if first and first[0][0] >= self._status_size:
+            return first
+        return await self._ask_extents(low, low + self._status_size)
+
+    async def _ask_extents(self, low: int, high: int, flags: int = 0) -> Sequence[tuple[int, int]]:
+        batch = Batch()
+        request = await self._next().ask(wire.CMD_BLOCK_STATUS, low, high - low, batch, flags=flags)
+        await batch.wait()
+        return request.extents
 
     # -- writing --
 
@@ -285,17 +318,21 @@ async def _open(address: NbdAddress, prepare: Prepare | None) -> NbdSession:
     return await NbdSession.over(sock, agreed)
 
 
-async def _open_more(address: NbdAddress, sessions: list[NbdSession], wanted: int) -> None:
+async def _open_more(
+    address: NbdAddress, sessions: list[NbdSession], wanted: int, prepare: Prepare | None
+) -> None:
     """Further connections, as many as can be had: the server may have its own idea of how many it serves."""
     first = sessions[0].agreed
     while len(sessions) < wanted:
         try:
             async with asyncio.timeout(MORE_SECONDS):
-                sock, agreed = await connect(address)
+                sock, agreed = await connect(address, prepare)
         except (OSError, FormatError, Refused):
             return
         if agreed != first:
-            await disconnect(sock)
+            if prepare is None:
+                await disconnect(sock)
+            sock.close()
             return
         sessions.append(await NbdSession.over(sock, agreed))
 

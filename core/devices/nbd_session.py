@@ -104,6 +104,7 @@ class NbdSession(asyncio.BufferedProtocol):
         self._requests: dict[int, Request] = {}
         self._cookies = count(1)
         self._transport: asyncio.Transport | None = None
+        self._turn: asyncio.Semaphore | None = None
         self._writable = asyncio.Event()
         self._gone = asyncio.Event()
         self._lost: ConnectionLost | None = None
@@ -120,6 +121,10 @@ class NbdSession(asyncio.BufferedProtocol):
 
     # -- requests --
 
+    def ask_one_by_one(self) -> None:
+        """From now on a request waits until the one before it has been answered."""
+        self._turn = asyncio.Semaphore()
+
     async def ask(
         self, command: int, offset: int, length: int, batch: Batch, *, flags: int = 0, data: Buffer | None = None
     ) -> Request:
@@ -131,9 +136,15 @@ class NbdSession(asyncio.BufferedProtocol):
         return await self._send(Request(wire.CMD_READ, offset, len(target), batch, target), flags)
 
     async def _send(self, request: Request, flags: int = 0, data: Buffer | None = None) -> Request:
-        await self._writable.wait()
-        if self._lost is not None or self._transport is None:
-            raise self._lost or ConnectionLost("the connection is closed")
+        if self._turn is not None:
+            await self._turn.acquire()
+        try:
+            await self._writable.wait()
+            if self._lost is not None or self._transport is None:
+                raise self._lost or ConnectionLost("the connection is closed")
+        except BaseException:
+            self._answered()
+            raise
         request.cookie = cookie = next(self._cookies)
         self._requests[cookie] = request
         request.batch.add()
@@ -141,6 +152,10 @@ class NbdSession(asyncio.BufferedProtocol):
         if data is not None:
             self._transport.write(data)
         return request
+
+    def _answered(self) -> None:
+        if self._turn is not None:
+            self._turn.release()
 
     async def close(self) -> None:
         """Take leave and close; requests in flight fail."""
@@ -206,6 +221,7 @@ class NbdSession(asyncio.BufferedProtocol):
         self._start = self._end = 0
         requests, self._requests = self._requests, {}
         for request in requests.values():
+            self._answered()
             request.batch.end(ConnectionLost(str(self._lost)))
         if self._transport is not None:
             self._transport.abort()
@@ -351,6 +367,7 @@ class NbdSession(asyncio.BufferedProtocol):
         if request.error is not None and request.error.errno == errno.ESHUTDOWN:
             raise FormatError("the NBD server is shutting down")
         del self._requests[cookie]
+        self._answered()
         request.batch.end(request.error)
 
 

@@ -10,11 +10,6 @@ from pybackup.core.errors import RequestError, SourceError
 
 from .monitor import Monitor
 
-SHARED = "s"
-"""Stands before the number in names of a run that shares QEMU's NBD server with others."""
-OURS = re.compile(rf"pybackup-([0-9a-f]{{8}})-({SHARED}?)\d+(?:-[a-z]+)?")
-"""Names that we give to nodes, jobs and exports in QEMU; the groups are the run and whether it shares the server."""
-
 
 class QemuDisk(NamedTuple):
     """A disk: its name in the archive, the node to back up, and its size in bytes as the guest sees it."""

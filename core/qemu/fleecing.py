@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from pybackup.core.devices.nbd import NbdDevice
 from pybackup.core.errors import BusyError, PybackupError, SourceError, TargetError
 from pybackup.core.nbd_uri import NbdAddress
 from pybackup.core.trace import Trace
+from pybackup.core.watchdog import Watchdog
 
-from .disks import SHARED, QemuDisk
-from .handover import Handover
+from .disks import QemuDisk
+from .guardian import ACT_SECONDS, hand_over_run, remove_dead_run
+from .handover import Handover, folder_of
 from .leftovers import RunMark, keep_connection, remove_run
 from .monitor import Monitor, MonitorLostError, RefusedError
+from .names import disk_name
+from .reply_room import data_at_once
 
 RESERVE = 256 << 20
 """Bytes that stay free beside the temporary images: most QEMUs fail a guest's write when they cannot save old data."""
@@ -54,13 +59,14 @@ class Fleecing:
         self.disks = disks
         self._monitor, self._options, self._trace = monitor, options, trace
         self._mark = RunMark()
+        self._watchdog: Watchdog | None = None
         self._handover: Handover | None = None
+        self._kept = 0
         self._serves = False
         self._opened: list[NbdDevice] = []
 
     def _name(self, number: int) -> str:
-        """The name of a disk's image, job and export in QEMU, where node names have at most 31 characters."""
-        return f"pybackup-{self._mark.run}-{SHARED if self._options.nbd_socket else ''}{number}"
+        return disk_name(self._mark.run, number, shared=self._options.nbd_socket is not None)
 
     # -- the course of events --
 
@@ -72,6 +78,7 @@ class Fleecing:
         ``held`` is what holds the guest still at the instant, for which everything is ready then.
         Raises SourceError, BusyError, TargetError.
         """
+        await self._watch_over()
         handover = self._handover = Handover(self._monitor, self._options.folder, self._mark.run)
         self._check_room(handover)
         for number, disk in enumerate(self.disks):
@@ -87,6 +94,20 @@ class Fleecing:
             if device.size != disk.size:
                 raise SourceError(f"disk {disk.name} of {self._monitor.path} was resized just now")
         return self._opened
+
+    async def _watch_over(self) -> None:
+        """From now on nothing stays behind in QEMU, even if we are killed (PybackupError)."""
+        shared = self._options.nbd_socket is not None
+        folder = folder_of(self._options.folder, self._mark.run)
+        try:
+            self._watchdog = Watchdog(remove_dead_run, seconds=ACT_SECONDS)
+            await self._watchdog.ready()
+            hand_over_run(self._watchdog, self._monitor, self._mark, folder, shared=shared)
+        except OSError as error:
+            raise PybackupError(
+                "cannot start the process that takes the backup out of QEMU if this one is killed:"
+                f" {error.strerror or error}"
+            ) from error
 
     async def _add_image(self, handover: Handover, number: int, disk: QemuDisk) -> None:
         name = self._name(number)
@@ -156,13 +177,21 @@ class Fleecing:
         return [{"type": "blockdev-backup", "data": backup}]
 
     async def _open(self, handover: Handover, number: int, disk: QemuDisk) -> NbdDevice:
-        """One connection: QEMU serves all of them in one thread."""
+        """Few connections, for QEMU serves all of them in one thread; each with room for what is asked over it.
+
+        So QEMU never waits for us, not even when we are killed or suspended. Such waiting would be without end: in the
+        middle of an answer it can neither delete the export nor quit.
+        """
         return await NbdDevice.connect(
             NbdAddress(self._name(number), socket=self._options.nbd_socket or handover.socket),
             name=f"disk {disk.name} of {self._monitor.path}",
-            connections=1,
-            prepare=lambda sock: keep_connection(self._monitor, self._mark.run, number, sock),
+            prepare=self._keep,
+            data_at_once=data_at_once(),
         )
+
+    async def _keep(self, sock: socket.socket) -> None:
+        await keep_connection(self._monitor, self._mark.run, self._kept, sock)
+        self._kept += 1
 
     async def _export(self, number: int) -> None:
         name = self._name(number)
@@ -245,6 +274,8 @@ class Fleecing:
             self._handover.close()
             self._handover = None
             self._trace("qemu.end")
+        if self._watchdog is not None:
+            await self._watchdog.dismiss()
         self._mark.close()
         return left
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import tempfile
 from typing import Any
 
 from pybackup.core.errors import RequestError, TargetError
+from pybackup.core.marked_folder import MarkedFolder, remove_stale
 
-from .leftovers import is_alive, is_run
 from .monitor import Monitor
+from .names import folder_name, run_of_folder
 
 LONGEST_SOCKET = 107
 """Bytes in the path of a Unix socket."""
+_SOCKET = "nbd"
+_IMAGE = "image-"
+PREFIXES = (_SOCKET, _IMAGE)
+"""What the names of all that is in the folder begin with."""
 
 
 def default_folder() -> str:
@@ -33,28 +37,34 @@ class Handover:
 
     def __init__(self, monitor: Monitor, parent: str, run: str) -> None:
         """Create the folder in ``parent``; those of killed runs are removed (TargetError, RequestError)."""
-        self._monitor, self._prefix = monitor, f"pybackup-{run}"
+        self._monitor, self._prefix = monitor, folder_name(run)
         self.parent = parent = os.path.abspath(parent)
-        self._folder = os.path.join(parent, self._prefix)
-        self.socket = os.path.join(self._folder, "nbd.sock")
+        self.socket = os.path.join(folder_of(parent, run), _SOCKET)
         self._images: list[int] = []
         if len(os.fsencode(self.socket)) > LONGEST_SOCKET:
             raise RequestError(f"the path {parent} is too long for a socket; choose another --fleece")
         self._by_descriptor = monitor.knows("add-fd") and monitor.knows("getfd")
         try:
             _remove_stale_folders(parent)
-            os.mkdir(self._folder, 0o700)
+            self._folder = MarkedFolder(folder_of(parent, run), PREFIXES)
             if not self._by_descriptor and os.geteuid() == 0:
-                os.chown(self._folder, *monitor.user)
+                self._give_folder(monitor.user)
         except OSError as error:
             raise TargetError(f"cannot make a folder for the temporary images in {parent}: {error.strerror}") from error
+
+    def _give_folder(self, user: tuple[int, int]) -> None:
+        try:
+            os.chown(self._folder.path, *user)
+        except BaseException:
+            self._folder.remove()
+            raise
 
     # -- images --
 
     async def image(self, name: str) -> str:
         """Make an empty file; the name by which QEMU opens it (TargetError, SourceError)."""
         try:
-            fd, path = tempfile.mkstemp(dir=self._folder)
+            fd, path = tempfile.mkstemp(prefix=_IMAGE, dir=self._folder.path)
             self._images.append(fd)
             if self._by_descriptor:
                 os.unlink(path)
@@ -80,7 +90,7 @@ class Handover:
 
     def free(self) -> int:
         """Bytes that are left on the filesystem of the images."""
-        info = os.fstatvfs(self._images[0]) if self._images else os.statvfs(self._folder)
+        info = os.fstatvfs(self._images[0]) if self._images else os.statvfs(self._folder.path)
         return info.f_bavail * info.f_frsize
 
     # -- the socket --
@@ -101,7 +111,7 @@ class Handover:
 
     def remove_folder(self) -> None:
         """All connections are made and all images open: no name is needed any more."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
     def close(self) -> None:
         """Give everything back; a second time nothing happens."""
@@ -114,8 +124,12 @@ class Handover:
             os.close(fd)
 
 
+def folder_of(parent: str, run: str) -> str:
+    """The path of a run's folder."""
+    return os.path.join(os.path.abspath(parent), folder_name(run))
+
+
 def _remove_stale_folders(parent: str) -> None:
     for name in os.listdir(parent):
-        run, path = is_run(name), os.path.join(parent, name)
-        if run is not None and not is_alive(run) and os.geteuid() in (0, os.lstat(path).st_uid):
-            shutil.rmtree(path, ignore_errors=True)
+        if run_of_folder(name) is not None:
+            remove_stale(os.path.join(parent, name), PREFIXES)

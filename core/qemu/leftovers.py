@@ -1,41 +1,59 @@
-"""Removes from a QEMU what a run put into it: at the run's end, and at the next one's start when it was killed.
+"""Removes from a QEMU what a run put into it: at its end; where it was killed by its guardian, or else by the next run.
 
 Nobody keeps a list of what was done, for a command may have been sent by a run that did not live to see the answer.
-Everything of ours has a name that begins with ``pybackup-`` and the run, so QEMU itself is asked what there is.
+Everything of ours has a name that tells the run (see names.py), so QEMU itself is asked what there is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import secrets
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from pybackup.core.errors import BusyError
 
-from .disks import OURS
 from .monitor import Monitor, RefusedError
+from .names import PREFIX, folder_name, maker_of, new_run
 
 REMOVE_SECONDS = 60.0
 """How long the removal may take; jobs and exports have to finish what is under way on slow disks."""
 LOOK_SECONDS = 0.02
+STUCK_SECONDS = 2.0
+"""How long an export may take to go before it is taken for one that waits for somebody to read from it."""
+GUARDIAN_SECONDS = 3.0
+"""How long a run that is found alive may be one that was killed, whose guardian is at work: that takes less."""
+
+
+class Commands(Protocol):
+    """What can be asked of a monitor, whoever has connected to it."""
+
+    def knows(self, command: str, argument: str | None = None) -> bool:
+        """Whether there is such a command, with such an argument."""
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Execute a command; its answer (RefusedError, MonitorLostError)."""
 
 
 class RunMark:
     """Tells other runs that this one lives: the process's end, however it ends, is that of the mark.
 
-    The mark is a socket in Linux's abstract namespace, which leaves no file behind. Fixed: the run.
+    The mark is a socket in Linux's abstract namespace, which leaves no file behind. Whoever has its descriptor keeps
+    it, so that a guardian counts as the run itself. Fixed: the run.
     """
 
     def __init__(self) -> None:
-        self.run = secrets.token_hex(4)
+        self.run = new_run()
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.bind(_mark(self.run))
+
+    def fileno(self) -> int:
+        """The descriptor that keeps the mark."""
+        return self._sock.fileno()
 
     def close(self) -> None:
         """Take the mark away."""
@@ -43,7 +61,7 @@ class RunMark:
 
 
 def _mark(run: str) -> str:
-    return f"\0pybackup-qemu-{run}"
+    return f"\0{PREFIX}qemu-{run}"
 
 
 def is_alive(run: str) -> bool:
@@ -74,16 +92,16 @@ class Found:
     @property
     def runs(self) -> dict[str, bool]:
         """The runs that left something, and whether they shared QEMU's NBD server with others."""
-        matches = map(OURS.fullmatch, [*self.names, *self.descriptors.values()])
-        return {match[1]: bool(match[2]) for match in matches if match}
+        made = map(maker_of, [*self.names, *self.descriptors.values()])
+        return dict(one for one in made if one is not None)
 
 
-async def look(monitor: Monitor, run: str = "") -> Found:
+async def look(monitor: Commands, run: str = "") -> Found:
     """What there is of one run, or of all."""
 
     def ours(name: str) -> bool:
-        match = OURS.fullmatch(name)
-        return match is not None and run in ("", match[1])
+        maker = maker_of(name)
+        return maker is not None and run in ("", maker.run)
 
     jobs = await monitor.execute("query-jobs")
     exports = await monitor.execute("query-block-exports")
@@ -99,14 +117,15 @@ async def look(monitor: Monitor, run: str = "") -> Found:
     )
 
 
-async def remove_run(monitor: Monitor, run: str, *, server: bool) -> list[str]:
+async def remove_run(monitor: Commands, run: str, *, server: bool) -> list[str]:
     """Remove all that a run put into QEMU, its NBD server too with ``server``; the names of what would not go."""
-    deadline = time.monotonic() + REMOVE_SECONDS
+    begun = time.monotonic()
     released = not monitor.knows("closefd")
     while (found := await look(monitor, run)).names or server:
         for export in found.exports:
             await _try(monitor, "block-export-del", {"id": export, "mode": "hard"})
-        if not found.exports and not released:
+        stuck = time.monotonic() - begun > STUCK_SECONDS
+        if not released and (stuck or not found.exports):
             await release_connections(monitor, run)
             released = True
         if server and not found.exports:
@@ -117,7 +136,7 @@ async def remove_run(monitor: Monitor, run: str, *, server: bool) -> list[str]:
         # An image's node uses that of its file, whose name is the longer one.
         for node in () if found.exports or found.jobs else sorted(found.nodes, key=len):
             await _try(monitor, "blockdev-del", {"node-name": node})
-        if time.monotonic() > deadline:
+        if time.monotonic() - begun > REMOVE_SECONDS:
             return found.names
         await asyncio.sleep(LOOK_SECONDS if found.exports or found.jobs else 0)
     # QEMU closes descriptors of sets only while the machine runs, at the next occasion: there is nothing to wait for.
@@ -129,17 +148,25 @@ async def remove_run(monitor: Monitor, run: str, *, server: bool) -> list[str]:
 async def keep_connection(monitor: Monitor, run: str, number: int, sock: socket.socket) -> None:
     """Give QEMU our end of a connection to its NBD server to keep, so that it does not see us go when we are killed.
 
+    ``number``: how many it has of this run already.
+
     Several QEMUs, such as 7.2 of Debian 12, end themselves, and the guest with them, by a failed assertion
     (nbd_blockdev_client_closed) when a client leaves an export of a disk that has an I/O thread. What ends a connection
-    well is to delete its export, and that is what this run or, when it was killed, the next one does first.
+    well is to delete its export, and that is what this run does first or, when it was killed, its guardian or the next.
     """
     if monitor.knows("getfd") and monitor.knows("closefd"):
         monitor.send_descriptor(sock.fileno())
         await monitor.execute("getfd", {"fdname": _connection(run, number)})
 
 
-async def release_connections(monitor: Monitor, run: str) -> None:
-    """Let QEMU close what it kept, of exports that are gone. No command lists them, but their names are known."""
+async def release_connections(monitor: Commands, run: str) -> None:
+    """Let QEMU close what it kept. No command lists them, but their names are known.
+
+    Of exports that are gone; or of one that does not go because QEMU waits to send what nobody reads (runs of 0.1.0 did
+    not see to it that there was room): when the other end is closed it gives up, and does not abort, for the export is
+    being deleted already.
+    """
+    await _try(monitor, "closefd", {"fdname": folder_name(run)})  # the socket to listen on, if it was not used
     for number in count():
         try:
             await monitor.execute("closefd", {"fdname": _connection(run, number)})
@@ -148,10 +175,10 @@ async def release_connections(monitor: Monitor, run: str) -> None:
 
 
 def _connection(run: str, number: int) -> str:
-    return f"pybackup-{run}-{number}-nbd"
+    return f"{PREFIX}{run}-{number}-nbd"
 
 
-async def _try(monitor: Monitor, command: str, arguments: dict[str, Any] | None = None) -> None:
+async def _try(monitor: Commands, command: str, arguments: dict[str, Any] | None = None) -> None:
     """What is refused now is tried again as long as it is there."""
     with contextlib.suppress(RefusedError):
         await monitor.execute(command, arguments)
@@ -160,8 +187,12 @@ async def _try(monitor: Monitor, command: str, arguments: dict[str, Any] | None 
 async def remove_leftovers(monitor: Monitor) -> None:
     """Remove what killed runs left behind. BusyError where a run is under way, or something will not go."""
     found = await look(monitor)
-    if any(is_alive(run) for run in found.runs):
-        raise BusyError(f"another pybackup is backing up the machine of the monitor at {monitor.path}")
+    until = time.monotonic() + GUARDIAN_SECONDS
+    while any(is_alive(run) for run in found.runs):
+        if time.monotonic() > until:
+            raise BusyError(f"another pybackup is backing up the machine of the monitor at {monitor.path}")
+        await asyncio.sleep(LOOK_SECONDS)
+        found = await look(monitor)
     for run, shared in found.runs.items():
         # The server was started after the run's first node, and is stopped before the last one goes. Only where
         # somebody else's export is on it, it is not for us to stop.
@@ -169,9 +200,3 @@ async def remove_leftovers(monitor: Monitor) -> None:
             raise BusyError(
                 f"a killed run has left {', '.join(left)} in QEMU at {monitor.path}, and QEMU does not remove it"
             )
-
-
-def is_run(name: str) -> str | None:
-    """The run whose folder has this name."""
-    match = re.fullmatch(r"pybackup-([0-9a-f]{8})", name)
-    return match[1] if match else None

@@ -46,8 +46,8 @@ class Monitor:
     arguments. Changing: whether it is still there.
     """
 
-    def __init__(self, path: str, client: QMPClient, user: tuple[int, int]) -> None:
-        self.path, self.user, self._client = path, user, client
+    def __init__(self, path: str, client: QMPClient, sock: socket.socket, user: tuple[int, int]) -> None:
+        self.path, self.user, self._client, self._sock = path, user, client, sock
         self._gave_up = False
         self._arguments: dict[str, frozenset[str]] = {}
 
@@ -74,9 +74,9 @@ class Monitor:
             if isinstance(error.exc, (EOFError, OSError)):
                 raise SourceError(f"what listens at {path} ended the connection: it is no QMP monitor") from None
             raise SourceError(f"what listens at {path} is no QMP monitor") from None
-        monitor = cls(path, client, (user[0], user[1]))
+        monitor = cls(path, client, sock, (user[0], user[1]))
         try:
-            monitor._arguments = _arguments(await monitor.execute("query-qmp-schema"))
+            monitor._arguments = arguments_in(await monitor.execute("query-qmp-schema"))
         except BaseException:
             await monitor.close()
             raise
@@ -115,6 +115,10 @@ class Monitor:
 
     def _lost(self) -> MonitorLostError:
         return MonitorLostError(f"QEMU at {self.path} has gone: it ended, or closed the connection to its monitor")
+
+    def fileno(self) -> int:
+        """The descriptor of the connection."""
+        return self._sock.fileno()
 
     def send_descriptor(self, fd: int) -> None:
         """Send a descriptor along, for an add-fd or getfd that follows (MonitorLostError)."""
@@ -165,7 +169,7 @@ async def _open(path: str) -> socket.socket:
         raise
 
 
-def _arguments(schema: Any) -> dict[str, frozenset[str]]:
+def arguments_in(schema: Any) -> dict[str, frozenset[str]]:
     """The names of every command's arguments."""
     try:
         objects = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from conftest import need
-from live.processes import PYBACKUP, until
+from live.processes import DEADLINE, PYBACKUP, until
 
 from pybackup.core.qemu.leftovers import Found, look
 from pybackup.core.qemu.monitor import Monitor
@@ -109,7 +109,7 @@ def read_disks(folder: Path) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def running(folder: Path, command: list[str]) -> Iterator[Qemu]:
-    """Start a QEMU whose monitors are the character devices m1 and m2; it must live until it is told to end."""
+    """Start a QEMU whose monitors are the character devices m1 and m2; only by who says so, or kills it, may it end."""
     process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         until(lambda: process.poll() is not None or _listens(folder / "2.qmp"))
@@ -118,8 +118,18 @@ def running(folder: Path, command: list[str]) -> Iterator[Qemu]:
         alive = process.poll() is None
         if alive:
             process.terminate()
-        said = process.communicate()[1].decode()
-        assert alive or process.returncode == -9, said
+        said = _last_words(process)
+        assert alive or process.returncode in (0, -9), said
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    """What it said on stderr; one that does not end is killed, and so fails the test."""
+    try:
+        return process.communicate(timeout=DEADLINE)[1].decode()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def _listens(path: Path) -> bool:

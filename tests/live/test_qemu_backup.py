@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from conftest import need
 from live.guests import Guest, History
-from live.processes import PYBACKUP, call, ended, info, interrupt, restored
+from live.killed_runs import guardians_of
+from live.processes import PYBACKUP, call, ended, info, interrupt, restored, until
 from live.qemu_processes import SIZES, Qemu, machine, make_disks, read_disks, storage_daemon
 
 from pybackup.core.trace import EVENTS
@@ -141,6 +142,14 @@ def kill(client: subprocess.Popen[str]) -> None:
     ended(client)
 
 
+def kill_all(client: subprocess.Popen[str]) -> None:
+    """Its guardian too, as systemd may do, or the kernel in a group that has too little memory."""
+    client.send_signal(signal.SIGSTOP)
+    for guardian in guardians_of(client.pid):
+        os.kill(guardian, signal.SIGKILL)
+    kill(client)
+
+
 INSTANTS = [name for name in EVENTS if name.startswith("qemu.")] + ["job.freeze", "copy.read"]
 
 
@@ -155,7 +164,7 @@ def test_a_killed_run_leaves_nothing_that_the_next_does_not_remove(
                 continue
             client = started(qemu, tmp_path / "killed.vma", instant)
             next(lines(client))
-            kill(client)
+            kill_all(client)
         assert qemu.found().names
         run(qemu.run(tmp_path / "x.vma"))
         if start is not paused:
@@ -177,6 +186,7 @@ def test_runs_that_are_killed_at_random(tmp_path: Path, before: dict[str, bytes]
             timer.start()
             assert client.wait() == -signal.SIGKILL, seconds
             kill(client)
+        until(lambda: qemu.found().names == [])
         run(qemu.run(tmp_path / "x.vma"))
         qemu.check_clean(nodes)
     assert restored(tmp_path / "x.vma", tmp_path / "out") == before

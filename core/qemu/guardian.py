@@ -1,0 +1,59 @@
+"""What is done for a run that was killed: everything of it is taken out of QEMU, seconds later, whoever comes next.
+
+It happens in the watchdog's process (see core/watchdog.py), on the run's own connection to the monitor, of which that
+process has a descriptor: so nobody can come between, and the monitor is free for others when it is done. The run's
+mark is kept as well, so that a run on another monitor waits, and does not begin what would be removed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pybackup.core.watchdog_process import Note
+
+if TYPE_CHECKING:
+    from pybackup.core.watchdog import Watchdog
+
+    from .leftovers import RunMark
+    from .monitor import Monitor
+
+ACT_SECONDS = 90
+"""How long it may take: jobs and exports have to finish what is under way on slow disks."""
+
+
+def hand_over_run(watchdog: Watchdog, monitor: Monitor, mark: RunMark, folder: str, *, shared: bool) -> None:
+    """Tell the watchdog what it needs to know, before anything is done (OSError). ``shared``: QEMU's NBD server is."""
+    told = {"run": mark.run, "monitor": monitor.path, "folder": folder, "shared": shared}
+    watchdog.hand_over(json.dumps(told), [monitor.fileno(), mark.fileno()])
+
+
+def remove_dead_run(notes: list[Note]) -> None:
+    """The watchdog's act."""
+    import asyncio
+
+    for note in notes:
+        asyncio.run(_remove(note.text, note.descriptors))
+
+
+async def _remove(text: str, descriptors: Sequence[int]) -> None:
+    from pybackup.core.marked_folder import remove_stale
+
+    from .handover import PREFIXES
+    from .leftovers import look, remove_run
+    from .monitor import MonitorLostError
+    from .monitor_taken_over import MonitorTakenOver
+
+    told = json.loads(text)
+    try:
+        monitor = await MonitorTakenOver.begin(descriptors[0], told["monitor"])
+        found = await look(monitor, told["run"])
+        # The server is started after the first node is there, and stopped before the last one goes.
+        server = bool(found.names) and not told["shared"] and not found.foreign_exports
+        await remove_run(monitor, told["run"], server=server)
+        await monitor.close()
+    except MonitorLostError:
+        pass  # QEMU has ended, and everything with it
+    finally:
+        remove_stale(told["folder"], PREFIXES)
