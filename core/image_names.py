@@ -35,14 +35,19 @@ class Place(NamedTuple):
 
     @property
     def options(self) -> str:
-        """In QEMU's words: no protocol in its name is looked for, no format. A comma is doubled."""
+        """In QEMU's words, as the file of an image: no protocol in its name is looked for, no format."""
+        return self.options_of("file")
+
+    def options_of(self, child: str, more: str = "") -> str:
+        """As the child of that name; ``more`` is for the file itself. A comma is doubled."""
         driver = "file" if os.path.isfile(self.path) else "host_device"
+        window = ""
+        if self.start or self.length is not None:
+            size = "" if self.length is None else f",{child}.size={self.length}"
+            window = f"{child}.driver=raw,{child}.offset={self.start}{size},"
+            child = f"{child}.file"
         name = os.path.abspath(self.path).replace(",", ",,")
-        if not self.start and self.length is None:
-            return f"file.driver={driver},file.filename={name}"
-        size = "" if self.length is None else f",file.size={self.length}"
-        window = f"file.driver=raw,file.offset={self.start}{size}"
-        return f"{window},file.file.driver={driver},file.file.filename={name}"
+        return f"{window}{child}.driver={driver},{child}.filename={name}" + (f",{child}.{more}" if more else "")
 
     def part(self, start: int, length: int | None) -> Place:
         """A part of it."""

@@ -10,9 +10,10 @@ import errno
 import os
 import pwd
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from pybackup.formats.errors import FormatError
 from pybackup.formats.image_layout import End, ImageBytes, Layout, OtherFile, Role
@@ -27,6 +28,8 @@ from .image_names import Named, Place, named_file
 MOST_CHAIN = 200
 """Backing files below each other; a chain that is longer most likely never ends."""
 MOST_PARTS = 4096
+Lock: TypeAlias = Callable[[int, str], ImageLock]
+"""Takes a lock on an open file with a name."""
 _BUNDLE = "DiskDescriptor.xml"
 _MOST_BUNDLE = 1 << 20
 
@@ -67,6 +70,7 @@ class ImageParts:
         self._force_share, self._writable = force_share, writable
         self._fds: dict[tuple[int, int], int] = {}
         self._paths: dict[str, Fingerprint | None] = {}
+        self._unlocked: list[str] = []
         self._undo = ExitStack()
         self._changing = False
 
@@ -91,9 +95,12 @@ class ImageParts:
             part = self._add(named, depth, told)
             if part.image_format == "raw":
                 continue
-            for other in part.layout.files:
+            for number, other in enumerate(part.layout.files):
                 below = depth + (other.role is Role.BACKING)
-                waiting.append((_named(part, other), below, other))
+                found = _named(part, other)
+                if self._writable and not below and found.image_format == "raw":
+                    self._unlocked.append(_without_lock(found.place, other.role, number))
+                waiting.append((found, below, other))
             if depth > MOST_CHAIN:
                 raise SourceError(f"{path} has more than {MOST_CHAIN} backing files")
             if len(self.parts) + len(waiting) > MOST_PARTS:
@@ -102,8 +109,8 @@ class ImageParts:
     def _add(self, named: Named, depth: int, told: OtherFile) -> ImagePart:
         path = named.place.path
         is_image = told.role is Role.BACKING
-        image = _window(self._open(path, locked=not self._writable or depth > 0), named.place)
         assert named.image_format is not None
+        image = _window(self._open(path, self._lock_for(named.image_format, depth)), named.place)
         try:
             layout = image_layout(image, named.image_format)
         except FormatError as error:
@@ -119,18 +126,27 @@ class ImageParts:
         self.parts.append(part)
         return part
 
-    def _open(self, path: str, *, locked: bool) -> int:
+    def _lock_for(self, image_format: str, depth: int) -> Lock | None:
+        """Where QEMU writes, it locks images itself, and does not lock what holds nothing but data."""
+        if not self._writable or depth:
+            return ImageLock.for_reading
+        return ImageLock.for_writing if image_format == "raw" else None
+
+    def _open(self, path: str, lock: Lock | None) -> int:
         try:
+            # What is no disk is not even opened: a character device can do anything then.
+            self._refuse_foreign(path, os.stat(path))
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise SourceError(f"cannot open {path}: {error.strerror}") from error
-        self._undo.callback(os.close, fd)
         info = os.fstat(fd)
-        self._refuse_foreign(path, info)
         if (known := self._fds.get(_identity(info))) is not None:
+            os.close(fd)
             return known
+        self._undo.callback(os.close, fd)
+        self._refuse_foreign(path, info)
         # Before anything is looked at: what changes from now on is seen.
-        self._lock(fd, path, locked)
+        self._lock(fd, path, lock)
         self._paths[path] = fingerprint_of(os.fstat(fd))
         self._fds[_identity(info)] = fd
         if stat.S_ISBLK(info.st_mode) and (user := users_of(path)):
@@ -152,13 +168,13 @@ class ImageParts:
                 " same owner"
             )
 
-    def _lock(self, fd: int, path: str, locked: bool) -> None:
+    def _lock(self, fd: int, path: str, take: Lock | None) -> None:
         if self._force_share:
             if is_written(fd):
                 self._changing = True
                 self.warnings.append(f"{path} is in use by another program; what is read may be of no one moment")
-        elif locked:
-            lock = ImageLock.for_reading(fd, path)
+        elif take is not None:
+            lock = take(fd, path)
             self._undo.callback(lock.release)
             if lock.note:
                 self.warnings.append(lock.note)
@@ -178,16 +194,22 @@ class ImageParts:
     @property
     def options(self) -> str:
         """What QEMU has to be told to read all of each part, each with a comma before it."""
-        return "".join(
+        told = "".join(
             f",{'backing.' * part.depth}{key}={value}"
             for part in self.parts
             for key, value in part.layout.options.items()
         )
+        return told + "".join(self._unlocked)
 
     @property
     def images(self) -> Sequence[ImagePart]:
         """Those that a program can check: none, where another program is changing them."""
         return [] if self._changing else [part for part in self.parts if part.is_image and part.image_format != "raw"]
+
+    def options_to_check(self, part: ImagePart) -> str:
+        """One of the images, in QEMU's words."""
+        unlocked = "" if part.depth else "".join(self._unlocked)
+        return f"driver={part.image_format},{part.place.options}{unlocked}"
 
     def check_lengths(self) -> None:
         """Read the tables of all parts, which can take seconds: SourceError where a file is too short.
@@ -208,7 +230,7 @@ class ImageParts:
             except FormatError as error:
                 raise _damaged(part, error.what) from error
             except OSError as error:
-                raise UnreadableError(f"cannot read {part.path}: {error.strerror}") from error
+                raise UnreadableError(f"cannot read the tables of {part.path}: {error.strerror}") from error
             _check_length(part, part.size, own)
             if data:
                 self._check_data_file(part, data)
@@ -268,6 +290,13 @@ def _named(part: ImagePart, other: OtherFile) -> Named:
     if found.image_format is None:
         raise SourceError(f"{part.path} names the backing file {other.name} without its format")
     return found
+
+
+def _without_lock(place: Place, role: Role, number: int) -> str:
+    """QEMU's options for a file that is locked by us."""
+    if role is Role.EXTENT:
+        return f",extents.{number}.locking=off"
+    return f",{place.options_of('data-file', 'locking=off')}"
 
 
 def _window(fd: int, place: Place) -> ImageBytes:

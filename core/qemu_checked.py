@@ -23,10 +23,10 @@ async def open_checked(image: ImageFile, parts: ImageParts, skip_unreadable: boo
         try:
             await _check_lengths(parts)
             for part in parts.images:
-                await check_image(part.path, f"driver={part.image_format},{part.place.options}", part.layout.unclosed)
+                await check_image(part.path, parts.options_to_check(part), part.layout.unclosed)
         except UnreadableError as error:
             if not skip_unreadable:
-                raise
+                raise UnreadableError(f"{error}; pybackup run --skip-unreadable saves what can be read") from error
             parts.warnings.append(f"{error}; whether all of it is there is not known")
     except BaseException:
         await opened.close()

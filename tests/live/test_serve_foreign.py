@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,28 @@ def test_one_that_cannot_be_opened_closes_the_others(tmp_path: Path) -> None:
     assert "bad.vmdk" in failed.stderr
     assert failed.stderr.count("\n") == 1
     assert not servers_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind, other",
+    [
+        (Kind("vmdk", "vmdk", ("-o", "subformat=monolithicFlat")), "disk-flat.vmdk"),
+        (Kind("qcow2", "qcow2", ("-o", "data_file=disk.data,data_file_raw=on")), "disk.data"),
+    ],
+    ids=str,
+)
+def test_nobody_writes_to_the_data_of_an_image_that_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, other: str
+) -> None:
+    """QEMU does not lock what holds nothing but data, where it writes to it."""
+    need("qemu-io")
+    monkeypatch.chdir(tmp_path)
+    image = make(tmp_path, kind)
+    writing = ["qemu-io", "-f", "raw", "-c", "write 0 512", other]
+    with served(tmp_path, str(image)) as server:
+        with Nbd(server.nbd, "disk") as guest:
+            guest.write(1 << 20, b"new")
+            done = subprocess.run(writing, capture_output=True, text=True, check=False)
+            assert 'Failed to get "write" lock' in done.stdout + done.stderr
+            assert guest.read(1 << 20, 3) == b"new"
+    assert subprocess.run(writing, capture_output=True, check=False).returncode == 0

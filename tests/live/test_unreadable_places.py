@@ -14,6 +14,7 @@ import pytest
 from command_line import pybackup, wait_until
 from conftest import need
 from live.processes import served
+from live.qemu_processes import make_disks, storage_daemon
 from qemu_images import qemu_img
 
 SIZE = 2 << 20
@@ -161,3 +162,20 @@ def test_any_sector_of_a_file(tmp_path: Path, disk: Path, sector: int) -> None:
             assert f"drive disk: 4096 bytes at {page} could not be read" in done.err
     assert pybackup("restore", "a.vma", "back.raw", cwd=tmp_path).code == 0
     assert (tmp_path / "back.raw").read_bytes() == without(disk, (page, 4096))
+
+
+def test_a_disk_of_a_running_qemu(tmp_path: Path, disk: Path) -> None:
+    make_disks(tmp_path)
+    below = ("--blockdev", f"driver=file,filename={disk},node-name=below")
+    bad = ("--blockdev", ",".join(bad_sectors([0, SECTORS // 2], "below")).replace("node-name=bad", "node-name=disk"))
+    archive = tmp_path / "a.vma"
+    with storage_daemon(tmp_path, *below, *bad) as qemu:
+        nodes = qemu.nodes()
+        wanted = ("run", f"qmp:{tmp_path}/2.qmp", archive, "--fleece", tmp_path, "--drive", "disk")
+        assert "cannot read drive disk at byte 0" in pybackup(*wanted).err
+        done = pybackup(*wanted, "--json", "--skip-unreadable")
+        assert done.code == 3, done.err
+        assert [(one["offset"], one["length"]) for one in done.json["unreadable"]] == [(0, 512), (SIZE // 2, 512)]
+        qemu.check_clean(nodes)
+    assert pybackup("restore", archive, tmp_path / "back.raw").code == 0
+    assert (tmp_path / "back.raw").read_bytes() == without(disk, (0, 512), (SIZE // 2, 512))
