@@ -6,7 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable
 
-from archives import decode
+from archives import decode, encode
 from kills.box import Box, Ended
 from kills.places import Bucket, loop_device, nbd_server
 from kills.situations import SAME, Situation, disk
@@ -14,7 +14,8 @@ from live.processes import PYBACKUP
 
 Source = Callable[[Box], list[str]]
 """Makes disks, and tells how they are called on the command line."""
-OLD = b"an archive of yesterday, as far as anybody here knows" * 1000
+OLD = encode({"a": disk(3, 300_000)})
+"""The archive of yesterday."""
 
 
 def raw(box: Box) -> list[str]:

@@ -8,14 +8,13 @@ import subprocess
 from collections.abc import Callable
 
 from archives import decode
+from kills.archives_made import OLD
 from kills.box import Box, Ended
 from kills.situations import Situation, disk
 from live.processes import DEADLINE, PYBACKUP, until
 
 from pybackup.core.control_client import ask
 from pybackup.core.errors import PybackupError
-
-OLD = b"an archive of yesterday" * 1000
 
 
 def is_whole(box: Box, old: bytes | None) -> bool:
