@@ -83,6 +83,16 @@ class ArchiveName:
             raise RequestError(f"the time {self._created} cannot be written as {form!r}: {error}") from None
 
 
+def fixed_folder(template: str) -> str | None:
+    """The folder in a name before the first field, which must exist; None where there are no fields, or no files."""
+    before = ""
+    for literal, field, _, _ in _parsed(template):
+        before += literal
+        if field is not None:
+            return None if template.startswith("|") or "://" in template else os.path.dirname(before)
+    return None
+
+
 def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
     try:
         return list(string.Formatter().parse(template))

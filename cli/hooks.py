@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 
-from pybackup.cli.running import cancelling_signals
+from pybackup.cli.running import cancelling_signals, restore_handlers
 from pybackup.core.errors import CancelledError, PybackupError
 from pybackup.core.sinks.child_group import describe_status
 
@@ -75,5 +75,4 @@ def _signals_noted() -> Iterator[_Noted]:
     try:
         yield noted
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore_handlers(before)

@@ -56,9 +56,11 @@ def _unraised(found: sys.UnraisableHookArgs) -> None:
 
 
 def end_with(code: int) -> None:
-    """All is told: from now on SIGINT only ends what Python still has to do, such as to wait for threads."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN or "pybackup.cli.program" not in sys.modules:
+    """All is told: from now on a signal only ends what Python still has to do, such as to wait for threads."""
+    if "pybackup.cli.program" not in sys.modules:
         return
-    # The very last is in C, where handlers are gone already.
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, lambda *_: os._exit(code))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            # The very last is in C, where handlers are gone already.
+            atexit.register(signal.signal, number, signal.SIG_IGN)
+            signal.signal(number, lambda *_: os._exit(code))

@@ -9,10 +9,11 @@ import math
 import os
 import re
 import stat
+import time
 from collections.abc import Mapping
 
 from pybackup.core.devices.file_io import write_fully
-from pybackup.core.errors import PybackupError
+from pybackup.core.errors import BusyError, PybackupError
 from pybackup.core.sinks.partial_file import PartialFile
 from pybackup.core.sinks.replaced import Replaced
 
@@ -31,6 +32,8 @@ METRICS = {
 
 LAST_SUCCESS = "pybackup_last_success_timestamp_seconds"
 _FIRST_LINE = "# HELP pybackup_"
+PATIENCE, PAUSE = 10.0, 0.02
+"""Seconds that are waited for another run that writes the same file, and between two looks."""
 _MOST = 1 << 20
 """Bytes of an old file that are looked at."""
 
@@ -77,24 +80,38 @@ def _read(path: str) -> str:
 
 def write(path: str, content: str) -> None:
     """Replace the file, in one step (MetricsFileError). A file that does not look like an older one is left alone."""
-    # Under its temporary name the collector, which reads *.prom, does not see it; and what a killed run has left under
-    # that, the next one removes.
-    file = PartialFile(path, replace=True, replaced=_METRICS, mode=0o644)
+    # The collector reads *.prom, and the temporary file is called otherwise.
+    file = PartialFile(path, replace=True, replaced=_OLDER)
     try:
-        file.open()
-        os.fchmod(file.fd, 0o644)  # for the collector, whatever our umask is
+        _open_patiently(file)
         write_fully(file.fd, 0, content.encode("utf-8", "replace"))
+        os.fchmod(file.fd, 0o644)
         file.commit()
-    except (PybackupError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"cannot create {path}: ")
+    except (OSError, PybackupError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+        for beginning in (f"cannot create {path}: ", f"{path} exists already, and "):
+            reason = reason.removeprefix(beginning)
         raise MetricsFileError(f"cannot write the metrics file {path}: {reason}") from error
     finally:
-        if not file.committed:
-            file.abort()
+        file.abort()
 
 
-def _foreign(fd: int) -> str | None:
-    return None if os.pread(fd, len(_FIRST_LINE), 0) == _FIRST_LINE.encode() else "it is none of ours"
+def _open_patiently(file: PartialFile) -> None:
+    """Another run may be writing its metrics just now."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            file.open()
+            return
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(PAUSE)
 
 
-_METRICS = Replaced(_foreign)
+def _no_older_one(fd: int) -> str | None:
+    start = os.pread(fd, len(_FIRST_LINE), 0)
+    return None if start == _FIRST_LINE.encode() else "the file that is there is none of ours"
+
+
+_OLDER = Replaced(_no_older_one, ", and no file replaces it")

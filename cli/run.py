@@ -6,15 +6,17 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import reason
+from pybackup.cli.failures import describe
 from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import (
@@ -29,7 +31,7 @@ from pybackup.cli.options import (
 from pybackup.cli.params import Named, NamedPath, Size, Whole
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.run_request import QMP, SERVE, RunRequest, check, name_archive
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
+from pybackup.cli.running import make_trace, run_in_loop, run_job, tell_report, threads_or_default, warn
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.cli.version import VERSION
@@ -127,7 +129,7 @@ if TYPE_CHECKING:
     " make the archive smaller.",
 )
 @threads_option
-@click.option("-f", "--force", is_flag=True, help="Replace ARCHIVE if it exists.")
+@click.option("-f", "--force", is_flag=True, help="Replace ARCHIVE if it exists, and is an archive or empty.")
 @click.option("--verify", is_flag=True, help="Read the archive back and check it before it gets its name.")
 @click.option(
     "--skip-unreadable",
@@ -178,7 +180,8 @@ def command(
     `pybackup serve`, or qmp:SOCKET for the disks of a running QEMU with that monitor. NAME is the drive's name in the
     archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist yet, a
     URL such as s3://BUCKET/KEY, a FIFO, - for the standard output, or '|COMMAND' for the standard input of a command.
-    In its name {host}, {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace.
+    In its name {host}, {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace. Folders with fields in their
+    names, and those below them, are made. --force replaces archives and empty files, and nothing else.
     """
     options = ArchiveOptions(
         uuid=(archive_uuid or uuid.uuid4()).bytes,
@@ -197,16 +200,31 @@ def command(
         # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
         drives = served_drives(sources[0].what.removeprefix(SERVE))
         asked = name_archive(asked, [name for name, _ in drives], options, facts)
-        return run_in_loop(_run_live(asked, drives, options, tracer, facts))
+        return _carry_out(_run_live(asked, drives, options, tracer, facts), asked, facts)
     if sources[0].what.startswith(QMP):
-        return run_in_loop(_run_qemu(asked, options, tracer, facts))
+        return _carry_out(_run_qemu(asked, options, tracer, facts), asked, facts)
     asked = name_archive(asked, unique_drive_names(sources), options, facts)
-    return run_in_loop(_run(asked, options, tracer, facts))
+    return _carry_out(_run(asked, options, tracer, facts), asked, facts)
+
+
+def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, facts: RunFacts) -> int:
+    """Do the work and tell about it; the exit code.
+
+    Once the archive has its name, whatever fails after it (a source that cannot be closed) is told, and no failure.
+    """
+    try:
+        run_in_loop(work)
+    except Exception as error:
+        if facts.job is None or not facts.job.is_decided:
+            raise
+        warn([f"the archive is complete, but afterwards: {describe(error)[0]}"])
+    assert facts.job is not None
+    return report(replace(request, archive=facts.archive), facts.job)
 
 
 async def _run_live(
     request: RunRequest, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace, facts: RunFacts
-) -> int:
+) -> None:
     """Back up the disks of a running server: it sends the clusters, the archive is made here."""
     path = request.sources[0].what.removeprefix(SERVE)
     asked = {"speed": request.speed, "skip_unreadable": request.skip_unreadable}
@@ -214,16 +232,15 @@ async def _run_live(
         ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress") as pool,
         ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan") as scanners,
     ):
-        sink = open_sink(request.archive, replace=request.force)
+        sink = open_sink(request.archive, replace=request.force, folders_from=request.folders_from)
         writer = make_writer(drives, [read_config(one) for one in request.configs], options, sink, pool, trace)
         verify = _verifier(request, sink, pool)
         job = RemoteBackup(path, asked, drives, writer, scanners, before_commit=verify, trace=trace)
         facts.job = job
         await run_job(job, "backup", choose(request.progress, request.quiet))
-    return report(request, job)
 
 
-async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> int:
+async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:
     """Back up the disks of a running QEMU."""
     source = request.sources[0]
     configs = [read_config(config) for config in request.configs]
@@ -236,7 +253,7 @@ async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, 
         request = name_archive(request, [disk.name for disk in qemu.disks], options, facts)
         if all(name != CONFIG_NAME for name, _ in configs):
             configs.append((CONFIG_NAME, qemu.description))
-        sink = open_sink(request.archive, replace=request.force)
+        sink = open_sink(request.archive, replace=request.force, folders_from=request.folders_from)
         writer = make_writer([(disk.name, disk.size) for disk in qemu.disks], configs, options, sink, pool, trace)
         job = qemu.backup(
             writer,
@@ -258,7 +275,6 @@ async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, 
         await run_job(job, "backup", choose(request.progress, request.quiet))
     for name in job.left:
         click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
-    return report(request, job)
 
 
 def _filesystems(request: RunRequest) -> FilesystemFreeze | None:
@@ -282,7 +298,7 @@ def _verifier(request: RunRequest, sink: Sink, pool: ThreadPoolExecutor) -> Call
     return verify
 
 
-async def _run(request: RunRequest, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> int:
+async def _run(request: RunRequest, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:
     configs = [read_config(config) for config in request.configs]
     async with AsyncExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
@@ -296,7 +312,7 @@ async def _run(request: RunRequest, options: ArchiveOptions, trace: Trace, facts
             if shows_summary(request.progress, request.quiet, request.verbose):
                 warn(one.notes, "note")
         names = unique_drive_names(request.sources)
-        sink = open_sink(request.archive, replace=request.force)
+        sink = open_sink(request.archive, replace=request.force, folders_from=request.folders_from)
         sizes = [(name, one.device.size) for name, one in zip(names, opened, strict=True)]
         writer = make_writer(sizes, configs, options, sink, pool, trace)
 
@@ -315,7 +331,6 @@ async def _run(request: RunRequest, options: ArchiveOptions, trace: Trace, facts
         )
         facts.job = job
         await run_job(job, "backup", choose(request.progress, request.quiet))
-    return report(request, job)
 
 
 def _about(request: RunRequest, opened: Sequence[OpenSource], options: ArchiveOptions) -> dict[str, Any]:
@@ -349,7 +364,7 @@ def report(request: RunRequest, job: BackupJob | RemoteBackup) -> int:
     """The closing summary, and the exit code of a backup that is complete."""
     progress = job.progress
     if request.as_json:
-        print(json.dumps(_summary(request, job)))
+        tell_report(json.dumps(_summary(request, job)))
     if shows_summary(request.progress, request.quiet, request.verbose):
         click.echo(
             f"{shown(request.archive)}: {short(progress.size)} in {duration(job.elapsed)},"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import click
 
-from pybackup.cli.archive_name import ArchiveName
+from pybackup.cli.archive_name import ArchiveName, fixed_folder
 from pybackup.cli.params import Named, same_file
 from pybackup.cli.unattended import RunFacts
 from pybackup.core.archive_create import ArchiveOptions
@@ -47,12 +47,17 @@ class RunRequest:
     quiet: bool
     verbose: bool
     as_json: bool
+    folders_from: str | None = None
+    """The folder below which the archive's name has fields, so that its folders are made; None where it has none."""
 
 
 def check(request: RunRequest) -> None:
     """Raise click.UsageError or RequestError where it does not."""
     if not request.sources:
-        raise click.UsageError(f"name the disks first, and then the archive: {request.archive} is the only name given")
+        raise click.UsageError(
+            f"name the disks first, and then the archive: {request.archive} is the only name given; was the archive's"
+            " name forgotten?"
+        )
     if not request.archive or not all(source.what for source in request.sources):
         raise RequestError("the name of a disk or of the archive is empty")
     unique_drive_names(request.sources)
@@ -83,7 +88,7 @@ def name_archive(request: RunRequest, names: Sequence[str], options: ArchiveOpti
     """The request with the archive's own name, which is checked."""
     name = ArchiveName(names, facts.job_name, options.created, options.uuid).expand(request.archive)
     facts.names, facts.archive = names, name
-    named = replace(request, archive=name)
+    named = replace(request, archive=name, folders_from=fixed_folder(request.archive))
     _check_archive(named)
     return named
 

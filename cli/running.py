@@ -7,14 +7,16 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
 import click
 
 from pybackup.cli.progress import PERIOD, Display
+from pybackup.cli.standard_streams import ReportError, forget_report
 from pybackup.core.allocator import keep_freed_memory
 from pybackup.core.errors import CancelledError
 from pybackup.core.job import Job
@@ -46,11 +48,31 @@ def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
         # Neither has begun where there could be no loop.
         whole.close()
         work.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        restore_handlers(handlers)
+
+
+_jobs: list[Job] = []
+"""The job that runs, or ran last."""
+
+
+def is_decided() -> bool:
+    """Whether the job has done what cannot be undone: a signal that comes now is too late to cancel anything."""
+    return bool(_jobs) and _jobs[-1].is_decided
+
+
+def restore_handlers(handlers: Mapping[int, Any]) -> None:
+    """Give the signals to who had them; nobody gets them, up to the end of the program, once all is decided."""
+    for number, handler in handlers.items():
+        signal.signal(number, _too_late if is_decided() and "pybackup.cli.program" in sys.modules else handler)
+
+
+def _too_late(*_: object) -> None:
+    """The archive, or the disk, has its name, and the exit code says so."""
 
 
 def _note(early: list[int], number: int, _frame: object) -> None:
+    if is_decided():
+        return
     if number == signal.SIGINT and number in early:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
@@ -80,6 +102,7 @@ async def _cancelled_by_signals(work: Coroutine[Any, Any, T], early: list[int]) 
 
 async def run_job(job: Job, verb: str, display: Display) -> None:
     """Run a job to its end; a signal cancels it, a second SIGINT ends the program at once."""
+    _jobs[:] = [job]
     task = asyncio.create_task(job.run())
     with _signals_cancel(job.cancel), _told_to_continue(display.continued):
         display.start(job, verb)
@@ -90,6 +113,8 @@ async def run_job(job: Job, verb: str, display: Display) -> None:
         finally:
             display.stop(job)
     task.result()
+    if job.late_error is not None:
+        warn([f"what was asked is done, but afterwards: {job.late_error}"])
 
 
 @contextlib.contextmanager
@@ -119,31 +144,67 @@ def _signals_cancel(tell: Callable[[CancelledError], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signal_handlers() -> Iterator[None]:
+    """Not the loop's own handlers: between its and those that come after it, a signal would end the process."""
     loop = asyncio.get_running_loop()
     seen: list[int] = []
 
     def cancel(number: int) -> None:
+        if is_decided():
+            return
         if number == signal.SIGINT and number in seen:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         seen.append(number)
         _told[-1](CancelledError("cancelled", number))
 
-    before = {number: signal.getsignal(number) for number in cancelling_signals()}
-    for number in before:
-        loop.add_signal_handler(number, cancel, number)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+    with _woken_by_signals(loop):
+        handler = partial(_pass_on, loop, cancel)
+        before = {number: signal.signal(number, handler) for number in cancelling_signals()}
+        try:
+            yield
+        finally:
+            restore_handlers(before)
+
+
+def _pass_on(loop: asyncio.AbstractEventLoop, tell: Callable[[int], None], number: int, _frame: object) -> None:
+    loop.call_soon_threadsafe(tell, number)
+
+
+@contextlib.contextmanager
+def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Within the body the loop wakes when a signal comes, whichever thread gets it, and the handlers are called."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for one in (ours, theirs):
+            one.setblocking(False)
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        loop.add_reader(ours, _drain, ours)
+        try:
+            yield
+        finally:
+            loop.remove_reader(ours)
+            signal.set_wakeup_fd(before)
+
+
+def _drain(sock: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while sock.recv(4096):
+            pass
 
 
 def warn(sentences: Iterable[str], word: str = "warning") -> None:
     """Print sentences for the user, a line each, that are no failures."""
     for sentence in sentences:
         click.echo(f"pybackup: {word}: {sentence}", err=True)
+
+
+def tell_report(text: str) -> None:
+    """Print the report of something that cannot be undone: where nobody can read it, that is no failure any more."""
+    try:
+        print(text, flush=True)
+    except (ReportError, OSError) as error:
+        forget_report()
+        warn([f"{error}; all else is done"])
 
 
 def make_trace(patterns: str) -> Trace:

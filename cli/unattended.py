@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -21,7 +21,7 @@ from pybackup.cli.numbers import counted, duration
 from pybackup.cli.options import all_of
 from pybackup.cli.params import Duration, IoClass, Named, Whole
 from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_priority
-from pybackup.cli.running import cancelling_signals
+from pybackup.cli.running import cancelling_signals, is_decided, restore_handlers
 from pybackup.core.backup import BackupJob
 from pybackup.core.drive_names import drive_name
 from pybackup.core.errors import BusyError, CancelledError
@@ -139,9 +139,19 @@ def unattended(run: Callable[..., int]) -> Callable[..., int]:
         attempt = functools.partial(run, facts=facts, **given)
         if wishes == Wishes(0, None, None, None):
             return attempt()
+        if metrics_file is not None:
+            # Now: at the end a file more may be one too many, and the metrics are to say what the exit code says.
+            from pybackup.cli import metrics  # noqa: F401
         labels = {"archive": given["archive"], "job": facts.job_name or _label(given["sources"])}
-        with _signals_raise():
-            outcome = _outcome(lambda: patiently(attempt, lock_wait, quiet=given["quiet"]), facts)
+        with _signals_raise() as raising:
+
+            def try_it() -> int:
+                try:
+                    return patiently(attempt, lock_wait, quiet=given["quiet"], tell=raising.tell)
+                finally:
+                    raising.is_over = True
+
+            outcome = _outcome(try_it, facts)
             outcome = _after(outcome, wishes, facts, labels)
         if outcome.error is not None:
             raise outcome.error
@@ -169,6 +179,7 @@ def patiently(
     patience: float,
     *,
     quiet: bool = False,
+    tell: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
@@ -183,25 +194,48 @@ def patiently(
             if left <= 0:
                 raise
             if not told:
-                _tell(f"{error}; waiting up to {duration(patience)}")
+                (tell or _tell)(f"{error}; waiting up to {duration(patience)}")
             told = True
         sleep(min(pause, left))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
+class _Raising:
+    """A signal becomes an exception, but only the first one, and none once it is over: they would keep us from telling.
+
+    Changing: ``is_over``; and which signal waits while something is told, that is not to be told twice.
+    """
+
+    def __init__(self) -> None:
+        self.is_over = self._is_telling = False
+        self._waiting: int | None = None
+
+    def tell(self, sentence: str) -> None:
+        """Print a sentence as a whole."""
+        self._is_telling = True
+        _tell(sentence)
+        self._is_telling = False
+        if self._waiting is not None:
+            self.cancel(self._waiting)
+
+    def cancel(self, number: int, _frame: object = None) -> None:
+        """The handler."""
+        if self._is_telling:
+            self._waiting = number
+        elif not self.is_over and not is_decided():
+            self.is_over = True
+            raise CancelledError("cancelled", number)
+
+
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Make every signal that cancels an exception, as Python does with SIGINT: then we still tell how it ended."""
-
-    def cancel(number: int, _frame: object) -> NoReturn:
-        raise CancelledError("cancelled", number)
-
-    before = {number: signal.signal(number, cancel) for number in cancelling_signals()}
+def _signals_raise() -> Iterator[_Raising]:
+    """Make a signal that cancels an exception, as Python does with SIGINT: then we still tell how it ended."""
+    raising = _Raising()
+    before = {number: signal.signal(number, raising.cancel) for number in cancelling_signals()}
     try:
-        yield
+        yield raising
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore_handlers(before)
 
 
 def _outcome(run: Callable[[], int], facts: RunFacts) -> Outcome:
@@ -239,6 +273,8 @@ def _hook(option: str, command: str, outcome: Outcome, facts: RunFacts) -> Outco
         if outcome.code:
             _tell(str(error))  # the failure that it was to tell about remains the one that counts
             return outcome
+        # What is told by others too may not be what the archive says: it is there.
+        error.args = (f"{error}; the archive is complete", *error.args[1:])
         sentence, code = describe(error)
         return Outcome(code, sentence, error, outcome.seconds)
     return outcome

@@ -31,11 +31,14 @@ class ArchiveOptions:
     threads: int = 1
 
 
-def open_sink(archive: str, *, replace: bool) -> Sink:
-    """The sink for an archive's name: a file, a URL, or a stream such as - for the standard output, or |COMMAND."""
+def open_sink(archive: str, *, replace: bool, folders_from: str | None = None) -> Sink:
+    """The sink for an archive's name: a file, a URL, or a stream such as - for the standard output, or |COMMAND.
+
+    ``folders_from``: a folder; those below it that a file needs are made.
+    """
     if is_url(archive):
         return _remote_sink(archive, replace)
-    return open_stream(archive) if is_stream(archive) else FileSink(archive, replace=replace)
+    return open_stream(archive) if is_stream(archive) else FileSink(archive, replace=replace, folders_from=folders_from)
 
 
 def _remote_sink(url: str, replace: bool) -> Sink:

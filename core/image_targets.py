@@ -13,7 +13,7 @@ from .errors import TargetError, TargetFullError
 from .nbd_uri import parse_nbd_uri
 from .qemu_img import create_image
 from .qemu_nbd import Access, ImageFile, QemuImage, open_image
-from .restore_targets import ExistingDisk, Piece, size_of, take_name, what_is_left
+from .restore_targets import ExistingDisk, Piece, size_of, what_is_left
 from .sinks.partial_file import PartialFile
 from .sinks.target_failure import target_failure
 
@@ -94,7 +94,7 @@ class NewImage:
 
     async def commit(self) -> None:
         """Give it its name."""
-        await take_name(self._calls, self._file)
+        self._file.take_name()
         await self._calls.close()
 
     async def abort(self) -> None:

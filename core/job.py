@@ -129,6 +129,11 @@ class Job(ABC):
         self._speed_changed = asyncio.Event()
 
     @property
+    def is_decided(self) -> bool:
+        """Whether what cannot be undone is done: from then on nothing makes the job fail."""
+        return self._is_decided
+
+    @property
     def state(self) -> State:
         """What the job is doing."""
         return self._state

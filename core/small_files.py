@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .devices.blocking_calls import BlockingCalls
 from .devices.file_io import write_fully
-from .restore_targets import take_name
 from .sinks.partial_file import PartialFile
 from .sinks.target_failure import target_failure
 
@@ -44,7 +43,7 @@ class SmallFile:
 
     async def commit(self) -> None:
         """Give it its name (TargetError)."""
-        await take_name(self._calls, self._file)
+        self._file.take_name()
         await self._calls.close()
 
     async def abort(self) -> None:

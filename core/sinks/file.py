@@ -114,14 +114,13 @@ class FileSink:
         await self._settle(0)
 
     async def commit(self) -> None:
-        """Make the file durable and give it its name. Being cancelled after that is too late, and changes nothing."""
+        """Make the file durable, and give it its name.
+
+        The last is quick, and no thread's: so nothing can come between it and what the event loop learns of it.
+        """
         await self.flush()
         await self._calls.run(self._file.sync)
-        try:
-            await self._calls.run(self._file.take_name)
-        except asyncio.CancelledError:
-            if not self._file.committed:
-                raise
+        self._file.take_name()
         await self._end()
 
     async def abort(self) -> None:

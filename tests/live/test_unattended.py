@@ -266,7 +266,7 @@ def test_hooks_are_told_how_it_ended(folder: Path) -> None:
 def test_a_hook_that_fails(folder: Path) -> None:
     asked = ("run", "-f", "--metrics-file", "m.prom", "disk.img", "out.vma")
     done = pybackup(*asked, "--on-success", "echo so; exit 4", "--on-failure", PRINT, cwd=folder)
-    sentence = "the --on-success command failed: exit status 4"
+    sentence = "the --on-success command failed: exit status 4; the archive is complete"
     assert done == (1, b"", f"so\npybackup: {sentence}\n")
     assert decode((folder / "out.vma").read_bytes()).drives == {"disk": DISK}
     assert told(folder)["PYBACKUP_ERROR"] == sentence
@@ -281,7 +281,7 @@ def test_a_signal_ends_a_hook(folder: Path) -> None:
     hook = "echo $$ > pid; sleep 1000; true"
     process = start("run", "disk.img", "out.vma", "--on-success", hook, cwd=folder)
     wait_until(lambda: (folder / "pid").exists() and (folder / "pid").read_text() != "", "the hook", [process])
-    assert end(process, signal.SIGTERM) == (143, b"", "pybackup: cancelled\n")
+    assert end(process, signal.SIGTERM) == (143, b"", "pybackup: cancelled; the archive is complete\n")
     assert is_gone(int((folder / "pid").read_text()))
     assert (folder / "out.vma").exists()
 
