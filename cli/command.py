@@ -57,7 +57,7 @@ class Command(click.Command):
             meant = _MEANT.get(error.option_name)
             if meant is None or not any(meant in param.opts for param in self.params):
                 raise
-            raise click.NoSuchOption(error.option_name, possibilities=[meant], ctx=error.ctx) from None
+            raise click.UsageError(f"No such option {error.option_name!r}. Did you mean {meant!r}?", ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; CancelledError where Ctrl-C ended it."""

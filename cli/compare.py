@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from pybackup.cli.command import Command
-from pybackup.cli.numbers import duration
+from pybackup.cli.elsewhere import refuse_archive, refuse_source
+from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import (
     force_share_option,
     format_option,
@@ -18,7 +19,7 @@ from pybackup.cli.options import (
     snapshot_option,
     threads_option,
 )
-from pybackup.cli.params import Named, NamedPath
+from pybackup.cli.params import Named, NamedPath, PlainPath
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_drives
@@ -38,8 +39,8 @@ SHOWN = 20
 
 
 @click.command("compare", cls=Command, short_help="Tell whether a disk is what an archive holds.")
-@click.argument("archive", type=click.Path())
-@click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
+@click.argument("archive", type=PlainPath(refuse_archive))
+@click.argument("sources", type=NamedPath(refuse_source), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
 @click.option("--drive", default=None, metavar="NAME", help="The same as NAME=, where there is one SOURCE.")
 @format_option
 @force_share_option
@@ -60,6 +61,7 @@ def command(
 ) -> int:
     """Tell whether disks are what an archive holds. The exit code is 0 if so, and 1 if they differ.
 
+    A disk may be larger than the drive, as one that it was restored to may be: what lies behind is not compared.
     NAME is the drive that SOURCE is compared with. Without it, the archive must have just one drive, or one with the
     file's name up to its first dot. ARCHIVE may be - for the standard input, or a URL.
     """
@@ -117,12 +119,16 @@ def _report(job: CompareJob, as_json: bool, options: dict[str, Any]) -> int:
     equal = not job.different
     if as_json:
         ranges = [{"drive": name, "offset": at, "length": size} for name, at, size in job.differences]
-        print(json.dumps({"equal": equal, "different_bytes": job.different, "differences": ranges}))
+        print(
+            json.dumps({"equal": equal, "different_bytes": job.different, "differences": ranges, "larger": job.larger})
+        )
     elif not options["quiet"]:
         for name, offset, length in job.differences[:SHOWN]:
             click.echo(f"drive {name}: {length} bytes at byte {offset} differ")
         if len(job.differences) > SHOWN:
             click.echo(f"and {len(job.differences) - SHOWN} more ranges")
         if equal:
-            click.echo(f"equal: {', '.join(one.name for one in job.progress.drives)}, in {duration(job.elapsed)}")
+            larger = "".join(f"; the disk of {name} is {short(size)} larger" for name, size in job.larger.items())
+            names = ", ".join(one.name for one in job.progress.drives)
+            click.echo(f"equal: {names}, in {duration(job.elapsed)}{larger}")
     return 0 if equal else int(ExitCode.FAILED)

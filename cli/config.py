@@ -8,13 +8,15 @@ import sys
 import click
 
 from pybackup.cli.command import Command
+from pybackup.cli.elsewhere import refuse_archive
 from pybackup.cli.options import json_option
+from pybackup.cli.params import PlainPath
 from pybackup.core.archive_open import archive_header
 from pybackup.core.errors import RequestError
 
 
 @click.command("config", cls=Command, short_help="Print a configuration that an archive holds.")
-@click.argument("archive", type=click.Path())
+@click.argument("archive", type=PlainPath(refuse_archive))
 @click.argument("name", required=False)
 @json_option
 def command(archive: str, name: str | None, as_json: bool) -> int:

@@ -11,7 +11,7 @@ from pybackup.cli.command import Command
 from pybackup.cli.consistency import in_words
 from pybackup.cli.numbers import counted, duration, percent, short
 from pybackup.cli.options import json_option
-from pybackup.cli.params import parse_size
+from pybackup.cli.params import PlainPath, parse_size
 from pybackup.core.control_client import ask
 from pybackup.core.errors import RequestError
 
@@ -21,7 +21,7 @@ _COMMANDS = ("backup", "status", "speed", "pause", "resume", "cancel", "quit")
 @click.command(
     "ctl", cls=Command, short_help="Steer a running server.", context_settings={"ignore_unknown_options": True}
 )
-@click.argument("control", type=click.Path(), metavar="CONTROL")
+@click.argument("control", type=PlainPath(), metavar="CONTROL")
 @click.argument("what", type=click.Choice(_COMMANDS), metavar="COMMAND")
 @click.argument("values", nargs=-1, type=click.UNPROCESSED, metavar="[VALUE]...")
 @json_option

@@ -18,9 +18,9 @@ EXIT_CODES = {
     "0": "done",
     "1": "failed; for compare: the disks differ",
     "2": "wrong usage; nothing was changed",
-    "3": "the source changed, or cannot be read in places",
-    "4": "the archive is damaged, or is no archive",
-    "5": "the target cannot be used: it exists, is full, too small, in use",
+    "3": "the source cannot be opened or read, or it changed",
+    "4": "the archive cannot be opened, is damaged, or is none",
+    "5": "the target cannot be written: it exists, is full, too small, in use",
     "6": "busy: another program holds the lock",
     "129, 130, 143": "cancelled by SIGHUP, SIGINT, SIGTERM",
     "141": "whoever read the report has gone (SIGPIPE)",
@@ -30,6 +30,52 @@ EXIT_CODES = {
 EPILOG = "\b\nExit codes, the same for every command:\n" + "\n".join(
     f"  {code:13}  {what}" for code, what in EXIT_CODES.items()
 )
+
+
+_MEANT = {
+    "backup": "run",
+    "create": "run",
+    "save": "run",
+    "dump": "run",
+    "copy": "run",
+    "snapshot": "run",
+    "list": "info",
+    "ls": "info",
+    "show": "info",
+    "inspect": "info",
+    "stat": "info",
+    "map": "info",
+    "check": "verify",
+    "test": "verify",
+    "validate": "verify",
+    "scrub": "verify",
+    "fsck": "verify",
+    "extract": "restore",
+    "recover": "restore",
+    "unpack": "restore",
+    "export": "restore",
+    "convert": "restore",
+    "get": "restore",
+    "diff": "compare",
+    "cmp": "compare",
+    "mount": "serve",
+    "nbd": "serve",
+    "server": "serve",
+    "daemon": "serve",
+    "control": "ctl",
+    "status": "ctl",
+    "speed": "ctl",
+    "pause": "ctl",
+    "resume": "ctl",
+    "cancel": "ctl",
+    "quit": "ctl",
+    "configuration": "config",
+    "cat": "config",
+    "completions": "completion",
+    "man": "help",
+    "usage": "help",
+}
+"""What other programs call our commands."""
 
 
 class LazyGroup(click.Group):
@@ -46,6 +92,19 @@ class LazyGroup(click.Group):
         module = import_module(f"pybackup.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As Click does it; a command that others have is told by the name that it has here."""
+        name = args[0]
+        if name in COMMANDS or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        from difflib import get_close_matches
+
+        alike = [_MEANT[name]] if name in _MEANT else get_close_matches(name, COMMANDS, 1)
+        advice = f"did you mean `pybackup {alike[0]}`?" if alike else "`pybackup help` lists the commands"
+        raise click.UsageError(f"There is no command {name!r}: {advice}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without loading them."""

@@ -12,14 +12,17 @@ import click
 
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import in_words
+from pybackup.cli.elsewhere import refuse_archive
 from pybackup.cli.names import printable
 from pybackup.cli.numbers import percent, short
 from pybackup.cli.options import json_option, threads_option
+from pybackup.cli.params import PlainPath
 from pybackup.cli.running import threads_or_default
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
 from pybackup.core.archive_open import STDIN
 from pybackup.core.consistency import consistency_of
+from pybackup.core.errors import ArchiveError, ExitCode
 from pybackup.core.remote import shown
 from pybackup.core.unreadable import LostRanges
 from pybackup.formats.vma import DriveInfo
@@ -32,22 +35,37 @@ _SHADES = " ░▒▓█"
 
 
 @click.command("info", cls=Command, short_help="Tell what an archive holds.")
-@click.argument("archive", type=click.Path())
+@click.argument("archives", type=PlainPath(refuse_archive), nargs=-1, required=True, metavar="ARCHIVE...")
 @click.option("--map", "with_map", is_flag=True, help="Draw where data and zeros lie.")
 @threads_option
 @json_option
-def command(archive: str, with_map: bool, threads: int | None, as_json: bool) -> int:
-    """Tell what an archive holds: its drives with their sizes, its configurations, and where it comes from.
+def command(archives: tuple[str, ...], with_map: bool, threads: int | None, as_json: bool) -> int:
+    """Tell what an archive holds, or several: drives with their sizes, configurations, and where it comes from.
 
     Only the index is read where there is one; other archives are read through. ARCHIVE may be - for the standard
-    input, or a URL.
+    input, or a URL. With --json each archive has a line.
     """
+    code = 0
+    for number, archive in enumerate(archives):
+        if number and not as_json:
+            click.echo()
+        try:
+            _tell(archive, with_map, threads, as_json)
+        except ArchiveError as error:
+            if len(archives) == 1:
+                raise
+            sys.stdout.flush()
+            click.echo(f"pybackup: {error}", err=True)
+            code = int(ExitCode.ARCHIVE)
+    return code
+
+
+def _tell(archive: str, with_map: bool, threads: int | None, as_json: bool) -> None:
     facts = archive_facts(archive, threads=threads_or_default(threads))
     if as_json:
         print(json.dumps(_as_dict(archive, facts, with_map)))
     else:
         _print(archive, facts, with_map)
-    return 0
 
 
 def _row(facts: ArchiveFacts, drive: DriveInfo) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pybackup.cli.params import NAME, Duration, Named, NamedPath, Size
-from pybackup.core.errors import RequestError
+from pybackup.core.errors import RequestError, SourceError
 
 _NUMBERS = (click.types.IntParamType, click.types.FloatParamType, Size, Duration)
 _NO_KEYS = frozenset({"job", "help"})
@@ -58,7 +58,7 @@ def _load(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except OSError as error:
-        raise RequestError(f"cannot read the job file {path}: {error.strerror}") from error
+        raise SourceError(f"cannot read the job file {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the job file {path} is not TOML: {error}") from error
 

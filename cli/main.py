@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "Offer disks over NBD, to be backed up while they are in use.",
     "ctl": "Steer a running server.",
     "completion": "Print the completion script for a shell.",
+    "help": "Explain the program, or a command.",
 }
 """Every command and its one-line help; the command itself is in the module of its name."""
 

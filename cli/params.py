@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -122,18 +123,29 @@ else:
 
 
 class NamedPath(_NamedType):
-    """[NAME=]PATH. A path with a slash before the first = has no name."""
+    """[NAME=]PATH. A path with a slash before the first = has no name.
+
+    ``refuse`` raises for what cannot be such a path.
+    """
 
     name = "[name=]path"
 
+    def __init__(self, refuse: Callable[[str], None] = lambda _: None) -> None:
+        self._refuse = refuse
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Named:
         """Split at the first =."""
-        if isinstance(value, Named):
-            return value
-        name, equals, what = str(value).partition("=")
+        named = value if isinstance(value, Named) else self._split(str(value))
+        if ctx is None or not ctx.resilient_parsing:
+            self._refuse(named.what)
+        return named
+
+    @staticmethod
+    def _split(value: str) -> Named:
+        name, equals, what = value.partition("=")
         if equals and NAME.fullmatch(name) and what:
             return Named(name, what)
-        return Named(None, str(value))
+        return Named(None, value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
         """Paths are completed by the shell, but by us where a name stands before one."""
@@ -141,10 +153,27 @@ class NamedPath(_NamedType):
 
         from click.shell_completion import CompletionItem
 
-        named = self.convert(incomplete, param, ctx)
+        named = self._split(incomplete)
         if named.name is None:
             return [CompletionItem(incomplete, type="file")]
         return [CompletionItem(f"{named.name}={path}") for path in sorted(glob(escape(named.what) + "*"))]
+
+
+class PlainPath(click.Path):
+    """A path, of which whoever opens it says why it cannot be opened, and on which side.
+
+    ``refuse`` raises for what cannot be such a path.
+    """
+
+    def __init__(self, refuse: Callable[[str], None] = lambda _: None) -> None:
+        super().__init__(readable=False)
+        self._refuse = refuse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As it is."""
+        if ctx is None or not ctx.resilient_parsing:
+            self._refuse(str(value))
+        return super().convert(value, param, ctx)
 
 
 def same_file(one: str, other: str) -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from pybackup.cli.command import Command
+from pybackup.cli.elsewhere import refuse_archive, refuse_target
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
-from pybackup.cli.params import Named, NamedPath, same_file
+from pybackup.cli.params import Named, NamedPath, PlainPath, same_file
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_archive, open_drives
@@ -39,18 +40,18 @@ from pybackup.formats.vma import DriveInfo, Header
 
 
 @click.command("restore", cls=Command, short_help="Write an archive's drives to files, a folder, a disk or a stream.")
-@click.argument("archive", type=click.Path())
-@click.argument("target", type=click.Path(), required=False)
+@click.argument("archive", type=PlainPath(refuse_archive))
+@click.argument("targets", type=NamedPath(refuse_target), nargs=-1, metavar="[TARGET | NAME=TARGET...]")
 @click.option(
     "--drive", "names", multiple=True, metavar="NAME", help="Restore only this drive; may be given several times."
 )
 @click.option(
     "--to",
     "places",
-    type=NamedPath(),
+    type=NamedPath(refuse_target),
     multiple=True,
     metavar="NAME=TARGET",
-    help="Write drive NAME to TARGET; may be given several times.",
+    help="The same as NAME=TARGET without --to; may be given several times.",
 )
 @click.option(
     "--format",
@@ -74,7 +75,7 @@ from pybackup.formats.vma import DriveInfo, Header
 @job_options
 def command(
     archive: str,
-    target: str | None,
+    targets: tuple[Named, ...],
     names: tuple[str, ...],
     places: tuple[Named, ...],
     image_format: str | None,
@@ -85,13 +86,15 @@ def command(
 
     TARGET is a folder (every drive becomes a file NAME.raw in it), or, for one drive, a new file, a block device (with
     --force), nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, - for the standard output, or '|COMMAND' for the
-    standard input of a command. A file that is called .qcow2, .vmdk, .vdi, .vhdx, .vhd, .qed or .hdd becomes such an
+    standard input of a command. NAME=TARGET says where drive NAME goes, and may be given several times; a file called
+    NAME=TARGET is ./NAME=TARGET. A file that is called .qcow2, .vmdk, .vdi, .vhdx, .vhd, .qed or .hdd becomes such an
     image, any other is raw. Files are sparse and have the drive's exact size. A restore that fails leaves its file as
     TARGET.partial. ARCHIVE may be - for the standard input, or a URL. Of an archive with an index only the wanted
     drives are read.
     """
     tracer = make_trace(trace)
     image_format = ALIASES.get(image_format or "", image_format)
+    target, places = _whole_and_places(targets, places)
     with (
         _open(archive, lambda header: _plan(header, target, names, places, _ending(image_format)), options) as stream,
         ExitStack() as stack,
@@ -102,9 +105,9 @@ def command(
         configs = _plan_configs(stream.header, target, plan, options)
         if any(same_file(path, archive) for path in plan.values()):
             raise RequestError(f"{shown(archive)} would be replaced by what is restored from it")
-        targets = {drive: _open_target(path, image_format, options["force"], stack) for drive, path in plan.items()}
+        opened = {drive: _open_target(path, image_format, options["force"], stack) for drive, path in plan.items()}
         files = [SmallFile(path, content, replace=options["force"]) for path, content in configs]
-        job = RestoreJob(stream, targets, files=files, speed=options["speed"], trace=tracer)
+        job = RestoreJob(stream, opened, files=files, speed=options["speed"], trace=tracer)
         run_in_loop(run_job(job, "restore", choose(options["progress"], options["quiet"])))
     return _report(job, plan, options)
 
@@ -122,22 +125,30 @@ def _open(
 # -- what goes where --
 
 
+def _whole_and_places(targets: Sequence[Named], places: Sequence[Named]) -> tuple[str | None, tuple[Named, ...]]:
+    """(TARGET, where it has no name; all of NAME=TARGET)."""
+    whole = [one.what for one in targets if one.name is None]
+    if len(whole) > 1 or (whole and len(targets) > 1):
+        raise RequestError("name one TARGET, or NAME=TARGET for each drive that is wanted")
+    return whole[0] if whole else None, (*(one for one in targets if one.name is not None), *places)
+
+
 def _plan(
     header: Header, target: str | None, names: Sequence[str], places: Sequence[Named], ending: str
 ) -> dict[DriveInfo, str]:
     drives = [_drive(header, name) for name in names] or list(header.drives)
     if places:
         if target is not None or names:
-            raise RequestError("--to says where everything goes: neither TARGET nor --drive go with it")
+            raise RequestError("NAME=TARGET says where everything goes: neither a TARGET alone nor --drive go with it")
         return _plan_places(header, places, ending)
     if target is None:
-        raise RequestError("where to? name a TARGET, or --to NAME=TARGET")
+        raise RequestError("where to? name a TARGET, or NAME=TARGET for a drive")
     _refuse_url(target)
     if _is_folder(target):
         return {drive: os.path.join(target, f"{drive.name}{ending}") for drive in drives}
     if len(drives) > 1:
         known = ", ".join(drive.name for drive in drives)
-        raise RequestError(f"the archive has {len(drives)} drives ({known}): name a folder, or one with --drive")
+        raise RequestError(f"the archive has {len(drives)} drives ({known}): name a folder, or NAME=TARGET")
     return {drives[0]: target}
 
 
@@ -149,10 +160,10 @@ def _plan_places(header: Header, places: Sequence[Named], ending: str) -> dict[D
         _refuse_url(place.what)
         drive = _drive(header, place.name)
         if drive in plan:
-            raise RequestError(f"--to names drive {place.name} twice")
+            raise RequestError(f"drive {place.name} is named twice")
         path = os.path.join(place.what, f"{drive.name}{ending}") if _is_folder(place.what) else place.what
         if path in plan.values():
-            raise RequestError(f"--to names the target {path} twice")
+            raise RequestError(f"the target {path} is named twice")
         plan[drive] = path
     return plan
 

@@ -16,6 +16,7 @@ import click
 
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import reason
+from pybackup.cli.elsewhere import refuse_new_archive, refuse_source
 from pybackup.cli.failures import describe
 from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
@@ -28,7 +29,7 @@ from pybackup.cli.options import (
     snapshot_option,
     threads_option,
 )
-from pybackup.cli.params import Named, NamedPath, Size, Whole
+from pybackup.cli.params import Named, NamedPath, PlainPath, Size, Whole
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.run_request import QMP, SERVE, RunRequest, check, name_archive
 from pybackup.cli.running import make_trace, run_in_loop, run_job, tell_report, threads_or_default, warn
@@ -41,7 +42,7 @@ from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.consistency import CRASH, consistency_of
 from pybackup.core.drive_names import source_label, unique_drive_names
-from pybackup.core.errors import ExitCode, RequestError
+from pybackup.core.errors import ExitCode, SourceError
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.qemu.machine import CONFIG_NAME
@@ -61,8 +62,10 @@ if TYPE_CHECKING:
 
 
 @click.command("run", cls=Command, short_help="Back up one or more disks into one archive.")
-@click.argument("sources", type=NamedPath(), nargs=-1, metavar="[NAME=]SOURCE...", callback=or_from_job_file)
-@click.argument("archive", type=click.Path(), metavar="ARCHIVE")
+@click.argument(
+    "sources", type=NamedPath(refuse_source), nargs=-1, metavar="[NAME=]SOURCE...", callback=or_from_job_file
+)
+@click.argument("archive", type=PlainPath(refuse_new_archive), metavar="ARCHIVE")
 @click.option(
     "-c",
     "--config",
@@ -83,7 +86,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--fleece",
-    type=click.Path(file_okay=False),
+    type=PlainPath(),
     default=None,
     show_default="$TMPDIR or /var/tmp",
     metavar="DIR",
@@ -98,7 +101,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--nbd-socket",
-    type=click.Path(),
+    type=PlainPath(),
     default=None,
     metavar="PATH",
     help="With qmp: QEMU's NBD server, of which it has only one, runs already and listens on this Unix socket.",
@@ -350,7 +353,7 @@ def read_config(config: Named) -> tuple[str, bytes]:
         with open(config.what, "rb") as file:
             content = file.read((1 << 16) + 1)
     except OSError as error:
-        raise RequestError(f"cannot read the configuration {config.what}: {error.strerror}") from error
+        raise SourceError(f"cannot read the configuration {config.what}: {error.strerror}") from error
     return config.name or os.path.basename(config.what), content
 
 

@@ -17,7 +17,7 @@ import click
 
 from pybackup.cli.command import Command
 from pybackup.cli.options import agent_options, format_option
-from pybackup.cli.params import Named, NamedPath, Size
+from pybackup.cli.params import Named, NamedPath, PlainPath, Size
 from pybackup.cli.running import run_in_loop, warn
 from pybackup.cli.version import VERSION
 from pybackup.core.backup import GuestPolicy
@@ -65,7 +65,7 @@ class _Request:
 @click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE... | ARCHIVE")
 @click.option(
     "--socket",
-    type=click.Path(),
+    type=PlainPath(),
     default=None,
     metavar="PATH",
     show_default="nbd.sock in a private folder",
@@ -79,7 +79,7 @@ class _Request:
 )
 @click.option(
     "--control",
-    type=click.Path(),
+    type=PlainPath(),
     default=None,
     metavar="PATH",
     show_default="control.sock in a private folder",
@@ -114,7 +114,7 @@ class _Request:
 @click.option("--copy-on-read", is_flag=True, help="Use guests' reads for the backup too.")
 @click.option(
     "--fleece",
-    type=click.Path(file_okay=False),
+    type=PlainPath(),
     default=None,
     show_default="$TMPDIR or /var/tmp",
     metavar="DIR",

@@ -19,7 +19,7 @@ from pybackup.cli.hooks import HookError, run_hook
 from pybackup.cli.job_file import read_job_file
 from pybackup.cli.numbers import counted, duration
 from pybackup.cli.options import all_of
-from pybackup.cli.params import Duration, IoClass, Named, Whole
+from pybackup.cli.params import Duration, IoClass, Named, PlainPath, Whole
 from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_priority
 from pybackup.cli.running import cancelling_signals, is_decided, restore_handlers
 from pybackup.core.backup import BackupJob
@@ -72,7 +72,7 @@ class Wishes:
 _options = all_of(
     click.option(
         "--job",
-        type=click.Path(),
+        type=PlainPath(),
         default=None,
         metavar="FILE",
         is_eager=True,
@@ -90,7 +90,7 @@ _options = all_of(
     ),
     click.option(
         "--metrics-file",
-        type=click.Path(),
+        type=PlainPath(),
         default=None,
         metavar="FILE",
         help="Write metrics for Prometheus to FILE when the run has ended, in whatever way.",

@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from pybackup.cli.command import Command
+from pybackup.cli.elsewhere import refuse_archive
 from pybackup.cli.numbers import counted, duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.params import PlainPath
 from pybackup.cli.progress import choose
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.core.archive_open import open_archive
@@ -21,7 +23,7 @@ from pybackup.core.verify import VerifyJob
 
 
 @click.command("verify", cls=Command, short_help="Read everything of an archive and prove that it is sound.")
-@click.argument("archives", type=click.Path(), nargs=-1, required=True, metavar="ARCHIVE...")
+@click.argument("archives", type=PlainPath(refuse_archive), nargs=-1, required=True, metavar="ARCHIVE...")
 @threads_option
 @json_option
 @job_options

@@ -30,8 +30,10 @@ Difference = tuple[str, int, int]
 class CompareJob(ArchiveWalk):
     """Compares disks with the drives of an archive.
 
-    Fixed: the disks by drive. Changing: ``differences``, ranges (drive name, offset, length) in bytes, joined where
-    they touch, and ``different``, their sum; of very many only the first are kept.
+    Fixed: the disks by drive, and ``larger``: by how many bytes the disk of a drive, by its name, is larger than that,
+    which is no difference, for drives are restored to such disks too. Changing: ``differences``, ranges (drive name,
+    offset, length) in bytes, joined where they touch, and ``different``, their sum; of very many only the first are
+    kept.
     """
 
     MOST_RANGES = 10_000
@@ -41,14 +43,14 @@ class CompareJob(ArchiveWalk):
         self._disks = {drive.drive_id: disk for drive, disk in disks.items()}
         self.differences: list[Difference] = []
         self.different = 0
+        self.larger = {drive.name: disk.size - drive.size for drive, disk in disks.items() if disk.size > drive.size}
         self._ahead: deque[asyncio.Task[list[Difference]]] = deque()
 
     async def _work(self) -> None:
         for drive_id, disk in self._disks.items():
             drive = self.drives[drive_id]
-            common = min(drive.size, disk.size)
-            if disk.size != drive.size:
-                self._differ(drive.name, common, max(drive.size, disk.size) - common)
+            if disk.size < drive.size:
+                self._differ(drive.name, disk.size, drive.size - disk.size)
         try:
             await self._walk()
             await self._settle(0)

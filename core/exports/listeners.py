@@ -86,7 +86,7 @@ def _remove_stale(path: str) -> None:
     """Remove a socket that nobody listens on; leave anything else alone."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise RequestError(f"{path} exists and is not a socket")
+            raise TargetError(f"{path} exists and is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -115,7 +115,7 @@ def test_requests_that_make_no_sense(folder: Path) -> None:
     run(folder, 2, "two drives are called", "disk.img", "sub/../disk.img", "out.vma")
     run(folder, 2, "cannot be the name", "..=disk.img", "out.vma")
     run(folder, 2, "cannot be the name", "disk.img", "-c", ".=good.vma", "out.vma")
-    run(folder, 2, "cannot read the configuration", "disk.img", "-c", "missing.conf", "out.vma")
+    run(folder, 3, "cannot read the configuration", "disk.img", "-c", "missing.conf", "out.vma")
     run(folder, 2, "--size", "-", "out.vma")
     run(folder, 2, "--json", "disk.img", "-", "--json")
     run(folder, 2, "--json", "disk.img", "/dev/stdout", "--json")

@@ -10,7 +10,7 @@ import pytest
 
 from pybackup.cli.job_file import or_from_job_file, read_job_file
 from pybackup.cli.params import Duration, Named, NamedPath, Size, Whole
-from pybackup.core.errors import RequestError
+from pybackup.core.errors import RequestError, SourceError
 
 
 @click.command()
@@ -123,7 +123,7 @@ def test_mistakes(tmp_path: Path, toml: str, sentence: str) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("missing.toml", ""):
-        with pytest.raises(RequestError, match="cannot read the job file"):
+        with pytest.raises(SourceError, match="cannot read the job file"):
             command.main(["--job", str(tmp_path / name), "a", "b"], standalone_mode=False)
     (tmp_path / "bad.toml").write_bytes(b'a = "\xff"')
     with pytest.raises(RequestError, match="is not TOML"):

@@ -157,7 +157,7 @@ def test_paths_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
     async def test() -> None:
         server = NbdServer({"": MemoryDevice(1)})
-        with pytest.raises(RequestError, match="is not a socket"):
+        with pytest.raises(TargetError, match="is not a socket"):
             await server.start_unix(str(tmp_path / "file"))
         with pytest.raises(RequestError, match="too long"):
             await server.start_unix(str(tmp_path / ("x" * 200)))
