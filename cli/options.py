@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pybackup.cli.params import Size, Whole
+from pybackup.cli.params import PlainPath, Size, Whole
 from pybackup.core.image_formats import ALIASES, FORMATS
 from pybackup.core.trace import EVENTS
 
@@ -41,7 +41,7 @@ def agent_options(begin: str = "") -> Callable[[F], F]:
     return all_of(
         click.option(
             "--guest-agent",
-            type=click.Path(),
+            type=PlainPath(),
             default=None,
             metavar="SOCKET",
             help=f"{begin}Freeze the guest's filesystems at the instant of a backup, through the QEMU guest agent whose"

@@ -125,20 +125,20 @@ SOURCES = [
 ARCHIVES = ["nosuch.vma", "closed/x.vma", "closed.vma", "loop", "dir", "d.img"]
 TARGETS = ["nosuch/x", "closed/x", "read-only/x", "d.img/x", "loop"]
 DENIED = [
-    *((3, ["run", what, "o.vma"]) for what in SOURCES),
-    *((3, ["compare", "a.vma", what, "--drive", "d"]) for what in SOURCES[:-1]),
-    *((3, ["serve", what]) for what in SOURCES),
-    *((3, ["run", what, "o.vma"]) for what in ("serve:closed/x", "qmp:closed/x", "qmp:closed.img")),
-    *((3, ["ctl", what, "status"]) for what in ("closed/x", "nosuch", "d.img")),
-    *((3, ["run", "d.img", "-c", what, "o.vma"]) for what in ("nosuch", "closed.img", "dir")),
-    *((3, ["run", "--job", what]) for what in ("nosuch", "closed.img", "dir")),
-    *((4, [command, what]) for what in ARCHIVES for command in ("verify", "info", "config")),
-    *((4, ["restore", what, "x.img"]) for what in ARCHIVES),
-    *((4, ["compare", what, "d.img"]) for what in ARCHIVES),
+    *((3, ["run", what, "o.vma"]) for what in (*SOURCES, "serve:closed/x", "qmp:closed/x", "qmp:closed.img")),
+    *((3, ["compare", "a.vma", what, "--drive", "d"]) for what in ("closed.img", "nosuch.img")),
+    *((3, ["serve", what]) for what in ("closed.img", "nosuch.img")),
+    *((3, ["ctl", what, "status"]) for what in ("closed/x", "d.img")),
+    *((3, ["run", "d.img", "-c", what, "o.vma"]) for what in ("nosuch", "closed.img")),
+    *((3, ["run", "--job", what]) for what in ("nosuch", "closed.img")),
+    *((4, ["info", what]) for what in ARCHIVES),
+    *(
+        (4, [command, "closed.vma", *more])
+        for command, *more in (["verify"], ["config"], ["restore", "x"], ["compare", "d.img"])
+    ),
     *((5, ["run", "d.img", what]) for what in TARGETS),
-    *((5, ["restore", "a.vma", what]) for what in (*TARGETS, "closed/", "read-only/", "closed/x.qcow2")),
-    *((5, ["serve", "d.img", "--socket", what]) for what in (*TARGETS, "d.img", "dir")),
-    *((5, ["serve", "d.img", "--control", what]) for what in (*TARGETS, "d.img", "dir")),
+    *((5, ["restore", "a.vma", what]) for what in ("closed/x", "closed/", "read-only/", "closed/x.qcow2")),
+    *((5, ["serve", "d.img", option, what]) for option, what in (("--socket", "closed/x"), ("--control", "d.img"))),
 ]
 
 
