@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .errors import SourceError
 
-_PROTOCOLS = ("file", "host_device")
+PROTOCOLS = ("file", "host_device")
 _NO_MATTER = ("auto-read-only", "discard", "detect-zeroes", "force-share", "node-name", "read-only")
 _NO_MATTER_OF_FILES = (
     *_NO_MATTER,
@@ -70,7 +70,7 @@ def named_file(name: str, image_format: str | None, folder: str, *, of: str) -> 
     protocol, colon, rest = name.partition(":")
     if not colon or "/" in protocol:
         return Named(Place(os.path.join(folder, name)), image_format)
-    if protocol not in _PROTOCOLS:
+    if protocol not in PROTOCOLS:
         raise _refused(of, name)
     return Named(Place(os.path.abspath(rest)), image_format)  # QEMU does not look for it in the image's folder either
 
@@ -110,7 +110,7 @@ def _flat(content: dict[str, Any], of: str, prefix: str = "", depth: int = 0) ->
 
 def _place(options: dict[str, Any], of: str) -> Place:
     driver = options.get("driver")
-    if driver in _PROTOCOLS:
+    if driver in PROTOCOLS:
         known = {"driver", "filename", *_NO_MATTER_OF_FILES}
         _check_known({key.partition(".")[0] for key in options}, known, of)
         path = options.get("filename")

@@ -23,7 +23,7 @@ from .device_in_use import users_of
 from .devices.raw import Fingerprint, fingerprint_of
 from .errors import SourceChangedError, SourceError, UnreadableError
 from .image_lock import ImageLock, is_written
-from .image_names import Named, Place, named_file
+from .image_names import PROTOCOLS, Named, Place, named_file
 
 MOST_CHAIN = 200
 """Backing files below each other; a chain that is longer most likely never ends."""
@@ -257,6 +257,14 @@ class ImageParts:
                 " not known?"
             )
 
+    def check_size(self, size: int) -> None:
+        """See to it that QEMU reads as much as the image says, up to the end of a sector (SourceError)."""
+        told = self.parts[0].layout.size
+        if not told <= size < told + 512 and not self._changing:
+            raise SourceError(
+                f"cannot use {self.parts[0].path}: it says a size of {told:,} bytes, and QEMU reads {size:,} of it"
+            )
+
     def check_unchanged(self) -> None:
         """SourceChangedError where a file was written to, or another one lies at its path now (SourceError)."""
         for path, before in self._paths.items():
@@ -277,7 +285,8 @@ class ImageParts:
 
 
 def _named(part: ImagePart, other: OtherFile) -> Named:
-    image_format = other.image_format
+    # In old images, what QEMU calls the files and devices below any format stands for raw.
+    image_format = "raw" if other.image_format in PROTOCOLS else other.image_format
     if other.role is Role.BACKING and image_format is None and not other.name.startswith("json:"):
         raise SourceError(
             f"{part.path} names the backing file {other.name} without its format, which a guest could have made up; if"

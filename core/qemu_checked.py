@@ -20,6 +20,7 @@ async def open_checked(image: ImageFile, parts: ImageParts, skip_unreadable: boo
     opened = await _open_past_cache(replace(image, more=parts.options))
     try:
         parts.check_opened(opened.process)
+        parts.check_size(opened.device.size)
         try:
             await _check_lengths(parts)
             for part in parts.images:

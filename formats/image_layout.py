@@ -17,6 +17,8 @@ from typing import NamedTuple, TypeAlias
 
 from .errors import FormatError
 
+SECTOR = 512
+"""Bytes."""
 TABLE_PIECE = 1 << 19
 """Bytes of a table that are read at once."""
 
@@ -95,6 +97,13 @@ def table(image: ImageBytes, offset: int, count: int, code: str, *, big: bool) -
         if big == (sys.byteorder == "little"):
             piece.byteswap()
         yield first, piece
+
+
+def whole_sectors(size: int) -> int:
+    """The size of a disk, in bytes (FormatError where QEMU would cut off its end, for it counts in sectors)."""
+    if size % SECTOR:
+        raise FormatError(f"its size of {size:,} bytes is no multiple of {SECTOR}")
+    return size
 
 
 def needed(block: int, block_size: int, disk_size: int) -> int:

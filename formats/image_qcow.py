@@ -8,7 +8,7 @@ from functools import partial
 
 from .backing_files import HEAD_BYTES, backing_file
 from .errors import FormatError
-from .image_layout import End, ImageBytes, Layout, OtherFile, Role, blocks_for, greatest_end, table
+from .image_layout import End, ImageBytes, Layout, OtherFile, Role, blocks_for, greatest_end, table, whole_sectors
 
 _QCOW = struct.Struct(">4sIQIIQBBHIQ")
 """Magic, version, backing file (offset, length), time, size, cluster bits, L2 bits, unused, encryption, L1's offset."""
@@ -26,7 +26,7 @@ def qcow_layout(image: ImageBytes) -> Layout:
     *_, size, bits, l2_bits, _, _, l1 = _QCOW.unpack_from(head)
     if not 9 <= bits <= 16 or not 6 <= l2_bits <= 13:
         raise FormatError("the header is not as it should be")
-    return Layout(size, partial(_scan_qcow, image, size, bits, l2_bits, l1), _backing(head, "qcow"))
+    return Layout(whole_sectors(size), partial(_scan_qcow, image, size, bits, l2_bits, l1), _backing(head, "qcow"))
 
 
 def _scan_qcow(image: ImageBytes, size: int, bits: int, l2_bits: int, l1: int) -> Iterator[End]:

@@ -13,7 +13,7 @@ import zstandard
 
 from .backing_files import HEAD_BYTES, backing_file, header_extension
 from .errors import FormatError
-from .image_layout import End, ImageBytes, Layout, OtherFile, Role, needed, table
+from .image_layout import End, ImageBytes, Layout, OtherFile, Role, needed, table, whole_sectors
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 """Magic, version, backing file (offset, length), cluster bits, size, encryption, L1 (entries, offset), refcount table
@@ -141,7 +141,7 @@ def qcow2_layout(image: ImageBytes) -> Layout:
         raise FormatError("it has features that are not known")
     compression = head.ljust(105, b"\0")[104] if features & _COMPRESSION else 0
     found = _Qcow2(image, version, bits, size, l1_entries, l1_offset, features, compression)
-    return Layout(size, found.scan, tuple(_files(head, features)), unclosed=bool(features & _DIRTY))
+    return Layout(whole_sectors(size), found.scan, tuple(_files(head, features)), unclosed=bool(features & _DIRTY))
 
 
 def _files(head: bytes, features: int) -> Iterator[OtherFile]:

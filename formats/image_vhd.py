@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from .errors import FormatError
-from .image_layout import End, ImageBytes, Layout, blocks_for, greatest_end, table
+from .image_layout import End, ImageBytes, Layout, blocks_for, greatest_end, table, whole_sectors
 
 _SECTOR = 512
 _FOOTER = struct.Struct(">8sIIQI4sI4sQQHBBI")
@@ -80,9 +80,7 @@ def _chosen(footer: _Footer, room: int) -> int:
     by_size = footer.creator in _BY_SIZE or footer.geometry in (0, _MOST_SECTORS * _SECTOR)
     if footer.stored < footer.geometry <= room and not by_size:
         return footer.geometry
-    if footer.stored % _SECTOR:
-        raise FormatError(f"its size of {footer.stored:,} bytes is no multiple of {_SECTOR}")
-    return footer.stored
+    return whole_sectors(footer.stored)
 
 
 def _options(footer: _Footer, size: int) -> dict[str, str]:

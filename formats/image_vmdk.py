@@ -22,7 +22,7 @@ _ESX = struct.Struct("<4sIIIIII")
 _ESX_TABLE = 4096
 _AT_END = 0xFFFF_FFFF_FFFF_FFFF
 _FOOTER_FROM_END = 1024
-_COMPRESSED, _ZERO_GRAINS = 1 << 16, 1 << 2
+_COMPRESSED, _MARKERS, _ZERO_GRAINS = 1 << 16, 1 << 17, 1 << 2
 _GRAIN_MARKER = struct.Struct("<QI")
 _MOST_DIRECTORY = 512 << 20 >> 2
 
@@ -64,6 +64,8 @@ class _Sparse:
     def _grain_end(self, sector: int, length: int) -> End:
         at = sector * _SECTOR
         if self.flags & _COMPRESSED:
+            if not self.flags & _MARKERS:
+                return End(at)  # how long it is, is told nowhere
             _, length = _GRAIN_MARKER.unpack(self.image.exactly(at, _GRAIN_MARKER.size, "a part of its data"))
             return End(at + _GRAIN_MARKER.size + length)
         return End(at + length)
@@ -97,6 +99,11 @@ def _described(text: bytes) -> Layout:
     if len(text) == MOST_BYTES and b"\0" not in text:
         raise FormatError(f"its descriptor has more than {MOST_BYTES:,} bytes")
     told = parse_descriptor(text)
+    for extent in told.extents:
+        if not extent.is_read:
+            raise FormatError(
+                f"QEMU passes over the extent {extent.line!r}, and the rest of the disk would lie elsewhere"
+            )
     if any(extent.kind == "SESPARSE" for extent in told.extents):
         raise FormatError("it has extents of the kind SESPARSE, of which cannot be told whether they are complete")
     files = tuple(_other_file(extent) for extent in told.extents)

@@ -19,12 +19,17 @@ _ORPHAN = b"ffffffff"
 
 
 class Extent(NamedTuple):
-    """A part of the disk: ``size`` in bytes, ``kind`` as the descriptor calls it, ``offset`` of a flat one in bytes."""
+    """A part of the disk: ``size`` in bytes, ``kind`` as the descriptor calls it, ``offset`` of a flat one in bytes.
+
+    ``line`` is the beginning of what stands there; ``is_read`` says whether QEMU takes notice of it.
+    """
 
     size: int
     kind: str
     name: str
     offset: int
+    line: str
+    is_read: bool
 
     @property
     def is_flat(self) -> bool:
@@ -41,7 +46,7 @@ class Descriptor(NamedTuple):
 
 
 def parse_descriptor(text: bytes) -> Descriptor:
-    """Read a descriptor (FormatError, also for what QEMU passes over without a word)."""
+    """Read a descriptor (FormatError)."""
     text = text.partition(b"\0")[0]
     if not text.startswith(SIGNATURE):
         raise FormatError("it has no descriptor: it is an extent or a delta of a disk that another file describes")
@@ -63,11 +68,11 @@ def _extent(line: bytes) -> Extent:
         raise FormatError(f"the descriptor has an extent that cannot be read: {told[:80]!r}")
     access, sectors, kind, name, offset = found.groups()
     sort = kind.decode()
-    if access != b"RW" or sort not in _FLAT + _SPARSE or not name:
-        raise FormatError(f"QEMU passes over the extent {told[:80]!r}, and the rest of the disk would lie elsewhere")
-    if int(sectors) < 1 or (offset is not None) is not (sort == "FLAT"):
+    is_read = access == b"RW" and sort in _FLAT + _SPARSE and bool(name)
+    if int(sectors) < 1 or (is_read and (offset is not None) is not (sort == "FLAT")):
         raise FormatError(f"the descriptor has an extent that cannot be: {told[:80]!r}")
-    return Extent(int(sectors) * 512, sort, name.decode(errors="surrogateescape"), int(offset or 0) * 512)
+    named = (name or b"").decode(errors="surrogateescape")
+    return Extent(int(sectors) * 512, sort, named, int(offset or 0) * 512, told[:80], is_read)
 
 
 def _parent(text: bytes) -> str | None:

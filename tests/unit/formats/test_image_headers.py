@@ -176,6 +176,8 @@ def hosted(text: bytes, capacity: int = 128) -> bytes:
 def test_a_vmdk_in_one_file() -> None:
     one = 'RW 128 SPARSE "old name.vmdk"'
     assert layout(hosted(descriptor(one)), "vmdk").size == 1 << 16
+    # What stands in its own descriptor of its own extent, QEMU does not look at.
+    assert layout(hosted(descriptor('RDONLY 128 SPARSE "generated-stream.vmdk"')), "vmdk").size == 1 << 16
     assert layout(hosted(b""), "vmdk extent").size == 1 << 16
     with pytest.raises(FormatError, match="an extent or a delta of a disk that another file describes"):
         layout(hosted(b""), "vmdk")
@@ -195,6 +197,10 @@ def test_a_qcow2_that_has_what_nobody_knows() -> None:
     assert layout(whole, "qcow2").size == 1 << 20
     with pytest.raises(FormatError, match="a part of its tables lies behind the end"):
         layout(bytes(head), "qcow2")
+    struct.pack_into(">Q", head, 24, (1 << 20) + 100)
+    with pytest.raises(FormatError, match="no multiple of 512"):
+        layout(bytes(head).ljust(2 << 16, b"\0"), "qcow2")
+    struct.pack_into(">Q", head, 24, 1 << 20)
     for features, sentence in ((1 << 5, "features that are not known"), (4, "does not say in which")):
         struct.pack_into(">Q", head, 72, features)
         with pytest.raises(FormatError, match=sentence):
