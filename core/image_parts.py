@@ -6,9 +6,7 @@ handed to us must not make us read what its owner could not.
 
 from __future__ import annotations
 
-import errno
 import os
-import pwd
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +22,7 @@ from .devices.raw import Fingerprint, fingerprint_of
 from .errors import SourceChangedError, SourceError, UnreadableError
 from .image_lock import ImageLock, is_written
 from .image_names import PROTOCOLS, Named, Place, named_file
+from .opened_files import identity_of, may_read, open_for_reading, opened_by
 
 MOST_CHAIN = 200
 """Backing files below each other; a chain that is longer most likely never ends."""
@@ -136,11 +135,11 @@ class ImageParts:
         try:
             # What is no disk is not even opened: a character device can do anything then.
             self._refuse_foreign(path, os.stat(path))
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = open_for_reading(path)
         except OSError as error:
             raise SourceError(f"cannot open {path}: {error.strerror}") from error
         info = os.fstat(fd)
-        if (known := self._fds.get(_identity(info))) is not None:
+        if (known := self._fds.get(identity_of(info))) is not None:
             os.close(fd)
             return known
         self._undo.callback(os.close, fd)
@@ -148,7 +147,7 @@ class ImageParts:
         # Before anything is looked at: what changes from now on is seen.
         self._lock(fd, path, lock)
         self._paths[path] = fingerprint_of(os.fstat(fd))
-        self._fds[_identity(info)] = fd
+        self._fds[identity_of(info)] = fd
         if stat.S_ISBLK(info.st_mode) and (user := users_of(path)):
             self.warnings.append(
                 f"{path} is in use ({user}): the backup is of no one instant if it is written to meanwhile"
@@ -162,7 +161,7 @@ class ImageParts:
             return
         image = self.parts[0].path
         owner = os.stat(image)
-        if not _may_read(owner.st_uid, owner.st_gid, info):
+        if not may_read(owner.st_uid, owner.st_gid, info):
             raise SourceError(
                 f"{image} reads from {path}, which the owner of that image may not read; who trusts it, gives both the"
                 " same owner"
@@ -250,7 +249,7 @@ class ImageParts:
 
     def check_opened(self, process: int) -> None:
         """See to it that a process reads from these files, and no others (SourceError)."""
-        read = set(_opened_by(process))
+        read = set(opened_by(process))
         if self.parts and read != set(self._fds):
             raise SourceError(
                 f"{self.parts[0].path}: QEMU reads from other files for it than the image says; is it of a kind that is"
@@ -337,44 +336,6 @@ def _check_length(part: ImagePart, size: int, needs: int) -> None:
 def _damaged(part: ImagePart, what: str) -> SourceError:
     raw = "; --format raw takes the file as it is, damage and all" if part.is_image and not part.depth else ""
     return SourceError(f"{part.path} is damaged: {what}{raw}")
-
-
-def _identity(info: os.stat_result) -> tuple[int, int]:
-    """Of a file; of a block device, whichever name it has."""
-    return (-1, info.st_rdev) if stat.S_ISBLK(info.st_mode) else (info.st_dev, info.st_ino)
-
-
-def _opened_by(process: int) -> Iterator[tuple[int, int]]:
-    """The files and block devices that a process has open, but for its standard ones."""
-    folder = f"/proc/{process}/fd"
-    try:
-        numbers = [name for name in os.listdir(folder) if int(name) > 2]
-    except OSError as error:
-        raise SourceError(f"cannot see which files QEMU reads: {error.strerror}") from error
-    for name in numbers:
-        try:
-            info = os.stat(f"{folder}/{name}")
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                continue  # it was closed meanwhile
-            raise SourceError(f"cannot see which files QEMU reads: {error.strerror}") from error
-        if stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode):
-            yield _identity(info)
-
-
-def _may_read(uid: int, gid: int, info: os.stat_result) -> bool:
-    """Whether a user could read a file by its mode."""
-    if uid in (0, info.st_uid) or info.st_mode & stat.S_IROTH:
-        return True
-    return bool(info.st_mode & stat.S_IRGRP) and info.st_gid in _groups(uid, gid)
-
-
-def _groups(uid: int, gid: int) -> set[int]:
-    try:
-        user = pwd.getpwuid(uid)
-        return {gid, *os.getgrouplist(user.pw_name, user.pw_gid)}
-    except (KeyError, OSError):
-        return {gid}
 
 
 def _refuse_bundle(path: str, image_format: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import resource
 import subprocess
 from pathlib import Path
 
@@ -225,3 +227,18 @@ def test_a_part_of_a_parallels_disk(tmp_path: Path) -> None:
     (tmp_path / "DiskDescriptor.xml").write_text("<Storage><Image><GUID/></Image><Image/><Image></Image></Storage>")
     with pytest.raises(SourceError, match="is one of 2 images of a Parallels disk"):
         check(image, "parallels")
+
+
+def test_more_extents_than_files_may_be_open_at_first(tmp_path: Path) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lines = ["# Disk DescriptorFile", "version=1", "parentCID=ffffffff", 'createType="twoGbMaxExtentFlat"']
+    for number in range(200):
+        (tmp_path / f"disk-f{number}.vmdk").write_bytes(bytes(512))
+        lines.append(f'RW 1 FLAT "disk-f{number}.vmdk" 0')
+    (tmp_path / "disk.vmdk").write_text("\n".join(lines))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, most))
+    try:
+        assert len(check(tmp_path / "disk.vmdk", "vmdk")) == 201
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
