@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -20,6 +19,8 @@ from pybackup.cli.options import (
     threads_option,
 )
 from pybackup.cli.params import Named, NamedPath, PlainPath
+from pybackup.cli.printable import as_json as json_text
+from pybackup.cli.printable import say
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_drives
@@ -120,15 +121,15 @@ def _report(job: CompareJob, as_json: bool, options: dict[str, Any]) -> int:
     if as_json:
         ranges = [{"drive": name, "offset": at, "length": size} for name, at, size in job.differences]
         print(
-            json.dumps({"equal": equal, "different_bytes": job.different, "differences": ranges, "larger": job.larger})
+            json_text({"equal": equal, "different_bytes": job.different, "differences": ranges, "larger": job.larger})
         )
     elif not options["quiet"]:
         for name, offset, length in job.differences[:SHOWN]:
-            click.echo(f"drive {name}: {length} bytes at byte {offset} differ")
+            say(f"drive {name}: {length} bytes at byte {offset} differ")
         if len(job.differences) > SHOWN:
             click.echo(f"and {len(job.differences) - SHOWN} more ranges")
         if equal:
             larger = "".join(f"; the disk of {name} is {short(size)} larger" for name, size in job.larger.items())
             names = ", ".join(one.name for one in job.progress.drives)
-            click.echo(f"equal: {names}, in {duration(job.elapsed)}{larger}")
+            say(f"equal: {names}, in {duration(job.elapsed)}{larger}")
     return 0 if equal else int(ExitCode.FAILED)

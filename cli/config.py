@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
@@ -11,8 +10,10 @@ from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import refuse_archive
 from pybackup.cli.options import json_option
 from pybackup.cli.params import PlainPath
+from pybackup.cli.printable import as_json as json_text
 from pybackup.core.archive_open import archive_header
 from pybackup.core.errors import RequestError
+from pybackup.formats.vma import find_name
 
 
 @click.command("config", cls=Command, short_help="Print a configuration that an archive holds.")
@@ -27,7 +28,7 @@ def command(archive: str, name: str | None, as_json: bool) -> int:
     configs = dict(archive_header(archive).configs)
     if as_json:
         chosen = configs if name is None else {name: _pick(configs, name)}
-        print(json.dumps({key: content.decode("utf-8", "replace") for key, content in chosen.items()}))
+        print(json_text({key: content.decode("utf-8", "replace") for key, content in chosen.items()}))
         return 0
     sys.stdout.buffer.write(_pick(configs, name))
     sys.stdout.buffer.flush()
@@ -37,9 +38,10 @@ def command(archive: str, name: str | None, as_json: bool) -> int:
 def _pick(configs: dict[str, bytes], name: str | None) -> bytes:
     known = ", ".join(configs) or "none"
     if name is not None:
-        if name not in configs:
+        found = find_name(configs, name)
+        if found is None:
             raise RequestError(f"the archive has no configuration {name}; it has {known}")
-        return configs[name]
+        return found
     if len(configs) != 1:
         raise RequestError(f"the archive has {len(configs)} configurations ({known}): name one")
     return next(iter(configs.values()))

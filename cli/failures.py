@@ -12,6 +12,7 @@ import click
 
 from pybackup.cli.command import UnforeseenError
 from pybackup.cli.interrupts import DEBUG
+from pybackup.cli.printable import say
 from pybackup.cli.standard_streams import ReportError, forget_report
 from pybackup.core.errors import ExitCode, PybackupError
 from pybackup.formats.errors import FormatError
@@ -81,7 +82,7 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
         return code
     if _wants_traceback(error, arguments):
         traceback.print_exception(error)
-    click.echo(f"pybackup: {sentence}", err=True)
+    say(f"pybackup: {sentence}", err=True)
     return code
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import uuid
@@ -17,6 +16,8 @@ from pybackup.cli.names import printable
 from pybackup.cli.numbers import percent, short
 from pybackup.cli.options import json_option, threads_option
 from pybackup.cli.params import PlainPath
+from pybackup.cli.printable import as_json as json_text
+from pybackup.cli.printable import say
 from pybackup.cli.running import threads_or_default
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
@@ -63,7 +64,7 @@ def command(archives: tuple[str, ...], with_map: bool, threads: int | None, as_j
 def _tell(archive: str, with_map: bool, threads: int | None, as_json: bool) -> None:
     facts = archive_facts(archive, threads=threads_or_default(threads))
     if as_json:
-        print(json.dumps(_as_dict(archive, facts, with_map)))
+        print(json_text(_as_dict(archive, facts, with_map)))
     else:
         _print(archive, facts, with_map)
 
@@ -107,7 +108,7 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
     header = facts.header
     created = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(header.created, 253402300799)))
     called = "the standard input" if archive == STDIN else shown(archive)
-    click.echo(
+    say(
         f"{called}: {'VMA' if facts.compression == 'vma' else 'VMA in ' + facts.compression},"
         f" {short(facts.size) if facts.size is not None else 'size unknown'},"
         f" {'with' if facts.has_index else 'without'} index"
@@ -117,6 +118,11 @@ def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
         click.echo(f"made by  {printable(facts.about['tool'])}")
     if (state := in_words(facts.about)) is not None:
         click.echo(f"state    {state}")
+    if header.is_delta:
+        click.echo(
+            f"parent   {uuid.UUID(bytes=header.parent_uuid)}: only what changed since then is here, and this version of"
+            " pybackup cannot restore it"
+        )
     for name, content in header.configs:
         click.echo(f"config   {printable(name)} ({len(content)} bytes)")
     rows = [_row(facts, drive) for drive in header.drives]

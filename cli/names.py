@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pybackup.formats.text import shown
+
 
 def printable(text: object) -> str:
-    """Text without control characters."""
-    return "".join(one if one.isprintable() else "?" for one in str(text))
+    """Text in which what is not printable is escaped."""
+    return shown(str(text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,8 @@ from pybackup.cli.elsewhere import refuse_archive, refuse_target
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, same_file
+from pybackup.cli.printable import as_json as json_text
+from pybackup.cli.printable import say
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
 from pybackup.core.archive_open import open_archive, open_drives
@@ -23,6 +24,7 @@ from pybackup.core.archive_stream import ArchiveStream, Digests
 from pybackup.core.device_in_use import device_in_use
 from pybackup.core.devices.probe import suffix_format
 from pybackup.core.devices.raw import RawDevice
+from pybackup.core.drive_names import file_name
 from pybackup.core.drives_by_index import DrivesByIndex
 from pybackup.core.errors import ArchiveError, ExitCode, RequestError, TargetError
 from pybackup.core.image_formats import ALIASES, FORMATS
@@ -145,7 +147,7 @@ def _plan(
         raise RequestError("where to? name a TARGET, or NAME=TARGET for a drive")
     _refuse_url(target)
     if _is_folder(target):
-        return {drive: os.path.join(target, f"{drive.name}{ending}") for drive in drives}
+        return {drive: os.path.join(target, f"{file_name(drive.name)}{ending}") for drive in drives}
     if len(drives) > 1:
         known = ", ".join(drive.name for drive in drives)
         raise RequestError(f"the archive has {len(drives)} drives ({known}): name a folder, or NAME=TARGET")
@@ -161,7 +163,7 @@ def _plan_places(header: Header, places: Sequence[Named], ending: str) -> dict[D
         drive = _drive(header, place.name)
         if drive in plan:
             raise RequestError(f"drive {place.name} is named twice")
-        path = os.path.join(place.what, f"{drive.name}{ending}") if _is_folder(place.what) else place.what
+        path = os.path.join(place.what, f"{file_name(drive.name)}{ending}") if _is_folder(place.what) else place.what
         if path in plan.values():
             raise RequestError(f"the target {path} is named twice")
         plan[drive] = path
@@ -240,7 +242,7 @@ def _plan_configs(
         return []
     if target is None or not _is_folder(target):
         raise RequestError("--with-config needs a folder as TARGET")
-    configs = [(os.path.join(target, name), content) for name, content in header.configs]
+    configs = [(os.path.join(target, file_name(name)), content) for name, content in header.configs]
     for path, _ in configs:
         if path in plan.values():
             raise ArchiveError(f"a drive and a configuration of the archive would both be {path}; restore them apart")
@@ -254,11 +256,11 @@ def _plan_configs(
 
 def _report(job: RestoreJob, plan: dict[DriveInfo, str], options: dict[str, Any]) -> int:
     for damage in job.damage:
-        click.echo(f"pybackup: lost: {damage}", err=True)
+        say(f"pybackup: lost: {damage}", err=True)
     if options["as_json"]:
         drives = [{"name": drive.name, "size": drive.size, "target": path} for drive, path in plan.items()]
         print(
-            json.dumps(
+            json_text(
                 {
                     "drives": drives,
                     "damage": [damage.as_dict() for damage in job.damage],
@@ -267,7 +269,7 @@ def _report(job: RestoreJob, plan: dict[DriveInfo, str], options: dict[str, Any]
             )
         )
     if shows_summary(options["progress"], options["quiet"], options["verbose"]):
-        click.echo(
+        say(
             f"restored {short(job.progress.size)} ({short(job.progress.stored)} of data) in"
             f" {duration(job.elapsed)}: " + ", ".join(plan.values()),
             err=True,

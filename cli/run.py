@@ -41,7 +41,7 @@ from pybackup.core.archive_open import archive_reader
 from pybackup.core.archive_stream import ArchiveStream
 from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
 from pybackup.core.consistency import CRASH, consistency_of
-from pybackup.core.drive_names import source_label, unique_drive_names
+from pybackup.core.drive_names import source_label, stored_name, unique_drive_names
 from pybackup.core.errors import ExitCode, SourceError
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
@@ -354,7 +354,7 @@ def read_config(config: Named) -> tuple[str, bytes]:
             content = file.read((1 << 16) + 1)
     except OSError as error:
         raise SourceError(f"cannot read the configuration {config.what}: {error.strerror}") from error
-    return config.name or os.path.basename(config.what), content
+    return stored_name(config.name or os.path.basename(config.what)), content
 
 
 async def verify_file(path: str, name: str, pool: ThreadPoolExecutor) -> None:

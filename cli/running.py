@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pybackup.cli.printable import say
 from pybackup.cli.progress import PERIOD, Display
 from pybackup.cli.standard_streams import ReportError, forget_report
 from pybackup.core.allocator import keep_freed_memory
@@ -195,7 +196,7 @@ def _drain(sock: socket.socket) -> None:
 def warn(sentences: Iterable[str], word: str = "warning") -> None:
     """Print sentences for the user, a line each, that are no failures."""
     for sentence in sentences:
-        click.echo(f"pybackup: {word}: {sentence}", err=True)
+        say(f"pybackup: {word}: {sentence}", err=True)
 
 
 def tell_report(text: str) -> None:

@@ -20,6 +20,7 @@ from pybackup.cli.job_file import read_job_file
 from pybackup.cli.numbers import counted, duration
 from pybackup.cli.options import all_of
 from pybackup.cli.params import Duration, IoClass, Named, PlainPath, Whole
+from pybackup.cli.printable import say
 from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_priority
 from pybackup.cli.running import cancelling_signals, is_decided, restore_handlers
 from pybackup.core.backup import BackupJob
@@ -324,4 +325,4 @@ def _write_metrics(path: str, outcome: Outcome, facts: RunFacts, labels: dict[st
 
 
 def _tell(sentence: str) -> None:
-    click.echo(f"pybackup: {sentence}", err=True)
+    say(f"pybackup: {sentence}", err=True)

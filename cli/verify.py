@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -12,10 +11,12 @@ from pybackup.cli.elsewhere import refuse_archive
 from pybackup.cli.numbers import counted, duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import PlainPath
+from pybackup.cli.printable import as_json as json_text
+from pybackup.cli.printable import say
 from pybackup.cli.progress import choose
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
 from pybackup.core.archive_open import open_archive
-from pybackup.core.archive_stream import Damage
+from pybackup.core.archive_stream import ArchiveStream, Damage
 from pybackup.core.errors import ArchiveError, ExitCode
 from pybackup.core.remote import shown
 from pybackup.core.trace import Trace
@@ -33,6 +34,11 @@ def command(archives: tuple[str, ...], as_json: bool, trace: str, **options: Any
     Checked are the zstd checksums, the MD5s, the digests of extents and clusters, the index and the seek table, and
     that every cluster of every drive is there exactly once. Damage is listed with drive, clusters and bytes.
     ARCHIVE may be - for the standard input, or a URL.
+
+    Of an archive of another program, which carries no checksum of its data (a plain VMA, or zstd without checksums),
+    only the structure can be sound: what flipped in the data, nobody can see. That is told, and "protected" is then
+    false in JSON. Extents of one plain archive in another of the same uuid and time go unnoticed too, for only an index
+    knows which belong together.
     """
     tracer = make_trace(trace)
     code = 0
@@ -49,18 +55,34 @@ def _verify_one(archive: str, as_json: bool, options: dict[str, Any], trace: Tra
     except ArchiveError as error:
         _report(shown(archive), [Damage(str(error))], as_json)
         return int(ExitCode.ARCHIVE)
-    _report(shown(archive), job.damage, as_json)
+    _report(shown(archive), job.damage, as_json, stream)
     if not job.damage and not as_json and not options["quiet"]:
         index = "" if stream.has_seek_table else ", without an index"
-        click.echo(
-            f"{stream.name}: sound: {counted(len(job.drives), 'drive')}, {short(job.progress.size)},"
+        verdict = "sound" if stream.protects_data else "structure sound, data not protected"
+        say(
+            f"{stream.name}: {verdict}: {counted(len(job.drives), 'drive')}, {short(job.progress.size)},"
             f" {short(job.progress.stored)} of data read in {duration(job.elapsed)}{index}"
         )
+        for name, size in stream.ends_early():
+            say(f"{stream.name}: drive {name} ends after {short(size)}, as memory may: if more was cut off, it is lost")
     return int(ExitCode.ARCHIVE) if job.damage else 0
 
 
-def _report(name: str, damage: list[Damage], as_json: bool) -> None:
+def _report(name: str, damage: list[Damage], as_json: bool, stream: ArchiveStream | None = None) -> None:
+    not_listed = stream.not_listed if stream else 0
     if as_json:
-        print(json.dumps({"archive": name, "sound": not damage, "damage": [one.as_dict() for one in damage]}))
+        report: dict[str, Any] = {
+            "archive": name,
+            "sound": not damage,
+            "protected": stream.protects_data if stream else None,
+            "damage": [one.as_dict() for one in damage],
+        }
+        if not_listed:
+            report["damage_not_listed"] = not_listed
+        if stream and (ends := [{"drive": drive, "bytes": size} for drive, size in stream.ends_early()]):
+            report["ends_early"] = ends
+        print(json_text(report))
     for one in damage:
-        click.echo(f"pybackup: {name}: {one}" if name not in one.what else f"pybackup: {one}", err=True)
+        say(f"pybackup: {name}: {one}" if name not in one.what else f"pybackup: {one}", err=True)
+    if not_listed:
+        say(f"pybackup: {name}: and {not_listed:,} more", err=True)

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pybackup.formats.cluster_index import RUN_ZERO, DriveCounts, Segment
+from pybackup.formats.cluster_index import RUN_ZERO, DriveCounts
+from pybackup.formats.cluster_lookup import Segment
 from pybackup.formats.vma import Header
 from pybackup.formats.vma_layout import BLOCK_SIZE
 
@@ -47,7 +48,7 @@ def archive_facts(archive: str, *, threads: int = 1) -> ArchiveFacts:
         return _from_reading(archive, None, threads)
     with range_reader(archive) as source:
         try:
-            return _from_index(ArchiveIndex(source.pread, source.size, shown(archive)))
+            return _from_index(ArchiveIndex(source.pread, source.size, shown(archive), allow_delta=True))
         except NoIndexError:
             return _from_reading(archive, source.size, threads)
 
@@ -82,7 +83,6 @@ def _from_index(archive: ArchiveIndex) -> ArchiveFacts:
 def _count_segment(
     segment: Segment, counts: dict[int, DriveCounts], compressed: dict[int, int], maps: dict[int, DriveMap]
 ) -> None:
-    shares: dict[int, int] = {}
     number = 0
     for drive_id, kind, first, count in segment.runs:
         if kind == RUN_ZERO:
@@ -91,14 +91,13 @@ def _count_segment(
             counts[drive_id].stored_clusters += count
             counts[drive_id].stored_bytes += segment.blocks_in(number, count) * BLOCK_SIZE
             number += count
-            shares[drive_id] = shares.get(drive_id, 0) + count
             _mark(maps[drive_id], first, count)
-    for drive_id, share in shares.items():
-        compressed[drive_id] += segment.compressed_size * share // sum(shares.values())
+    for drive_id, size in segment.compressed_sizes().items():
+        compressed[drive_id] += size
 
 
 def _from_reading(archive: str, size: int | None, threads: int) -> ArchiveFacts:
-    with open_archive(archive, threads=threads, digests=Digests.NONE) as stream:
+    with open_archive(archive, threads=threads, digests=Digests.NONE, allow_delta=True) as stream:
         maps = _new_maps(stream.header)
         for checked in stream:
             for drive_id, first, count, mask in checked.extent.header.runs:

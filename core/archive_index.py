@@ -14,20 +14,25 @@ from pybackup.formats import cluster_index as index
 from pybackup.formats import vma
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.archive import MAX_FRAME_SIZE
-from pybackup.formats.cluster_index import Directory, FramePlace, Segment, SegmentPlace
+from pybackup.formats.cluster_lookup import Directory, FramePlace, Segment, SegmentPlace
 from pybackup.formats.clusters import ZERO_CLUSTER, cluster_digest, expand
-from pybackup.formats.errors import FormatError
+from pybackup.formats.errors import FormatError, UnsupportedError
 from pybackup.formats.vma import Header
 from pybackup.formats.vma_layout import BLOCK_SIZE, MAX_HEADER_WRITTEN
 
 from .archive_input import decompress_frame
 from .errors import ArchiveError
-from .read_ahead import in_order
+from .read_ahead import Sized, in_order
 
 MAX_INDEX_FRAME = zs.MAX_SKIPPABLE[zs.INDEX_MAGIC]
+MAX_SEGMENT_FRAME = zs.most_compressed(index.MAX_CONTENT[index.SEGMENT])
 SEGMENTS_KEPT, FRAMES_KEPT = 64, 16
-SEGMENTS_AHEAD = 3
-"""Segments read ahead when all are wanted."""
+SEGMENTS_SIZE, FRAMES_SIZE = 24 << 20, 32 << 20
+"""Bytes that the segments and the frames that are kept may take; the last used is always kept."""
+SEGMENTS_AHEAD, SEGMENTS_AHEAD_SIZE = 3, 16 << 20
+"""Segments read ahead when all are wanted, and bytes that they may take in the file."""
+MOST_PARTS = 16
+"""Frames that hold one cluster: ours lie in one, and hardly more can be in any archive that is not made to hurt."""
 HEADER_STEP = 16 << 10
 """Bytes: a header without large configurations takes less than a kilobyte."""
 
@@ -43,15 +48,18 @@ class ArchiveIndex:
     Changing: what is kept of segments and frames, which read_cluster() and run_at() touch; one thread at a time.
     """
 
-    def __init__(self, pread: Callable[[int, int], bytes], size: int, name: str) -> None:
+    def __init__(self, pread: Callable[[int, int], bytes], size: int, name: str, *, allow_delta: bool = False) -> None:
         """Read header and directory (ArchiveError; NoIndexError where there is none)."""
         self.name, self.size = name, size
-        self._read = pread
+        self._read, self._allow_delta = pread, allow_delta
         self._segments: OrderedDict[int, Segment] = OrderedDict()
         self._frames: OrderedDict[int, bytes] = OrderedDict()
+        self._segments_size = self._frames_size = 0
         try:
             self.directory = self._read_directory()
             self.header: Header = self._read_header()
+        except UnsupportedError as error:
+            raise ArchiveError(f"{name}: {error.what}") from error
         except FormatError as error:
             raise ArchiveError(f"{name} is damaged: {error}") from None
 
@@ -91,7 +99,8 @@ class ArchiveIndex:
         frame = zs.next_frame(feed, MAX_HEADER_WRITTEN)
         if not isinstance(frame, zs.Frame) or frame.magic is not None:
             raise FormatError("the header is not a frame of its own", 0)
-        return vma.decode_header(decompress_frame(frame.content, frame.content_size, 0))
+        content = decompress_frame(frame.content, frame.content_size, 0)
+        return vma.decode_header(content, allow_delta=self._allow_delta)
 
     def _from_start(self) -> Callable[[int], bytes]:
         """What reads on from the beginning of the file."""
@@ -109,10 +118,11 @@ class ArchiveIndex:
 
     def segments(self, places: Iterable[SegmentPlace], pool: ThreadPoolExecutor) -> Iterator[Segment]:
         """These segments in their order, read ahead in the pool; none is kept."""
-        return in_order(pool, (partial(self._read_segment, place) for place in places), SEGMENTS_AHEAD)
+        calls = (Sized(place.length, partial(self._read_segment, place)) for place in places)
+        return in_order(pool, calls, SEGMENTS_AHEAD, SEGMENTS_AHEAD_SIZE)
 
     def _read_segment(self, place: SegmentPlace) -> Segment:
-        if place.length > MAX_INDEX_FRAME or place.file_offset + place.length > self.size:
+        if place.length > MAX_SEGMENT_FRAME or place.file_offset + place.length > self.size:
             raise ArchiveError(f"{self.name} is damaged: the directory names a place outside the file")
         try:
             kind, content = index.unwrap(self._index_frame(place.file_offset, place.length), place.file_offset)
@@ -134,8 +144,11 @@ class ArchiveIndex:
         found = self._segments.get(place.file_offset)
         if found is None:
             found = self._segments[place.file_offset] = self._read_segment(place)
-            if len(self._segments) > SEGMENTS_KEPT:
-                self._segments.popitem(last=False)
+            self._segments_size += found.size
+            while len(self._segments) > SEGMENTS_KEPT or (
+                len(self._segments) > 1 and self._segments_size > SEGMENTS_SIZE
+            ):
+                self._segments_size -= self._segments.popitem(last=False)[1].size
         self._segments.move_to_end(place.file_offset)
         return found
 
@@ -160,18 +173,19 @@ class ArchiveIndex:
             stored = segment.stored(number)
             content = expand(stored.mask, self._vma_bytes(segment, stored.vma_offset, stored.mask.bit_count()))
             if cluster_digest(content) != stored.digest:
-                raise FormatError("a cluster does not match its digest", stored.vma_offset)
+                raise FormatError("a cluster does not match its digest", stored.vma_offset, "the VMA stream")
         except FormatError as error:
             raise ArchiveError(f"{self.name} is damaged: {error}: drive {drive_id}, cluster {cluster}") from None
         return content
 
     def _vma_bytes(self, segment: Segment, offset: int, blocks: int) -> bytes:
-        parts, end = [], offset + blocks * BLOCK_SIZE
+        parts: list[bytes] = []
+        end = offset + blocks * BLOCK_SIZE
         while offset < end:
             place = segment.frame_of(offset)
             at = offset - place.vma_offset
             part = self._frame(place)[at : at + end - offset]
-            if not part:
+            if not part or len(parts) == MOST_PARTS:
                 raise FormatError("the index names a place outside its frames", offset)
             parts.append(part)
             offset += len(part)
@@ -181,14 +195,15 @@ class ArchiveIndex:
         found = self._frames.get(place.file_offset)
         if found is None:
             found = self._frames[place.file_offset] = self._read_frame(place)
-            if len(self._frames) > FRAMES_KEPT:
-                self._frames.popitem(last=False)
+            self._frames_size += len(found)
+            while len(self._frames) > FRAMES_KEPT or (len(self._frames) > 1 and self._frames_size > FRAMES_SIZE):
+                self._frames_size -= len(self._frames.popitem(last=False)[1])
         self._frames.move_to_end(place.file_offset)
         return found
 
     def check_place(self, place: FramePlace) -> None:
         """FormatError where a frame is larger than any of ours, or does not lie in the file."""
-        too_large = max(place.decompressed, place.compressed // 2) > MAX_FRAME_SIZE
+        too_large = place.decompressed > MAX_FRAME_SIZE or place.compressed > zs.most_compressed(place.decompressed)
         if too_large or place.file_offset + place.compressed > self.size:
             raise FormatError("the index names a place outside the file", place.file_offset)
 

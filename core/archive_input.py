@@ -21,7 +21,8 @@ from pybackup.formats import vma_layout
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.archive import MAX_FRAME_SIZE
 from pybackup.formats.clusters import Buffer
-from pybackup.formats.errors import FormatError, NotAnArchiveError
+from pybackup.formats.errors import FormatError, NotAnArchiveError, UnsupportedError
+from pybackup.formats.zstd_seekable import SeekTableSeen
 
 from .devices.unfilled import ALIGNMENT, unfilled_aligned
 
@@ -29,16 +30,28 @@ CHUNK = 1 << 20
 MAX_WINDOW = 1 << 27
 """128 MiB, the limit of `zstd -d` without further options."""
 GZIP_MAGIC = b"\x1f\x8b"
-LZO_MAGIC = b"\x89LZO"
+_FOREIGN = {
+    b"\x89LZO": ("lzop", "lzop"),
+    b"\xfd7zXZ\0": ("xz", "xz"),
+    b"BZh": ("bzip2", "bzip2"),
+    b"\x04\x22\x4d\x18": ("lz4", "lz4"),
+}
+"""Magics of what we do not decompress: what it is called, and the program that does."""
 FRAMES_AHEAD = 12
+BYTES_AHEAD = 32 << 20
+"""Bytes of frames in the file, and of what they hold, that wait or are decompressed ahead: of large frames fewer do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """VMA bytes. ``frame`` is set where they are the content of one whole frame."""
+    """VMA bytes. ``frame`` is set where they are the content of one whole frame.
+
+    ``checked``: a checksum of what wraps them proves them, here or when the last of them is there.
+    """
 
     content: Buffer
     frame: FrameSeen | None = None
+    checked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +81,28 @@ class SkippableSeen:
     content: memoryview
 
 
-Piece: TypeAlias = Bytes | Lost | SkippableSeen
-_Ahead: TypeAlias = deque[tuple[zs.Frame, Future[bytes | bytearray] | None]]
+Piece: TypeAlias = Bytes | Lost | SkippableSeen | SeekTableSeen
+
+
+class _Ahead:
+    """Frames that were taken, and are decompressed meanwhile (None for skippable ones). Changing: the queue."""
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[zs.Frame, Future[bytes | bytearray] | None]] = deque()
+        self._size = 0
+
+    def append(self, frame: zs.Frame, content: Future[bytes | bytearray] | None) -> None:
+        self._frames.append((frame, content))
+        self._size += len(frame.content) + frame.content_size
+
+    def popleft(self) -> tuple[zs.Frame, Future[bytes | bytearray] | None]:
+        frame, content = self._frames.popleft()
+        self._size -= len(frame.content) + frame.content_size
+        return frame, content
+
+    def exceeds(self, frames: int, size: int) -> bool:
+        """Whether there are more frames than that, or several that take more bytes."""
+        return len(self._frames) > frames or (len(self._frames) > 1 and self._size > size)
 
 
 def pieces_of(
@@ -93,14 +126,15 @@ def pieces_of(
 def _describe_foreign(start: bytes) -> str:
     if not start:
         return "the file is empty"
-    if start.startswith(LZO_MAGIC):
-        return "it is compressed with lzop; decompress it first (lzop -d)"
+    for magic, (name, program) in _FOREIGN.items():
+        if start.startswith(magic):
+            return f"it is compressed with {name}; decompress it first: {program} -dc ARCHIVE | pybackup verify -"
     return "it is not an archive: neither VMA, nor zstd, nor gzip"
 
 
 def _plain(feed: zs.ByteFeed) -> Iterator[Piece]:
     while len(content := feed.peek(CHUNK)):
-        yield Bytes(feed.take(len(content)))
+        yield Bytes(feed.take(len(content)), checked=False)
 
 
 def _gzip(feed: zs.ByteFeed, tolerant: bool) -> Iterator[Piece]:
@@ -199,10 +233,10 @@ def _clause(error: Exception) -> str:
 
 
 def _zstd(feed: zs.ByteFeed, pool: ThreadPoolExecutor, tolerant: bool) -> Iterator[Piece]:
-    ahead: _Ahead = deque()
+    ahead = _Ahead()
     while True:
         try:
-            frame = zs.next_frame(feed, MAX_FRAME_SIZE)
+            frame = _seek_table(feed) or zs.next_frame(feed, MAX_FRAME_SIZE)
         except FormatError as error:
             yield from _drain(ahead, 0, tolerant)
             if not tolerant:
@@ -212,16 +246,24 @@ def _zstd(feed: zs.ByteFeed, pool: ThreadPoolExecutor, tolerant: bool) -> Iterat
             continue
         if frame is None:
             break
-        if isinstance(frame, zs.LargeFrame):
+        if isinstance(frame, zs.LargeFrame | SeekTableSeen):
             yield from _drain(ahead, 0, tolerant)
-            yield from _large_frame(feed, frame, tolerant)
+            yield from (frame,) if isinstance(frame, SeekTableSeen) else _large_frame(feed, frame, tolerant)
             continue
         skip = frame.magic is not None
         ahead.append(
-            (frame, None if skip else pool.submit(decompress_aligned, frame.content, frame.content_size, frame.offset))
+            frame, None if skip else pool.submit(decompress_aligned, frame.content, frame.content_size, frame.offset)
         )
         yield from _drain(ahead, FRAMES_AHEAD, tolerant)
     yield from _drain(ahead, 0, tolerant)
+
+
+_SEEK_TABLE = zs.SEEK_TABLE_MAGIC.to_bytes(4, "little")
+
+
+def _seek_table(feed: zs.ByteFeed) -> SeekTableSeen | None:
+    """The seek table, if it comes next: it is hashed and not held, for a file claims as many rows as it likes."""
+    return zs.take_seek_table(feed) if bytes(feed.peek(4)) == _SEEK_TABLE else None
 
 
 def _find_next_frame(feed: zs.ByteFeed) -> None:
@@ -232,32 +274,34 @@ def _find_next_frame(feed: zs.ByteFeed) -> None:
 
 
 def _drain(ahead: _Ahead, keep: int, tolerant: bool) -> Iterator[Piece]:
-    while len(ahead) > keep:
+    while ahead.exceeds(keep, BYTES_AHEAD):
         frame, content = ahead.popleft()
         if content is None:
             yield SkippableSeen(frame.offset, frame.content)
             continue
-        seen = FrameSeen(frame.offset, len(frame.content), frame.content_size, _checksum(frame))
+        has_checksum = bool(frame.content[4] & 4)
+        checksum = int.from_bytes(frame.content[-zs.CHECKSUM_SIZE :], "little") if has_checksum else 0
+        seen = FrameSeen(frame.offset, len(frame.content), frame.content_size, checksum)
         try:
-            yield Bytes(content.result(), seen)
+            yield Bytes(content.result(), seen, has_checksum)
         except FormatError as error:
             if not tolerant:
                 raise
             yield Lost(frame.content_size, error, seen)
 
 
-def _checksum(frame: zs.Frame) -> int:
-    has_checksum = frame.content[4] & 4
-    return int.from_bytes(frame.content[-zs.CHECKSUM_SIZE :], "little") if has_checksum else 0
-
-
 def _large_frame(feed: zs.ByteFeed, frame: zs.LargeFrame, tolerant: bool) -> Iterator[Piece]:
+    if frame.header.window > MAX_WINDOW:
+        raise UnsupportedError(
+            f"the zstd data needs a window of {frame.header.window >> 20} MiB, more than the {MAX_WINDOW >> 20} MiB"
+            " that pybackup keeps; decompress it first: zstd -dc --long=31 ARCHIVE | pybackup verify -"
+        )
     decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
     try:
         for block in zs.blocks_of(feed, frame.header):
             content = decompressor.decompress(block)
             if content:
-                yield Bytes(content)
+                yield Bytes(content, checked=frame.header.has_checksum)
     except (zstandard.ZstdError, FormatError) as error:
         damage = (
             error

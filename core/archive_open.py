@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
+from pybackup.formats.errors import UnsupportedError
 from pybackup.formats.vma import DriveInfo, Header
 
 from .archive_index import ArchiveIndex
@@ -117,7 +118,12 @@ def archive_reader(archive: str) -> Iterator[ArchiveReader]:
 
 @contextmanager
 def open_archive(
-    archive: str, *, threads: int, tolerant: bool = False, digests: Digests = Digests.ALL
+    archive: str,
+    *,
+    threads: int,
+    tolerant: bool = False,
+    digests: Digests = Digests.ALL,
+    allow_delta: bool = False,
 ) -> Iterator[ArchiveStream]:
     """An archive, open to be read once from beginning to end, with threads of its own (ArchiveError)."""
     name = "the standard input" if archive == STDIN else shown(archive)
@@ -126,7 +132,16 @@ def open_archive(
         ThreadPoolExecutor(threads, thread_name_prefix="pybackup-decompress") as pool,
     ):
         size = os.path.getsize(archive) if not is_url(archive) and os.path.isfile(archive) else None
-        yield ArchiveStream(reader.read, name, pool, stop=reader.stop, size=size, tolerant=tolerant, digests=digests)
+        yield ArchiveStream(
+            reader.read,
+            name,
+            pool,
+            stop=reader.stop,
+            size=size,
+            tolerant=tolerant,
+            digests=digests,
+            allow_delta=allow_delta,
+        )
 
 
 @contextmanager
@@ -169,7 +184,7 @@ def _sound_index(source: RangeReader, archive: str) -> ArchiveIndex | None:
     try:
         return ArchiveIndex(source.pread, source.size, shown(archive))
     except ArchiveError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, OSError | UnsupportedError):
             raise
         return None
 

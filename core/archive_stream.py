@@ -15,15 +15,21 @@ from typing import Any, NamedTuple, TypeAlias
 from pybackup.formats import cluster_index as index
 from pybackup.formats import vma, vma_layout
 from pybackup.formats import zstd_seekable as zs
-from pybackup.formats.errors import FormatError, NotAnArchiveError
+from pybackup.formats.cluster_lookup import Directory
+from pybackup.formats.errors import FormatError, NotAnArchiveError, UnsupportedError
 from pybackup.formats.vma import DriveInfo, Header
 from pybackup.formats.vma_stream import DecodedExtent, VmaStream
+from pybackup.formats.zstd_seekable import SeekTableSeen
 
 from .archive_input import Bytes, FrameSeen, Lost, Piece, SkippableSeen, pieces_of
 from .errors import ArchiveError
-from .seen_clusters import SeenClusters
+from .seen_clusters import Budget, SeenClusters, TooScatteredError
 
 EXTENTS_AHEAD = 4
+MOST_IN_ORDER = 256
+"""Frames and extents that wait for an extent whose digests are computed."""
+MOST_DAMAGE = 1000
+"""Damage that is listed; of more there is only the number."""
 
 
 class Damage(NamedTuple):
@@ -73,7 +79,7 @@ class CheckedExtent(NamedTuple):
     sound: bool
 
 
-_Ordered: TypeAlias = Future[CheckedExtent] | CheckedExtent | SkippableSeen | FrameSeen
+_Ordered: TypeAlias = Future[CheckedExtent] | CheckedExtent | SkippableSeen | FrameSeen | SeekTableSeen
 
 
 class ArchiveStream:
@@ -93,24 +99,30 @@ class ArchiveStream:
         size: int | None = None,
         tolerant: bool = False,
         digests: Digests = Digests.ALL,
+        allow_delta: bool = False,
     ) -> None:
-        """``stop``: makes a ``read`` that waits fail, from any thread. ``size``: bytes of the archive, if known."""
+        """``stop``: makes a ``read`` that waits fail, from any thread. ``size``: bytes of the archive, if known.
+
+        ``allow_delta``: what the parent has may lack.
+        """
         self.name, self.stop = name, stop
         self._size, self._read = size, 0
         self.damage: list[Damage] = []
+        self.not_listed = 0
         self.about: dict[str, Any] | None = None
         self.has_seek_table = False
         self._pool, self._tolerant, self._digests = pool, tolerant, digests
         self._ordered: deque[_Ordered] = deque()
         self._extents_ahead = 0
-        self._proven = True
-        self._seek_table = zs.SeekTable()
+        self._proven = self._all_checked = True
+        self._allow_delta = allow_delta
+        self._seek_table = zs.SeekTableDigest()
         self._intact = self._indexable = True
         self._has_segments = self._has_directory = False
         self._vmstate_next: dict[int, int] = {}
         try:
             self._open(read)
-        except NotAnArchiveError as error:
+        except (NotAnArchiveError, UnsupportedError) as error:
             raise ArchiveError(f"{name}: {error.what}") from None
         except FormatError as error:
             raise ArchiveError(f"{name}: {error}") from None
@@ -131,24 +143,26 @@ class ArchiveStream:
             return content
 
         self.compression, self._pieces = pieces_of(counted, self._pool, tolerant=self._tolerant)
-        start = b"".join(self._header_bytes())
-        self.header: Header = vma.decode_header(start[: self._header_size])
+        start = memoryview(self._header_bytes())
+        self.header: Header = vma.decode_header(start[: self._header_size], allow_delta=self._allow_delta)
         self.index = index.IndexBuilder(self._header_end, self._header_size)
-        self._stream = VmaStream(self.header, self._header_size, tolerant=self._tolerant)
-        self._leftover = start[self._header_size :]
-        self._seen = {drive.drive_id: SeenClusters(drive.clusters) for drive in self.header.drives}
+        called = "" if self.compression == "vma" else "the VMA stream"
+        self._stream = VmaStream(self.header, self._header_size, tolerant=self._tolerant, called=called)
+        self._leftover = bytes(start[self._header_size :])
+        budget = Budget()
+        self._seen = {drive.drive_id: SeenClusters(drive.clusters, budget) for drive in self.header.drives}
 
-    def _header_bytes(self) -> Iterator[bytes]:
+    def _header_bytes(self) -> bytearray:
         """The content of pieces until the header is complete."""
-        self._header_size, self._header_end, have = vma_layout.HEADER_START.size, 0, b""
-        total = 0
-        while total < self._header_size:
+        self._header_size, self._header_end = vma_layout.HEADER_START.size, 0
+        have = bytearray()
+        while len(have) < self._header_size:
             piece = next(self._pieces, None)
-            if isinstance(piece, SkippableSeen):
+            if isinstance(piece, SkippableSeen | SeekTableSeen):
                 self._indexable = False
                 continue
             if piece is None:
-                raise FormatError("the archive ends within its header", total)
+                raise FormatError("the archive ends within its header", len(have))
             if isinstance(piece, Lost):
                 raise FormatError(f"the header is lost: {piece.error.what}", piece.error.offset)
             self._note_proof(piece)
@@ -157,13 +171,12 @@ class ArchiveStream:
                 self._header_end = piece.frame.offset + piece.frame.compressed
             elif self.compression != "vma":
                 self._indexable = False
-            have = have + bytes(piece.content) if total < vma_layout.HEADER_START.size else have
-            total += len(piece.content)
-            yield bytes(piece.content)
-            if len(have) >= vma_layout.HEADER_START.size:
+            have += piece.content
+            if self._header_size == vma_layout.HEADER_START.size <= len(have):
                 self._header_size = vma.header_length(have)
-        if total != self._header_size:
+        if len(have) != self._header_size:
             self._indexable = False
+        return have
 
     def _add_row(self, frame: FrameSeen) -> None:
         self._seek_table.add(frame.compressed, frame.decompressed, frame.checksum)
@@ -174,6 +187,8 @@ class ArchiveStream:
         """Every extent in the order of the archive. ArchiveError at the first damage, unless tolerant."""
         try:
             yield from self._extents()
+        except (UnsupportedError, TooScatteredError) as error:
+            raise ArchiveError(f"{self.name}: {error}") from None
         except FormatError as error:
             raise ArchiveError(f"{self.name} is damaged: {error}") from None
         except OSError as error:
@@ -184,10 +199,9 @@ class ArchiveStream:
         return iter(self)
 
     def _extents(self) -> Iterator[CheckedExtent]:
-        self._submit(self._stream.feed(self._leftover))
+        yield from self._submit(self._stream.feed(self._leftover))
         for piece in self._pieces:
-            self._take(piece)
-            yield from self._in_order(EXTENTS_AHEAD)
+            yield from self._take(piece)
         yield from self._in_order(0)
         self._stream.finish()
         self._gather_damage()
@@ -195,29 +209,39 @@ class ArchiveStream:
         if self._has_segments and not self.has_seek_table:
             self._spoil("the archive's end is missing: its index is not complete")
 
-    def _take(self, piece: Piece) -> None:
-        if isinstance(piece, SkippableSeen):
+    def _take(self, piece: Piece) -> Iterator[CheckedExtent]:
+        if isinstance(piece, SkippableSeen | SeekTableSeen):
+            # It may be large, and what it tells has to agree with all that came before it.
             self._ordered.append(piece)
+            yield from self._in_order(0)
             return
         if isinstance(piece, Lost):
             self._spoil(str(piece.error))
             if piece.size is None:
                 self._stream.feed_break()
             else:
-                self._submit(self._stream.feed_lost(piece.size))
+                yield from self._submit(self._stream.feed_lost(piece.size))
             return
         self._note_proof(piece)
-        self._submit(self._stream.feed(piece.content))
+        yield from self._submit(self._stream.feed(piece.content))
         if piece.frame is not None:
             self._ordered.append(piece.frame)
+            yield from self._in_order(EXTENTS_AHEAD)
         elif self.compression != "vma":
             self._indexable = False
 
     def _note_proof(self, piece: Bytes) -> None:
         """A whole frame with a checksum proves its bytes; after one piece without, extents may have unproven parts."""
         self._proven = self._proven and piece.frame is not None and piece.frame.checksum != 0
+        self._all_checked = self._all_checked and piece.checked
 
-    def _submit(self, extents: Iterator[DecodedExtent]) -> None:
+    @property
+    def protects_data(self) -> bool:
+        """Whether a digest or a checksum has proved all data that was read; false of what no bit flipped would show."""
+        return self.header.extent_digests or self._all_checked
+
+    def _submit(self, extents: Iterator[DecodedExtent]) -> Iterator[CheckedExtent]:
+        """Have the digests of extents computed; gives those that were before them, one by one as there are too many."""
         for extent in extents:
             self._extents_ahead += 1
             if not extent.header.data_size:
@@ -226,6 +250,7 @@ class ArchiveStream:
                 self._ordered.append(CheckedExtent(extent, [], sound=True))
             else:
                 self._ordered.append(self._pool.submit(_check, extent))
+            yield from self._in_order(EXTENTS_AHEAD)
         self._gather_damage()
 
     def _gather_damage(self) -> None:
@@ -236,20 +261,35 @@ class ArchiveStream:
 
     def _spoil(self, what: str) -> None:
         """Note damage. From here on the index and the seek table cannot be rebuilt, so they are not compared."""
+        self._note(Damage(what))
+
+    def _note(self, damage: Damage) -> None:
+        """Damage ends the reading, or is listed; an archive of some kilobytes could have it without end."""
         self._intact = False
         if not self._tolerant:
-            raise FormatError(what)
-        self.damage.append(Damage(what))
+            raise FormatError(str(damage))
+        if len(self.damage) < MOST_DAMAGE:
+            self.damage.append(damage)
+        else:
+            self.not_listed += 1
 
     def _in_order(self, keep: int) -> Iterator[CheckedExtent]:
-        while self._ordered and (self._extents_ahead > keep or isinstance(self._ordered[0], SkippableSeen | FrameSeen)):
+        while self._ordered and (
+            self._extents_ahead > keep
+            or len(self._ordered) > MOST_IN_ORDER
+            or isinstance(self._ordered[0], SkippableSeen | SeekTableSeen | FrameSeen)
+        ):
             one = self._ordered.popleft()
             if isinstance(one, SkippableSeen):
                 self._take_skippable(one)
                 continue
+            if isinstance(one, SeekTableSeen):
+                self._take_seek_table(one)
+                continue
             if isinstance(one, FrameSeen):
                 self._add_row(one)
                 self.index.add_frame(one.compressed, one.decompressed)
+                self._forget_what_is_overdue()
                 continue
             self._extents_ahead -= 1
             checked = one.result() if isinstance(one, Future) else one
@@ -263,19 +303,23 @@ class ArchiveStream:
         for drive_id, first, count, _ in extent.header.runs:
             self._see(drive_id, first, count)
         self.index.add_extent(extent.header.runs, checked.digests)
-        if self.index.segment_is_overdue:
-            self._indexable = False
-        if self.compression != "zstd" or not self._indexable:
-            self.index.forget_segment()
+        self._forget_what_is_overdue()
         if not checked.sound:
             self._unsound(checked)
         elif None in extent.stored:
             self._forget_lost(extent)
 
+    def _forget_what_is_overdue(self) -> None:
+        """No index of ours speaks of so much at once: then none has to be compared with what was found."""
+        if self.index.segment_is_overdue or self.index.directory_is_full:
+            self._indexable = False
+        if self.compression != "zstd" or not self._indexable:
+            self.index.forget_segment()
+
     def _see(self, drive_id: int, first: int, count: int) -> None:
         seen = self._seen[drive_id]
         drive = self.header.by_id[drive_id]
-        if drive.is_vmstate and first != self._vmstate_next.setdefault(drive_id, 0):
+        if self.header.may_end_early(drive) and first != self._vmstate_next.setdefault(drive_id, 0):
             self._spoil_at("the memory image is out of order", drive, first, count)
         for twice, number in seen.already(first, count):
             self._spoil_at("found twice", drive, twice, number)
@@ -283,11 +327,7 @@ class ArchiveStream:
         self._vmstate_next[drive_id] = first + count
 
     def _spoil_at(self, what: str, drive: DriveInfo, first: int, count: int) -> None:
-        self._intact = False
-        damage = Damage(what, drive.name, first, count)
-        if not self._tolerant:
-            raise FormatError(str(damage))
-        self.damage.append(damage)
+        self._note(Damage(what, drive.name, first, count))
 
     def _unsound(self, checked: CheckedExtent) -> None:
         """The extent's digest is wrong: any of its stored clusters may be, and which cannot be told."""
@@ -303,10 +343,20 @@ class ArchiveStream:
 
     def _check_complete(self) -> None:
         for drive in self.header.drives:
-            if drive.is_vmstate or self.header.is_delta:
+            if self.header.is_delta or (self.header.may_end_early(drive) and not self._has_segments):
                 continue
             for first, count in self._seen[drive.drive_id].missing():
                 self._spoil_at("missing", drive, first, count)
+
+    def ends_early(self) -> Iterator[tuple[str, int]]:
+        """(name, bytes that are there) of drives that end before their size, as other writers' memory images may.
+
+        Whether such an archive was cut off there, nobody can tell.
+        """
+        for drive in self.header.drives:
+            clusters = self._vmstate_next.get(drive.drive_id, 0)
+            if self.header.may_end_early(drive) and clusters < drive.clusters:
+                yield drive.name, clusters * vma_layout.CLUSTER_SIZE
 
     # -- what the archive says about itself --
 
@@ -317,8 +367,6 @@ class ArchiveStream:
                 raise FormatError("something follows the seek table", seen.offset)
             if magic == zs.INDEX_MAGIC:
                 self._check_index_frame(seen)
-            elif magic == zs.SEEK_TABLE_MAGIC:
-                self._check_seek_table(seen)
         except FormatError as error:
             self._spoil(str(error))
         self._seek_table.add(len(seen.content), 0, 0)
@@ -328,10 +376,11 @@ class ArchiveStream:
         if kind == index.SEGMENT:
             self._has_segments = True
             expected = self.index.take_segment()
-            self.index.segment_written(len(seen.content))
+            if not self.index.directory_is_full:
+                self.index.segment_written(len(seen.content))
         else:
             self._has_directory = True
-            self.about = index.Directory.decode(content).about
+            self.about = Directory.decode(content).about
             expected = self.index.directory(self.about)
             self._check_about(seen.offset)
         if self._compares and not (self._indexable and expected == content):
@@ -353,12 +402,16 @@ class ArchiveStream:
         """Whether all was found that an index must agree with: not after damage, and not without digests."""
         return self._intact and self._digests is Digests.ALL
 
-    def _check_seek_table(self, seen: SkippableSeen) -> None:
+    def _take_seek_table(self, seen: SeekTableSeen) -> None:
+        if self.has_seek_table:
+            self._spoil(f"there is a second seek table at byte {seen.offset}")
         self.has_seek_table = True
-        if self._intact and self._has_segments and bytes(seen.content) != self._seek_table.encode():
-            raise FormatError("the seek table does not agree with the frames", seen.offset)
+        agrees = (seen.rows, seen.digest) == (self._seek_table.rows, self._seek_table.digest())
+        if self._intact and self._has_segments and not agrees:
+            self._spoil(f"the seek table does not agree with the frames (at byte {seen.offset})")
         if self._has_segments and not self._has_directory:
-            raise FormatError("the index has no directory", seen.offset)
+            self._spoil(f"the index has no directory (at byte {seen.offset})")
+        self._seek_table.add(seen.length, 0, 0)
 
 
 def _agrees(told: object, found: dict[str, Any]) -> bool:

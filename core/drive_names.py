@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
+from pybackup.formats.text import storable, utf8_bytes
+
 from .errors import RequestError
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
 
@@ -29,20 +31,36 @@ class NamedSource(Protocol):
 
 
 def drive_name(source: NamedSource) -> str:
-    """The name given; or that of the export, or the file's name up to its first dot."""
+    """The name given; or that of the export, or the file's name up to its first dot, as stored_name() has it."""
     if source.name:
-        return source.name
+        return stored_name(source.name)
     if source.what == "-":
         return "stdin"
     if is_nbd_uri(source.what):
         export = os.path.basename(parse_nbd_uri(source.what).export)
         return re.sub(r"[^A-Za-z0-9_.-]+", "-", export).strip(".-")[:LONGEST] or "nbd"
-    return os.path.basename(source.what).lstrip(".").split(".")[0] or "drive"
+    return stored_name(os.path.basename(source.what).lstrip(".").split(".")[0]) or "drive"
+
+
+def stored_name(name: str) -> str:
+    """A file's name as an archive holds it, the same in every locale: its bytes, where they are UTF-8.
+
+    Else it is what the locale takes it for, and a byte that is no text stands there as %XX.
+    """
+    try:
+        return os.fsencode(name).decode("utf-8")
+    except UnicodeError:
+        return storable(name)
+
+
+def file_name(name: str) -> str:
+    """The name of a file for a name in an archive: it has the same bytes, whatever the locale."""
+    return os.fsdecode(utf8_bytes(name))
 
 
 def source_label(what: str) -> str:
     """What an archive tells of its source: the last part of a path or URI, without where it lies."""
-    return os.path.basename(parse_nbd_uri(what).export) if is_nbd_uri(what) else os.path.basename(what)
+    return stored_name(os.path.basename(parse_nbd_uri(what).export if is_nbd_uri(what) else what))
 
 
 def unique_drive_names(sources: Sequence[NamedSource]) -> list[str]:

@@ -13,24 +13,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from pybackup.formats.cluster_index import RUN_STORED, FramePlace, Segment, SegmentPlace, StoredCluster
+from pybackup.formats.cluster_index import RUN_STORED
+from pybackup.formats.cluster_lookup import FramePlace, Segment, SegmentPlace, StoredCluster
 from pybackup.formats.clusters import cluster_digest, expand
 from pybackup.formats.errors import FormatError
 from pybackup.formats.vma import ExtentHeader, Header, Slot, SlotRun, runs_of_slots
 from pybackup.formats.vma_layout import BLOCK_SIZE
 from pybackup.formats.vma_stream import DecodedExtent
 
-from .archive_index import ArchiveIndex
+from .archive_index import MOST_PARTS, ArchiveIndex
 from .archive_input import decompress_frame
 from .archive_stream import CheckedExtent, Damage
 from .errors import ArchiveError
-from .read_ahead import in_order
-from .seen_clusters import SeenClusters
+from .read_ahead import Sized, in_order
+from .seen_clusters import Budget, SeenClusters, TooScatteredError
 
-FETCHES = 4
-"""Batches on the way while one is used."""
-BATCH = 4 << 20
-"""Decompressed bytes after which a batch ends with the frame; and twice that, where it must."""
+FETCHES, FETCHES_SIZE = 4, 48 << 20
+"""Batches on the way while one is used, and bytes that they may take."""
+BATCH = 8 << 20
+"""Bytes of frames, in the file and decompressed, after which a batch ends; and twice that, where it must."""
 GAP = 16 << 10
 """Bytes between two frames that are rather fetched than asked around: a request costs more."""
 SMALL_RUN = 64
@@ -51,7 +52,7 @@ class _Wanted(NamedTuple):
 
 @dataclass(slots=True)
 class _Batch:
-    """Clusters in a row of the archive, and the frames that hold them; ``size`` is the frames', decompressed."""
+    """Clusters in a row of the archive, and the frames that hold them; ``size``: what these take in memory."""
 
     clusters: list[_Wanted] = field(default_factory=list)
     frames: set[FramePlace] = field(default_factory=set)
@@ -68,7 +69,7 @@ class _Batch:
         for frame in cluster.frames:
             if frame not in self.frames:
                 self.frames.add(frame)
-                self.size += frame.decompressed
+                self.size += frame.compressed + frame.decompressed
 
 
 class DrivesByIndex:
@@ -88,14 +89,17 @@ class DrivesByIndex:
     def extents(self, drive_ids: Collection[int]) -> Iterator[CheckedExtent]:
         """What these drives hold, zeros included."""
         try:
-            yield from in_order(self._pool, self._fetches(drive_ids), FETCHES)
+            yield from in_order(self._pool, self._fetches(drive_ids), FETCHES, FETCHES_SIZE)
         except FormatError as error:
             raise ArchiveError(f"{self.name} is damaged: {error}") from None
+        except TooScatteredError as error:
+            raise ArchiveError(f"{self.name}: {error}") from None
 
-    def _fetches(self, drive_ids: Collection[int]) -> Iterator[Callable[[], CheckedExtent]]:
+    def _fetches(self, drive_ids: Collection[int]) -> Iterator[Sized]:
         """What is to be done for each extent that extents() gives; run in the pool."""
-        seen = {drive_id: SeenClusters(self.header.by_id[drive_id].clusters) for drive_id in drive_ids}
-        places = [place for place in self._archive.directory.segments if _speaks_of(place, drive_ids)]
+        budget = Budget()
+        seen = {drive_id: SeenClusters(self.header.by_id[drive_id].clusters, budget) for drive_id in drive_ids}
+        places = (place for place in self._archive.directory.segments if _speaks_of(place, drive_ids))
         for segment in self._archive.segments(places, self._pool):
             batch = _Batch()
             for drive_id, first, count, number in _runs_of(segment, drive_ids):
@@ -103,23 +107,21 @@ class DrivesByIndex:
                     raise self._error("found twice in the index", drive_id, first, count)
                 if number is None and count > SMALL_RUN:
                     if batch.clusters:
-                        yield partial(self._fetch, batch)
+                        yield Sized(batch.size, partial(self._fetch, batch))
                         batch = _Batch()
-                    yield partial(_zeros, drive_id, first, count)
+                    yield Sized(0, partial(_zeros, drive_id, first, count))
                     continue
                 for cluster in _clusters_of(segment, drive_id, first, count, number):
                     if not batch.takes(cluster):
-                        yield partial(self._fetch, batch)
+                        yield Sized(batch.size, partial(self._fetch, batch))
                         batch = _Batch()
                     batch.add(cluster)
             if batch.clusters:
-                yield partial(self._fetch, batch)
+                yield Sized(batch.size, partial(self._fetch, batch))
         self._check_complete(seen)
 
     def _check_complete(self, seen: dict[int, SeenClusters]) -> None:
         for drive_id, clusters in seen.items():
-            if self.header.by_id[drive_id].is_vmstate or self.header.is_delta:
-                continue
             for first, count in clusters.missing():
                 raise self._error("missing in the index", drive_id, first, count)
 
@@ -181,9 +183,12 @@ def _clusters_of(segment: Segment, drive_id: int, first: int, count: int, number
 
 def _frames_of(segment: Segment, place: StoredCluster) -> tuple[FramePlace, ...]:
     """The frames that hold a stored cluster, in order; mostly one."""
-    frames, offset = [], place.vma_offset
+    frames: list[FramePlace] = []
+    offset = place.vma_offset
     end = offset + place.mask.bit_count() * BLOCK_SIZE
     while offset < end:
+        if len(frames) == MOST_PARTS:
+            raise FormatError("the index names a place outside its frames", offset)
         frames.append(segment.frame_of(offset))
         offset = frames[-1].vma_offset + frames[-1].decompressed
     return tuple(frames)
@@ -193,7 +198,8 @@ def _neighbours(frames: Collection[FramePlace]) -> Iterator[list[FramePlace]]:
     """The frames in groups that are worth one range each."""
     group: list[FramePlace] = []
     for frame in sorted(frames):
-        if group and frame.file_offset - group[-1].file_offset - group[-1].compressed > GAP:
+        behind = group[-1].file_offset + group[-1].compressed if group else 0
+        if group and (frame.file_offset - behind > GAP or behind - group[0].file_offset > BATCH):
             yield group
             group = []
         group.append(frame)

@@ -5,6 +5,8 @@
 | no magic | raw | refused: the file is not what it is called |
 | a magic | refused: raw or not, the user must say | that format, where both are the same |
 
+An archive is no disk, though it could be taken for a raw one: its beginning, its end or its name tells it.
+
 A block device is raw unless the user says otherwise, for whoever uses the disk can write any magic to it. The name
 alone is nothing that the disk's user can write.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 import os
 import stat
 
-from .devices.probe import HEAD_BYTES, TAIL_BYTES, image_format, suffix_format
+from .devices.probe import HEAD_BYTES, TAIL_BYTES, archive_evidence, image_format, suffix_format
 from .errors import SourceError
 
 FORMATS = ("qcow2", "qcow", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels")
@@ -34,10 +36,13 @@ def source_format(path: str, told: str | None, *, skip_unreadable: bool = False)
         return ALIASES.get(told, told)
     if not is_file:
         return "raw"
-    said, found = suffix_format(path), _magic(path, skip_unreadable)
+    head, tail = head_and_tail(path, skip_unreadable)
+    said, found = suffix_format(path), image_format(head, tail)
+    raw = "--format raw takes it as it is, byte for byte"
+    if (evidence := archive_evidence(path, head, tail)) is not None:
+        raise SourceError(f"{path} {evidence}, not a disk: `pybackup restore` gets the disks out of it; {raw}")
     if said == found:
         return said or "raw"
-    raw = "--format raw takes it as it is, byte for byte"
     if said is None:
         raise SourceError(
             f"{path} looks like a {found} image, and its name does not say so: --format {found} reads the disk in it,"
@@ -55,7 +60,11 @@ def _is_file(path: str) -> bool:
         raise _cannot_open(path, error) from error
 
 
-def _magic(path: str, skip_unreadable: bool) -> str | None:
+def head_and_tail(path: str, skip_unreadable: bool = False) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file, by which its format is known (SourceError).
+
+    What cannot be read is missing, where that may be skipped.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -63,7 +72,7 @@ def _magic(path: str, skip_unreadable: bool) -> str | None:
     try:
         size = os.fstat(fd).st_size
         head = _read(fd, path, 0, (HEAD_BYTES, SECTOR), skip_unreadable)
-        return image_format(head, _read(fd, path, max(0, size - TAIL_BYTES), (TAIL_BYTES,), skip_unreadable))
+        return head, _read(fd, path, max(0, size - TAIL_BYTES), (TAIL_BYTES,), skip_unreadable)
     finally:
         os.close(fd)
 

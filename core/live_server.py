@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from .backup import BackupJob, Drive, GuestPolicy
 from .consistency import CRASH, consistency_of
 from .copy_before_write import CopyBeforeWrite
 from .device import CLUSTER_SIZE
+from .drive_names import source_label
 from .errors import BusyError, CancelledError, PybackupError, RequestError
 from .filesystem_freeze import AgentOptions, FilesystemFreeze
 from .fleece_file import FleeceFile, FleecePlace
@@ -24,6 +24,7 @@ from .old_data import LEAST_BESIDE_FILE, OldData
 
 MOST_TOLD = 100
 """Unreadable places in a report; the archive lists all."""
+
 
 @dataclass(frozen=True, slots=True)
 class BackupRequest:
@@ -93,7 +94,7 @@ class LiveServer:
                 about={
                     "tool": self._tool,
                     "created": int(self._clock()),
-                    "sources": [{"name": os.path.basename(one.name), "kind": "live"} for one in self.drives.values()],
+                    "sources": [{"name": source_label(one.name), "kind": "live"} for one in self.drives.values()],
                     **CRASH,
                 },
                 policy=self._policy,

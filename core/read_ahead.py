@@ -9,9 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any, NamedTuple
 
 FIRST, LARGEST = 64 << 10, 2 << 20
 """Bytes of the first range, and of the ranges that follow when it has doubled often enough."""
@@ -59,16 +57,34 @@ def _growing(size: int) -> Iterator[tuple[int, int]]:
         length = min(2 * length, LARGEST)
 
 
-def in_order(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]], ahead: int) -> Iterator[T]:
-    """What the calls return, in their order; so many are made ahead of the one that is waited for."""
-    waiting: deque[Future[T]] = deque()
+class Sized(NamedTuple):
+    """A call, and about how many bytes of memory it and what it returns take."""
+
+    size: int
+    call: Callable[[], Any]
+
+
+def in_order(pool: ThreadPoolExecutor, calls: Iterable[Sized], ahead: int, most: int) -> Iterator[Any]:
+    """What the calls return, in their order; so many are made ahead of the one that is waited for.
+
+    Fewer, where they take more than ``most`` bytes together.
+    """
+    waiting: deque[tuple[int, Future[Any]]] = deque()
+    size = 0
     try:
-        for call in calls:
-            waiting.append(pool.submit(call))
+        for one in calls:
+            while waiting and size + one.size > most:
+                taken, future = waiting.popleft()
+                yield future.result()
+                size -= taken
+            waiting.append((one.size, pool.submit(one.call)))
+            size += one.size
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                taken, future = waiting.popleft()
+                yield future.result()
+                size -= taken
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[1].result()
     finally:
-        for one in waiting:
-            one.cancel()
+        for _, future in waiting:
+            future.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
@@ -13,11 +14,11 @@ from .copy_before_write import CopyBeforeWrite
 from .device import BlockDevice
 from .devices.archive_drive import ArchiveDrive
 from .devices.nbd import NbdDevice
-from .devices.probe import HEAD_BYTES, archive_format
+from .devices.probe import archive_evidence
 from .devices.raw import RawDevice
 from .drive_names import NamedSource, unique_drive_names
-from .errors import ArchiveError, BusyError, RequestError
-from .image_formats import source_format
+from .errors import ArchiveError, BusyError, RequestError, SourceError
+from .image_formats import head_and_tail, source_format
 from .image_lock import ImageLock
 from .image_parts import ImageParts
 from .nbd_uri import is_nbd_uri, parse_nbd_uri
@@ -40,9 +41,11 @@ async def open_served(
     sources: Sequence[NamedSource], *, image_format: str | None, read_only: bool, force_share: bool
 ) -> dict[str, ServedDisk]:
     """The disks by their names; nothing stays open if one cannot be opened."""
-    if len(sources) == 1 and image_format is None and _is_archive(sources[0].what):
+    if len(sources) == 1 and image_format is None and _archive_evidence(sources[0].what):
         return _open_archive(sources[0].what)
     for source in sources:
+        if image_format is None and not is_url(source.what) and (evidence := _archive_evidence(source.what)):
+            raise RequestError(f"{source.what} {evidence}, and archives are served alone, without other disks")
         if is_url(source.what) and not is_nbd_uri(source.what):
             raise RequestError(f"{shown(source.what)}: an archive at a URL is served alone, and as what it is")
     if any(source.what == "-" for source in sources):
@@ -128,14 +131,15 @@ async def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk
     return ServedDisk(CopyBeforeWrite(device), close, warning)
 
 
-def _is_archive(what: str) -> bool:
+def _archive_evidence(what: str) -> str | None:
+    """A clause that says why this is an archive to be read, and no disk to be offered; None if it is not."""
     if is_url(what):
-        return not is_nbd_uri(what)
+        return None if is_nbd_uri(what) else "is at a URL"
     try:
-        with open(what, "rb") as file:
-            return archive_format(file.read(HEAD_BYTES)) in ("vma", "zstd")
-    except OSError:
-        return False
+        # A block device is a disk, whatever a guest has written to it.
+        return archive_evidence(what, *head_and_tail(what)) if os.path.isfile(what) else None
+    except (OSError, SourceError):
+        return None
 
 
 def _open_archive(path: str) -> dict[str, ServedDisk]:
@@ -145,8 +149,8 @@ def _open_archive(path: str) -> dict[str, ServedDisk]:
             archive = ArchiveIndex(source.pread, source.size, shown(path))
         except NoIndexError:
             raise ArchiveError(
-                f"{shown(path)} has no index, so its drives cannot be read at random; `pybackup restore` reads it"
-                " through"
+                f"{shown(path)} has no index (it is another program's, plain, or was cut off), so its drives cannot be"
+                " read at random; `pybackup restore` reads it through"
             ) from None
         thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive"))
         # Closed before the thread is waited for, which a store that does not answer would keep.

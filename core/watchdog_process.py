@@ -92,6 +92,5 @@ def _receive(parent: socket.socket) -> tuple[bytes, tuple[int, ...]]:
     return content, tuple(numbers)
 
 
-
 if __name__ == "__main__":
     main()

@@ -24,6 +24,8 @@ DEFAULT_FRAME_SIZE = 1 << 20
 MIN_FRAME_SIZE = 64 << 10
 MAX_FRAME_SIZE = 8 << 20
 """Readers take frames up to this size at once."""
+MOST_UNREADABLE = 5000
+"""Unreadable places that an archive lists."""
 
 
 @dataclass(slots=True)
@@ -101,13 +103,14 @@ class ArchiveEncoder:
     def __init__(
         self, header: Header, *, level: int | None = DEFAULT_LEVEL, frame_size: int = DEFAULT_FRAME_SIZE
     ) -> None:
-        self.header = header
+        self._header_bytes = vma.encode_header(header)
+        # As every reader will see it, names too, which what is told of the drives has to agree with.
+        self.header = vma.decode_header(self._header_bytes, allow_delta=True)
         self.ready: list[Extent | ZeroRun] = []
         self.written = 0
         self._level, self._frame_size = level, frame_size
         self._open = Extent()
         self._seek_table = zs.SeekTable()
-        self._header_bytes = vma.encode_header(header)
         self.index = index.IndexBuilder(0, 0)
 
     def start(self) -> bytes:
@@ -242,16 +245,33 @@ class ArchiveEncoder:
         return frame
 
     def finish(self, about: dict[str, Any]) -> list[Buffer]:
-        """The bytes that end the file: the last segment, the directory with ``about``, the seek table."""
+        """The bytes that end the file: the last segment, the directory with ``about``, the seek table.
+
+        What ``about`` tells of the drives is told anew: it is what was written, or the archive would contradict itself.
+        """
         if self._level is None:
             return []
         out: list[Buffer] = []
         if not self.index.segment_is_empty:
             out.append(self._segment())
-        out.append(self._skippable(index.wrap(index.DIRECTORY, self.index.directory(about))))
+        out.append(self._skippable(index.wrap(index.DIRECTORY, self.index.directory(self._fitting(about)))))
         table = self._seek_table.encode()
         self.written += len(table)
         return [*out, table]
+
+    def _fitting(self, about: dict[str, Any]) -> dict[str, Any]:
+        """What is told of the archive; of very many unreadable places the first, for it must not grow without end."""
+        counts = self.index.counts
+        drives = [index.describe_drive(one.drive_id, one.name, one.size, counts) for one in self.header.drives]
+        about = {**about, "drives": drives}
+        places = about.get("unreadable", ())
+        listed = min(len(places), MOST_UNREADABLE)
+        while True:
+            if listed < len(places):
+                about |= {"unreadable": places[:listed], "unreadable_not_listed": len(places) - listed}
+            if not listed or index.about_size(about) <= index.MAX_ABOUT:
+                return about
+            listed //= 2
 
 
 def _append(frame: list[Part], parts: Iterable[Part]) -> None:

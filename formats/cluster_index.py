@@ -14,10 +14,9 @@ import json
 import struct
 import sys
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import zstandard
 
@@ -25,7 +24,7 @@ from . import zstd_seekable as zs
 from .clusters import Buffer
 from .errors import FormatError
 from .vma import SlotRun
-from .vma_layout import BLOCK_SIZE, CLUSTER_DIGEST_SIZE, EXTENT_HEADER_SIZE
+from .vma_layout import BLOCK_SIZE, EXTENT_HEADER_SIZE
 
 ENVELOPE = struct.Struct("<4sBBHI")
 """magic, version, kind, zero, size of the content in bytes; the content follows as one zstd frame"""
@@ -49,8 +48,13 @@ RANGE = struct.Struct("<BxxxII")
 
 MAX_FRAMES, MAX_STORED, MAX_RUNS = 1024, 4096, 8192
 """A segment ends when one of these is reached: at most some 200 KB."""
-MAX_CONTENT = {SEGMENT: 4 << 20, DIRECTORY: 64 << 20}
+DOUBLING, MOST_DOUBLED = 2 << 20, 4
+"""Each time that the rows of the directory have grown by so many bytes, segments become twice as large, so often at
+most: the directory stays small however large the archive becomes."""
+MAX_CONTENT = {SEGMENT: 4 << 20, DIRECTORY: 16 << 20}
 """Larger contents are refused when they are read."""
+MAX_ABOUT = 2 << 20
+"""Bytes of the directory's JSON: as objects it takes up to 30 times as many."""
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the cluster index is only implemented for little-endian machines")
@@ -112,8 +116,7 @@ class IndexBuilder:
     def __init__(self, file_offset: int = 0, vma_offset: int = 0) -> None:
         self.file_offset, self.vma_offset = file_offset, vma_offset
         self.counts: dict[int, DriveCounts] = {}
-        self._ranges: list[tuple[int, int, int]] = []
-        self._segments: list[tuple[int, int, int]] = []
+        self._segments, self._ranges = bytearray(), bytearray()
         self._next_segment()
 
     def _next_segment(self) -> None:
@@ -167,13 +170,26 @@ class IndexBuilder:
     @property
     def segment_is_full(self) -> bool:
         """Whether the writer should put a segment here."""
-        return len(self._frames) >= 2 * MAX_FRAMES or len(self._masks) >= MAX_STORED or len(self._runs) >= MAX_RUNS
+        frames, stored, runs = len(self._frames) // 2, len(self._masks), len(self._runs)
+        size = self._size
+        return frames >= size * MAX_FRAMES or stored >= size * MAX_STORED or runs >= size * MAX_RUNS
 
     @property
     def segment_is_overdue(self) -> bool:
         """Whether no archive of ours goes on so long without a segment."""
         frames, stored, runs = len(self._frames) // 2, len(self._masks), len(self._runs)
-        return frames > 2 * MAX_FRAMES or stored > 2 * MAX_STORED or runs > 2 * MAX_RUNS
+        size = 2 * self._size
+        return frames > size * MAX_FRAMES or stored > size * MAX_STORED or runs > size * MAX_RUNS
+
+    @property
+    def _size(self) -> int:
+        """How many times as large as the first the segments are by now."""
+        return 1 << min(MOST_DOUBLED, (len(self._segments) + len(self._ranges)) // DOUBLING)
+
+    @property
+    def directory_is_full(self) -> bool:
+        """Whether no directory has room for a segment more."""
+        return len(self._segments) + len(self._ranges) > MAX_CONTENT[DIRECTORY] - MAX_ABOUT
 
     @property
     def segment_is_empty(self) -> bool:
@@ -202,22 +218,26 @@ class IndexBuilder:
 
     def segment_written(self, length: int) -> None:
         """The segment taken last lies next in the file, in a frame of ``length`` bytes."""
-        self._segments.append((self.file_offset, length, len(self._taken_ranges)))
-        self._ranges += self._taken_ranges
+        self._segments += SEGMENT_ROW.pack(self.file_offset, length, len(self._taken_ranges))
+        for one in self._taken_ranges:
+            self._ranges += RANGE.pack(*one)
         self.file_offset += length
         self._first = (self.file_offset, self.vma_offset)
 
     def directory(self, about: dict[str, Any]) -> bytes:
         """The content of the directory; ``about`` is stored as JSON."""
-        text = json.dumps(about, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode()
-        return b"".join(
-            (
-                DIRECTORY_START.pack(len(self._segments), len(self._ranges), len(text)),
-                *(SEGMENT_ROW.pack(*row) for row in self._segments),
-                *(RANGE.pack(*row) for row in self._ranges),
-                text,
-            )
-        )
+        text = _as_json(about)
+        segments, ranges = len(self._segments) // SEGMENT_ROW.size, len(self._ranges) // RANGE.size
+        return b"".join((DIRECTORY_START.pack(segments, ranges, len(text)), self._segments, self._ranges, text))
+
+
+def _as_json(about: dict[str, Any]) -> bytes:
+    return json.dumps(about, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode()
+
+
+def about_size(about: dict[str, Any]) -> int:
+    """Bytes that ``about`` takes in the directory; readers take MAX_ABOUT."""
+    return len(_as_json(about))
 
 
 def _ranges_of(runs: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
@@ -227,147 +247,3 @@ def _ranges_of(runs: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
         low, high = found.get(drive_id, (first, first + count - 1))
         found[drive_id] = min(low, first), max(high, first + count - 1)
     return [(drive_id, low, high) for drive_id, (low, high) in sorted(found.items())]
-
-
-# -- read -----------------------------------------------------------------------------------------------------------
-
-
-class FramePlace(NamedTuple):
-    """Where a frame lies in the file and which bytes of the VMA stream it holds."""
-
-    file_offset: int
-    compressed: int
-    vma_offset: int
-    decompressed: int
-
-
-class StoredCluster(NamedTuple):
-    """Where a cluster's stored blocks begin in the VMA stream, which they are, and their digest."""
-
-    vma_offset: int
-    mask: int
-    digest: bytes
-
-
-class Segment:
-    """A segment, decoded. Fixed after construction."""
-
-    def __init__(self, content: bytes) -> None:
-        try:
-            self._decode(content)
-        except (struct.error, ValueError, IndexError, OverflowError):
-            raise FormatError("a segment of the index is damaged") from None
-
-    def _decode(self, content: bytes) -> None:
-        numbers: tuple[int, int, int, int, int] = SEGMENT_START.unpack_from(content)
-        self.file_offset, self.vma_offset, frames, runs, stored = numbers
-        at = SEGMENT_START.size
-        sizes = frames * FRAME_ROW.size, runs * RUN.size, stored * 2, stored * 4, stored * CLUSTER_DIGEST_SIZE
-        if at + sum(sizes) != len(content):
-            raise ValueError("sizes")
-        tables = []
-        for size in sizes:
-            tables.append(content[at : at + size])
-            at += size
-        self._frames = array("I", tables[0])
-        self.runs = [(drive, kind, first, count) for drive, kind, _, first, count in RUN.iter_unpack(tables[1])]
-        self._masks, self._places, self._digests = array("H", tables[2]), array("I", tables[3]), tables[4]
-        self._sort_runs(stored)
-        self._place_frames()
-
-    def _sort_runs(self, stored: int) -> None:
-        """For look-ups: each drive's runs by their first cluster, with the number of their first stored cluster."""
-        self._by_drive: dict[int, list[tuple[int, int, int]]] = {}
-        number = 0
-        for drive, kind, first, count in self.runs:
-            if kind not in (RUN_ZERO, RUN_STORED) or not count:
-                raise ValueError("run")
-            self._by_drive.setdefault(drive, []).append((first, count, number if kind == RUN_STORED else -1))
-            number += count if kind == RUN_STORED else 0
-        if number != stored:
-            raise ValueError("stored")
-        for runs in self._by_drive.values():
-            runs.sort()
-
-    def _place_frames(self) -> None:
-        self._file_offsets, self._vma_offsets = [self.file_offset], [self.vma_offset]
-        for compressed, decompressed in zip(self._frames[::2], self._frames[1::2], strict=True):
-            self._file_offsets.append(self._file_offsets[-1] + compressed)
-            self._vma_offsets.append(self._vma_offsets[-1] + decompressed)
-
-    @property
-    def compressed_size(self) -> int:
-        """Bytes that the segment's frames take in the file."""
-        return self._file_offsets[-1] - self.file_offset
-
-    def run_at(self, drive_id: int, cluster: int) -> tuple[int, int, int] | None:
-        """(clusters left in the run from ``cluster`` on, kind, number of its stored cluster), or None."""
-        runs = self._by_drive.get(drive_id, [])
-        at = bisect_right(runs, (cluster, 1 << 32, 0)) - 1
-        if at < 0 or cluster >= runs[at][0] + runs[at][1]:
-            return None
-        first, count, number = runs[at]
-        left = first + count - cluster
-        return (left, RUN_ZERO, -1) if number < 0 else (left, RUN_STORED, number + cluster - first)
-
-    def blocks_in(self, number: int, count: int) -> int:
-        """How many blocks ``count`` stored clusters have, from that number on."""
-        return int.from_bytes(self._masks[number : number + count].tobytes(), "little").bit_count()
-
-    def stored(self, number: int) -> StoredCluster:
-        """The stored cluster of that number, as run_at() gives it."""
-        at = number * CLUSTER_DIGEST_SIZE
-        place = self.vma_offset + self._places[number] * EXTENT_HEADER_SIZE
-        return StoredCluster(place, self._masks[number], self._digests[at : at + CLUSTER_DIGEST_SIZE])
-
-    def frame_of(self, vma_offset: int) -> FramePlace:
-        """The frame that holds a byte of the VMA stream (FormatError where the segment has none)."""
-        at = bisect_right(self._vma_offsets, vma_offset) - 1
-        if not 0 <= at < len(self._vma_offsets) - 1:
-            raise FormatError("the index names a place outside its frames", vma_offset)
-        return FramePlace(self._file_offsets[at], self._frames[2 * at], self._vma_offsets[at], self._frames[2 * at + 1])
-
-
-class SegmentPlace(NamedTuple):
-    """Where a segment's frame lies, and for each of its drives the first and the last cluster."""
-
-    file_offset: int
-    length: int
-    ranges: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Directory:
-    """The directory, decoded: the segments' places, and what it tells about the archive."""
-
-    segments: tuple[SegmentPlace, ...]
-    about: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def decode(cls, content: bytes) -> Directory:
-        """Read a directory's content (FormatError)."""
-        try:
-            segments, ranges, text = DIRECTORY_START.unpack_from(content)
-            at = DIRECTORY_START.size
-            ranges_at = at + segments * SEGMENT_ROW.size
-            text_at = ranges_at + ranges * RANGE.size
-            if text_at + text != len(content):
-                raise ValueError("sizes")
-            rows = list(RANGE.iter_unpack(content[ranges_at:text_at]))
-            places, used = [], 0
-            for offset, length, count in SEGMENT_ROW.iter_unpack(content[at:ranges_at]):
-                places.append(SegmentPlace(offset, length, tuple(rows[used : used + count])))
-                used += count
-            about = json.loads(content[text_at:])
-            if not isinstance(about, dict) or used != len(rows):
-                raise ValueError("about")
-        except (struct.error, ValueError, RecursionError):
-            raise FormatError("the directory of the index is damaged") from None
-        return cls(tuple(places), about)
-
-    def covering(self, drive_id: int, cluster: int) -> Iterable[SegmentPlace]:
-        """The segments that may speak of a cluster."""
-        for place in self.segments:
-            for drive, first, last in place.ranges:
-                if drive == drive_id and first <= cluster <= last:
-                    yield place

@@ -6,14 +6,18 @@ Everything read is untrusted: lengths, offsets and names are checked before they
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from . import vma_layout as layout
 from .clusters import EMPTY_EXTENT_DIGEST, Buffer, mask_within
-from .errors import FormatError, NotAnArchiveError
+from .errors import FormatError, NotAnArchiveError, UnsupportedError
+from .text import from_utf8, shown, utf8_bytes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,6 @@ class DriveInfo:
         """How many clusters the drive has; the last may be partial."""
         return -(-self.size // layout.CLUSTER_SIZE)
 
-    @property
-    def is_vmstate(self) -> bool:
-        """True for the memory of a machine, which may end anywhere before its recorded size."""
-        return self.name == layout.VMSTATE_NAME
-
     def allowed_mask(self, cluster: int) -> int:
         """The mask bits whose blocks begin on the drive."""
         return mask_within(self.recorded_size - cluster * layout.CLUSTER_SIZE)
@@ -46,7 +45,11 @@ class DriveInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands in front of the extents. ``created`` is in seconds since the epoch, ``uuid`` 16 bytes."""
+    """What stands in front of the extents. ``created`` is in seconds since the epoch, ``uuid`` 16 bytes.
+
+    ``is_ours``: it has our extension, which pybackup has written into every header from the beginning. The header's MD5
+    covers it, so damage does not make a foreign archive of one of ours.
+    """
 
     uuid: bytes
     created: int
@@ -56,10 +59,23 @@ class Header:
     parent_uuid: bytes = bytes(16)
     parent_index_digest: bytes = bytes(16)
     is_delta: bool = False
+    is_ours: bool = True
+
+    def may_end_early(self, drive: DriveInfo) -> bool:
+        """Whether a drive is the memory of a machine, of which other writers store in order what there is.
+
+        An archive of ours has every cluster of every drive, whatever a drive is called.
+        """
+        return not self.is_ours and drive.name == layout.VMSTATE_NAME
 
     def drive(self, name: str) -> DriveInfo | None:
-        """The drive of that name, or None."""
-        return next((drive for drive in self.drives if drive.name == name), None)
+        """The drive of that name, however a locale has decoded it, or as we show it; or None."""
+        return find_name(self.by_name, name)
+
+    @cached_property
+    def by_name(self) -> dict[str, DriveInfo]:
+        """The drives by their name."""
+        return {drive.name: drive for drive in self.drives}
 
     @cached_property
     def by_id(self) -> dict[int, DriveInfo]:
@@ -67,20 +83,25 @@ class Header:
         return {drive.drive_id: drive for drive in self.drives}
 
 
+def find_name(named: Mapping[str, T], name: str) -> T | None:
+    """What has that name, however a locale has decoded it, or as we show it; or None."""
+    with suppress(UnicodeEncodeError):
+        name = from_utf8(utf8_bytes(name))
+    if name in named:
+        return named[name]
+    return next((value for key, value in named.items() if shown(key) == name), None)
+
+
 def check_name(name: str, kind: str) -> None:
     """Refuse a name that could leave a folder, steer a terminal, or not be stored (FormatError)."""
     if not name or name in (".", "..") or "/" in name or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
         raise FormatError(f"{name!r} cannot be the name of a {kind}")
     try:
-        length = len(_encode_name(name))
+        length = len(utf8_bytes(name))
     except UnicodeEncodeError:
         raise FormatError(f"{name!r} cannot be the name of a {kind}") from None
     if length > 255:
         raise FormatError(f"the name of a {kind} is longer than 255 bytes")
-
-
-def _encode_name(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
 
 
 def check_names(names: Iterable[str], kind: str) -> None:
@@ -111,7 +132,7 @@ class _BlobBuffer:
         return offset
 
     def add_name(self, name: str) -> int:
-        return self.add(_encode_name(name) + b"\0")
+        return self.add(utf8_bytes(name) + b"\0")
 
 
 def encode_header(header: Header) -> bytes:
@@ -147,7 +168,7 @@ def encode_header(header: Header) -> bytes:
         at = layout.DEVICE_INFO_OFFSET + drive_id * layout.DEVICE_INFO.size
         layout.DEVICE_INFO.pack_into(out, at, name_offset, drive.recorded_size, exact)
     out[layout.HEADER_SIZE : layout.HEADER_SIZE + len(blobs.content)] = blobs.content
-    out[layout.HEADER_MD5] = _md5(out)
+    out[layout.HEADER_MD5] = _md5_without(out, layout.HEADER_MD5)
     return bytes(out)
 
 
@@ -169,7 +190,7 @@ def _check_writable(header: Header) -> None:
 
 def _put_extension(out: bytearray, header: Header) -> None:
     flags = layout.FLAG_EXTENT_DIGESTS * header.extent_digests | layout.FLAG_DELTA * header.is_delta
-    if flags:
+    if header.is_ours:
         layout.EXTENSION.pack_into(
             out,
             layout.EXTENSION_OFFSET,
@@ -180,9 +201,14 @@ def _put_extension(out: bytearray, header: Header) -> None:
         )
 
 
-def _md5(buffer: Buffer) -> bytes:
+def _md5_without(buffer: Buffer, own: slice) -> bytes:
+    """The MD5 of these bytes, those where it is kept taken as zeros; nothing is copied, for a header may be large."""
+    view = memoryview(buffer)
     # VMA prescribes MD5; it guards against damage here, not against an attacker.
-    return hashlib.md5(buffer, usedforsecurity=False).digest()
+    summed = hashlib.md5(view[: own.start], usedforsecurity=False)
+    summed.update(bytes(own.stop - own.start))
+    summed.update(view[own.stop :])
+    return summed.digest()
 
 
 # -- header, read ---------------------------------------------------------------------------------------------------
@@ -202,17 +228,24 @@ def header_length(start: Buffer) -> int:
     return int(size)
 
 
-def decode_header(content: Buffer) -> Header:
-    """A header from all of its bytes; FormatError for anything that is not right."""
+def decode_header(content: Buffer, *, allow_delta: bool = False) -> Header:
+    """A header from all of its bytes; FormatError for anything that is not right.
+
+    UnsupportedError for features that we do not know, and, unless ``allow_delta``, for an archive that holds only what
+    changed since another: what it lacks would be taken for lost, or for zeros.
+    """
     if header_length(content) != len(content):
         raise FormatError("the header is cut short", len(content))
-    unsummed = bytearray(content)
-    unsummed[layout.HEADER_MD5] = bytes(16)
     _, _, uuid, created, md5, blobs_at, blobs_size, _ = layout.HEADER_START.unpack_from(content)
-    if _md5(unsummed) != md5:
+    if _md5_without(content, layout.HEADER_MD5) != md5:
         raise FormatError("the header's MD5 is wrong: the header is damaged", 32)
     blobs = memoryview(content)[blobs_at : blobs_at + blobs_size]
     flags, parent, parent_digest = _get_extension(content)
+    if (flags or 0) & layout.FLAG_DELTA and not allow_delta:
+        raise UnsupportedError(
+            f"the archive holds only what changed since its parent (uuid {parent.hex()}); this version of pybackup"
+            " cannot read such archives"
+        )
     return Header(
         uuid=uuid,
         created=created,
@@ -222,6 +255,7 @@ def decode_header(content: Buffer) -> Header:
         is_delta=bool((flags or 0) & layout.FLAG_DELTA),
         parent_uuid=parent,
         parent_index_digest=parent_digest,
+        is_ours=flags is not None,
     )
 
 
@@ -230,7 +264,7 @@ def _get_extension(content: Buffer) -> tuple[int | None, bytes, bytes]:
     if magic != layout.EXTENSION_MAGIC:
         return None, bytes(16), bytes(16)
     if flags & ~(layout.FLAG_EXTENT_DIGESTS | layout.FLAG_DELTA):
-        raise FormatError(f"the archive uses features (flags {flags:#x}) that this version does not know", 64)
+        raise UnsupportedError(f"the archive uses features (flags {flags:#x}) that this version does not know", 64)
     return flags, parent, digest
 
 
@@ -247,7 +281,7 @@ def _get_name(blobs: memoryview, offset: int, kind: str) -> str:
     blob = _get_blob(blobs, offset, f"name of a {kind}")
     if not blob.endswith(b"\0"):
         raise FormatError(f"the name of a {kind} does not end in NUL")
-    return blob[:-1].decode("utf-8", "surrogateescape")
+    return from_utf8(blob[:-1])
 
 
 def _get_drives(content: Buffer, blobs: memoryview, ours: bool) -> tuple[DriveInfo, ...]:
@@ -360,7 +394,7 @@ def encode_extent_header(uuid: bytes, slots: Sequence[int], blocks: int, digest:
     last = 0 if digest is None else pack_digest(digest)
     empty = (0,) * (layout.CLUSTERS_PER_EXTENT - len(slots))
     layout.BLOCK_INFOS.pack_into(out, layout.BLOCK_INFOS_OFFSET, *slots, *empty, last)
-    out[layout.EXTENT_MD5] = _md5(out)
+    out[layout.EXTENT_MD5] = _md5_without(out, layout.EXTENT_MD5)
     return bytes(out)
 
 
@@ -392,9 +426,7 @@ def decode_extent_header(content: Buffer, header: Header, at: int) -> ExtentHead
     magic, reserved, blocks, uuid, md5 = layout.EXTENT_START.unpack_from(content)
     if magic != layout.EXTENT_MAGIC or reserved:
         raise FormatError("an extent does not begin with its magic", at)
-    unsummed = bytearray(content)
-    unsummed[layout.EXTENT_MD5] = bytes(16)
-    if _md5(unsummed) != md5:
+    if _md5_without(content, layout.EXTENT_MD5) != md5:
         raise FormatError("the MD5 of an extent header is wrong", at)
     if uuid != header.uuid:
         raise FormatError("an extent carries the uuid of another archive", at)

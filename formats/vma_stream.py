@@ -42,6 +42,10 @@ class DecodedExtent(NamedTuple):
         return own is None or b"" in digests or extent_digest(digests) == own
 
 
+SMALL = 32 << 10
+"""Bytes: chunks that are smaller are joined while they wait."""
+
+
 class _Chunk(NamedTuple):
     size: int
     content: memoryview | None
@@ -57,8 +61,19 @@ class _Window:
         self._used = 0
 
     def append(self, size: int, content: memoryview | None) -> None:
-        self._chunks.append(_Chunk(size, content))
         self.size += size
+        if size < SMALL and content is not None:
+            content = self._with_small_ones_before(content)
+        if size:
+            self._chunks.append(_Chunk(size if content is None else len(content), content))
+
+    def _with_small_ones_before(self, content: memoryview) -> memoryview:
+        """Join a small chunk with those before that are no larger: an extent may come in millions of pieces."""
+        while len(self._chunks) > 1 and self._chunks[-1].content is not None and self._chunks[-1].size <= len(content):
+            content = memoryview(b"".join((self._chunks.pop().content or b"", content)))
+            if len(content) >= SMALL:
+                break
+        return content
 
     def clear(self) -> int:
         """Drop everything; the number of bytes dropped."""
@@ -134,9 +149,11 @@ class VmaStream:
     goes on with what can be saved.
     """
 
-    def __init__(self, header: Header, at: int, *, tolerant: bool = False) -> None:
+    def __init__(self, header: Header, at: int, *, tolerant: bool = False, called: str = "") -> None:
+        """``called``: what places are told of, where the stream is not the file itself."""
         self.header = header
         self.damage: list[FormatError] = []
+        self._called = called
         self._window = _Window(at)
         self._aligned_to = at
         self._tolerant = tolerant
@@ -171,6 +188,7 @@ class VmaStream:
         self._window.clear()
 
     def _complain(self, error: FormatError) -> None:
+        error = FormatError(error.what, error.offset, self._called)
         if not self._tolerant:
             raise error
         self.damage.append(error)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from blake3 import blake3
+
 from .clusters import Buffer
 from .errors import FormatError
 
@@ -32,7 +34,7 @@ SEEK_DESCRIPTOR = 0x80
 SEEKABLE_NUMBER = 0x8F92EAB1
 MAX_SEEK_ROWS = 0x8000000
 """The limit of zstd's own reader."""
-MAX_SKIPPABLE = {INDEX_MAGIC: 65 << 20, SEEK_TABLE_MAGIC: MAX_SEEK_ROWS * SEEK_ROW.size + SEEK_FOOTER.size}
+MAX_SKIPPABLE = {INDEX_MAGIC: 17 << 20, SEEK_TABLE_MAGIC: MAX_SEEK_ROWS * SEEK_ROW.size + SEEK_FOOTER.size}
 """Payloads larger than this are refused; those of other kinds have the limit of a frame."""
 
 BLOCK_MAX = 128 * 1024
@@ -55,12 +57,16 @@ def is_skippable(start: Buffer) -> bool:
 
 
 class FrameHeader(NamedTuple):
-    """The header of a zstd frame: its own length in bytes, the size of the content or None, and the flags."""
+    """The header of a zstd frame: its own length in bytes, the size of the content or None, and the flags.
+
+    ``window``: bytes that a decompressor keeps of what it gave out.
+    """
 
     length: int
     content_size: int | None
     has_checksum: bool
     unused_bits: int
+    window: int
 
 
 def parse_frame_header(start: Buffer) -> FrameHeader:
@@ -77,7 +83,14 @@ def parse_frame_header(start: Buffer) -> FrameHeader:
     if len(start) < length:
         raise FormatError("a zstd frame header is cut short")
     size = int.from_bytes(start[at:length], "little") + (256 if fcs_size == 2 else 0) if fcs_size else None
-    return FrameHeader(length, size, bool(descriptor & 4), descriptor & 0x18)
+    window = size or 0 if single_segment else _window_size(start[5])
+    return FrameHeader(length, size, bool(descriptor & 4), descriptor & 0x18, window)
+
+
+def _window_size(descriptor: int) -> int:
+    """Bytes, from the byte that tells: a power of two, and eighths of it (RFC 8878, 3.1.1.1.2)."""
+    base: int = 1 << (10 + (descriptor >> 3))
+    return base + (base >> 3) * (descriptor & 7)
 
 
 def parse_block_header(start: Buffer) -> tuple[int, bool]:
@@ -185,18 +198,20 @@ def _take_skippable(feed: ByteFeed, offset: int, limit: int) -> Frame:
 
 def _frame_length(feed: ByteFeed, header: FrameHeader, limit: int) -> int:
     """The length of the frame that lies next in the feed, by walking over its blocks."""
+    size_told = limit if header.content_size is None else header.content_size
     length, blocks, last = header.length, 0, False
     while not last:
-        start = feed.peek(length + 3)[length:]
+        window = feed.peek(length + 3)
+        start = window[length:]
         if len(start) < 3:
-            raise FormatError("the archive ends here, in the middle of something", feed.offset + length)
+            raise FormatError("the archive ends here, in the middle of something", feed.offset + len(window))
         try:
             size, last = parse_block_header(start)
         except FormatError as error:
             raise FormatError(error.what, feed.offset + length) from None
         length += 3 + size
         blocks += 1
-        if length > 2 * limit + BLOCK_MAX:
+        if length > most_compressed(size_told):
             raise FormatError("a zstd frame is larger than what it holds", feed.offset)
     if header.content_size is not None and header.content_size > blocks * BLOCK_MAX:
         raise FormatError("a zstd frame claims more than its blocks can hold", feed.offset)
@@ -206,6 +221,14 @@ def _frame_length(feed: ByteFeed, header: FrameHeader, limit: int) -> int:
 def most_content(compressed: int) -> int:
     """How many bytes a frame of ``compressed`` bytes can hold at most: what claims more need not be believed."""
     return compressed // BLOCK_MIN * BLOCK_MAX
+
+
+def most_compressed(content: int) -> int:
+    """How many bytes a frame of ``content`` bytes may take: blocks without content could go on without end.
+
+    What cannot be compressed takes three bytes for 128 KiB more; who flushes after every few bytes needs some more.
+    """
+    return content + content // 2 + (64 << 10)
 
 
 def blocks_of(feed: ByteFeed, header: FrameHeader) -> Iterator[memoryview]:
@@ -219,6 +242,59 @@ def blocks_of(feed: ByteFeed, header: FrameHeader) -> Iterator[memoryview]:
         yield feed.take(3 + size)
     if header.has_checksum:
         yield feed.take(CHECKSUM_SIZE)
+
+
+class SeekTableDigest:
+    """The rows of a seek table that is never put together, counted and hashed: nobody knows how many there will be."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._hash = blake3()
+        self._waiting = array("I")
+
+    def add(self, compressed: int, decompressed: int, checksum: int) -> None:
+        """Append the row of one frame; sizes in bytes."""
+        self._waiting.extend((compressed, decompressed, checksum))
+        self.rows += 1
+        if len(self._waiting) >= 3 * 4096:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._hash.update(_little_endian(self._waiting).tobytes())
+        self._waiting = array("I")
+
+    def digest(self) -> bytes:
+        """BLAKE3 of the rows as they lie in a file."""
+        self._flush()
+        return self._hash.digest()
+
+
+class SeekTableSeen(NamedTuple):
+    """A seek table that lies in a file: where, the length of its frame, its number of rows and their BLAKE3."""
+
+    offset: int
+    length: int
+    rows: int
+    digest: bytes
+
+
+def take_seek_table(feed: ByteFeed, chunk: int = 1 << 20) -> SeekTableSeen:
+    """Take the seek table that lies next in the feed, a piece at a time (FormatError where it is none)."""
+    offset = feed.offset
+    _, size = SKIPPABLE_HEADER.unpack(feed.take(SKIPPABLE_HEADER.size))
+    rows_size = size - SEEK_FOOTER.size
+    if rows_size < 0 or rows_size > MAX_SEEK_ROWS * SEEK_ROW.size:
+        raise FormatError(f"the seek table claims {size} bytes", offset)
+    hashed, left = blake3(), rows_size
+    while left:
+        hashed.update(feed.take(min(chunk, left)))
+        left -= min(chunk, left)
+    count, descriptor, number = SEEK_FOOTER.unpack(feed.take(SEEK_FOOTER.size))
+    # Other writers may leave out the checksums.
+    row = SEEK_ROW.size if descriptor & SEEK_DESCRIPTOR else SEEK_ROW.size - CHECKSUM_SIZE
+    if number != SEEKABLE_NUMBER or descriptor & 0x7F or count * row != rows_size:
+        raise FormatError("the seek table is damaged", offset)
+    return SeekTableSeen(offset, SKIPPABLE_HEADER.size + size, count, hashed.digest())
 
 
 class SeekTable:

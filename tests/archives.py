@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,13 +32,17 @@ def header_of(drives: Mapping[str, bytes], configs: Iterable[tuple[str, bytes]] 
     return Header(uuid=UUID, created=CREATED, drives=tuple(infos), configs=tuple(configs))
 
 
+def _keep(about: dict[str, Any]) -> None:
+    """Change nothing."""
+
+
 def encode(
     drives: Mapping[str, bytes],
     *,
     level: int | None = 1,
     frame_size: int = 1 << 20,
     configs: Iterable[tuple[str, bytes]] = (),
-    change_about: Callable[[dict[str, Any]], None] = lambda about: None,
+    change_about: Callable[[dict[str, Any]], object] = _keep,
 ) -> bytes:
     """The archive of some disks; the same for the same disks."""
     encoder = ArchiveEncoder(header_of(drives, configs), level=level, frame_size=frame_size)
@@ -58,9 +63,8 @@ def encode(
         write_ready()
     encoder.close_extent()
     write_ready()
-    about = about_of(encoder)
-    change_about(about)
-    return b"".join((*out, *encoder.finish(about)))
+    archive = b"".join((*out, *encoder.finish(about_of(encoder))))
+    return archive if change_about is _keep else with_about(archive, change_about)
 
 
 def _pieces(disk: bytes) -> Iterable[tuple[int, list[ClusterRun]]]:
@@ -174,6 +178,22 @@ def with_index(archive: bytes, change: Callable[[int, bytes], bytes]) -> bytes:
         table.add(len(content), frame.content_size, checksum)
         builder += content
     return builder + table.encode()
+
+
+def with_about(archive: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The archive with what its directory tells changed, and all else fitting it again."""
+
+    def changed(kind: int, content: bytes) -> bytes:
+        if kind != index.DIRECTORY:
+            return content
+        segments, ranges, size = index.DIRECTORY_START.unpack_from(content)
+        about = json.loads(content[len(content) - size :])
+        change(about)
+        text = json.dumps(about, separators=(",", ":"), sort_keys=True).encode()
+        start = index.DIRECTORY_START.pack(segments, ranges, len(text))
+        return start + content[len(start) : len(content) - size] + text
+
+    return with_index(archive, changed)
 
 
 def _moved(directory: bytes, places: list[tuple[int, int]]) -> bytes:

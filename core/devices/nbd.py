@@ -318,9 +318,7 @@ async def _open(address: NbdAddress, prepare: Prepare | None) -> NbdSession:
     return await NbdSession.over(sock, agreed)
 
 
-async def _open_more(
-    address: NbdAddress, sessions: list[NbdSession], wanted: int, prepare: Prepare | None
-) -> None:
+async def _open_more(address: NbdAddress, sessions: list[NbdSession], wanted: int, prepare: Prepare | None) -> None:
     """Further connections, as many as can be had: the server may have its own idea of how many it serves."""
     first = sessions[0].agreed
     while len(sessions) < wanted:

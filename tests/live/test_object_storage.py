@@ -74,7 +74,7 @@ def test_an_archive_goes_there_and_back(store: Store, disk: bytes) -> None:
     assert store.content("a/b.vma.zst") == (store.folder / "file.vma.zst").read_bytes()
     assert store.run("info", "--json", url).json["drives"][0]["size"] == len(disk)
     assert store.run("config", url).out == b"cores: 2\n"
-    assert store.run("verify", "--json", url).json == {"archive": url, "sound": True, "damage": []}
+    assert store.run("verify", "--json", url).json == {"archive": url, "sound": True, "protected": True, "damage": []}
     store.run("compare", url, "disk.img")
     store.run("restore", url, "new.img")
     assert (store.folder / "new.img").read_bytes() == disk

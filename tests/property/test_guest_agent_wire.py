@@ -38,9 +38,7 @@ def ours(channel: AgentChannel, pieces: list[bytes], numbers: range) -> list[Ans
 
 @slowly
 @given(st.integers(2**59, 2**60), st.lists(st.tuples(JUNK, VALUES), min_size=1, max_size=4), st.lists(st.integers(0)))
-def test_answers_are_found_among_anything(
-    first: int, exchanges: list[tuple[bytes, object]], places: list[int]
-) -> None:
+def test_answers_are_found_among_anything(first: int, exchanges: list[tuple[bytes, object]], places: list[int]) -> None:
     for at in range(len(exchanges)):
         assume(all(str(first + at).encode() not in junk for junk, _ in exchanges))
     channel = AgentChannel(first)

@@ -149,7 +149,7 @@ def test_a_bug_is_told_as_a_bug(failure: str) -> None:
 @pytest.mark.parametrize(
     ("failure", "word"),
     [
-        ("raise RuntimeError(\"can't start new thread\")", "threads"),
+        ('raise RuntimeError("can\'t start new thread")', "threads"),
         ("raise MemoryError", "memory"),
         ("raise OSError(24, 'Too many open files')", "files"),
         ("raise BlockingIOError(11, 'Resource temporarily unavailable')", "processes"),

@@ -56,7 +56,7 @@ def test_every_command_on_a_file_and_on_a_pipe(made: Path, tmp_path: Path, archi
 
     assert pybackup("verify", name, **given).code == 0
     verified = pybackup("verify", "--json", name, **given)
-    assert verified.json == {"archive": name, "sound": True, "damage": []}
+    assert verified.json == {"archive": name, "sound": True, "protected": True, "damage": []}
 
     facts = pybackup("info", "--json", "--map", name, **given).json
     assert [(drive["name"], drive["size"]) for drive in facts["drives"]] == [(n, len(d)) for n, d in DISKS.items()]

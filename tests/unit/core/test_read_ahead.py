@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from archives import read_of
 
-from pybackup.core.read_ahead import AHEAD, FIRST, LARGEST, ReadAhead, in_order
+from pybackup.core.read_ahead import AHEAD, FIRST, LARGEST, ReadAhead, Sized, in_order
 
 
 @pytest.mark.parametrize("size", [0, 1, FIRST - 1, FIRST, FIRST + 1, 3 * LARGEST + 17])
@@ -74,9 +74,9 @@ def test_calls_are_made_ahead_and_give_their_results_in_order() -> None:
         return number
 
     with ThreadPoolExecutor(1) as pool:
-        found = in_order(pool, (partial(call, number) for number in range(10)), 3)
+        found = in_order(pool, (Sized(1, partial(call, number)) for number in range(10)), 3, 100)
         assert next(found) == 0
         found.close()
     assert made[0] == 0 and len(made) <= 4
     with ThreadPoolExecutor(3) as pool:
-        assert list(in_order(pool, (partial(call, number) for number in range(50)), 7)) == list(range(50))
+        assert list(in_order(pool, (Sized(0, partial(call, number)) for number in range(50)), 7, 0)) == list(range(50))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybackup.formats import cluster_index as index
+from pybackup.formats import cluster_lookup as lookup
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.errors import FormatError
 from pybackup.formats.vma import Slot, SlotRun, runs_of_slots
@@ -38,7 +39,7 @@ def build(extents: list[list[Slot]], file_offset: int = 100, vma_offset: int = 1
 def test_every_cluster_is_found_where_it_lies(found: list[list[tuple[int, int, int]]]) -> None:
     once = {slot[:2]: (number, slot) for number, extent in enumerate(found) for slot in extent}
     extents = [[Slot(*slot) for slot in extent if once[slot[:2]][0] == number] for number, extent in enumerate(found)]
-    segment = index.Segment(build(extents).take_segment())
+    segment = lookup.Segment(build(extents).take_segment())
     vma_at, file_at = 12800, 100
     for extent in extents:
         place = vma_at + 512
@@ -69,8 +70,8 @@ def test_counts_and_zero_runs() -> None:
     builder.add_zero_extents(1, 2, 580, 10 * 512)
     builder.add_frame(20, 10 * 512)
     assert builder.counts == {1: index.DriveCounts(1, 581, 8192)}
-    segment = index.Segment(builder.take_segment())
-    assert segment.runs == [(1, index.RUN_STORED, 0, 1), (1, index.RUN_ZERO, 1, 581)]
+    segment = lookup.Segment(builder.take_segment())
+    assert list(segment.runs) == [(1, index.RUN_STORED, 0, 1), (1, index.RUN_ZERO, 1, 581)]
     assert segment.run_at(1, 581) == (1, index.RUN_ZERO, -1)
     assert segment.run_at(1, 582) is None
     assert segment.blocks_in(0, 1) == 2
@@ -113,20 +114,20 @@ def directory(segments: int = 2) -> tuple[index.IndexBuilder, bytes]:
 
 
 def test_the_directory_comes_back() -> None:
-    decoded = index.Directory.decode(directory()[1])
+    decoded = lookup.Directory.decode(directory()[1])
     assert decoded.about == {"tool": "x", "drives": []}
-    assert decoded.segments == (
-        index.SegmentPlace(1100, 50, ((1, 0, 0), (2, 0, 5))),
-        index.SegmentPlace(2150, 50, ((1, 1, 1), (2, 10, 15))),
+    assert tuple(decoded.segments) == (
+        lookup.SegmentPlace(1100, 50, ((1, 0, 0), (2, 0, 5))),
+        lookup.SegmentPlace(2150, 50, ((1, 1, 1), (2, 10, 15))),
     )
-    assert list(decoded.covering(2, 5)) == [decoded.segments[0]]
+    assert list(decoded.covering(2, 5)) == [next(decoded.segments)]
     assert list(decoded.covering(2, 7)) == []
     assert list(decoded.covering(3, 0)) == []
 
 
 @given(content=st.binary(max_size=200))
 def test_arbitrary_contents_are_damage_or_an_index(content: bytes) -> None:
-    for decode in (index.Segment, index.Directory.decode):
+    for decode in (lookup.Segment, lookup.Directory.decode):
         try:
             decode(content)
         except FormatError:
@@ -136,7 +137,7 @@ def test_arbitrary_contents_are_damage_or_an_index(content: bytes) -> None:
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 100))
 def test_changed_contents_are_damage_or_an_index(at: int, value: int, cut: int) -> None:
     segment = build([[Slot(1, number, 3) for number in range(58)]]).take_segment()
-    for content, decode in ((segment, index.Segment), (directory()[1], index.Directory.decode)):
+    for content, decode in ((segment, lookup.Segment), (directory()[1], lookup.Directory.decode)):
         changed = bytearray(content)
         changed[at % len(changed)] = value
         for variant in (bytes(changed), content[:cut], content + bytes(cut + 1)):
@@ -164,13 +165,13 @@ def lying_start(**changes: int) -> bytes:
 )
 def test_a_segment_that_cannot_be_is_refused(content: bytes) -> None:
     with pytest.raises(FormatError):
-        index.Segment(content)
+        lookup.Segment(content)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"a":' + b"1" * 10_000 + b"}"])
 def test_a_directory_whose_text_is_no_object_is_refused(text: bytes) -> None:
     with pytest.raises(FormatError):
-        index.Directory.decode(index.DIRECTORY_START.pack(0, 0, len(text)) + text)
+        lookup.Directory.decode(index.DIRECTORY_START.pack(0, 0, len(text)) + text)
 
 
 # -- the envelope ---------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_frame_headers_of_every_size_field(content_size: int) -> None:
     else:
         header = zs.FRAME_MAGIC + b"\xe4" + content_size.to_bytes(8, "little")
     parsed = zs.parse_frame_header(header)
-    assert parsed == zs.FrameHeader(len(header), content_size, True, 0)
+    assert parsed[:4] == (len(header), content_size, True, 0)
     if content_size < 1 << 63:
         assert zstandard.get_frame_parameters(header).content_size == content_size
 
