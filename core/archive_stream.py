@@ -30,6 +30,8 @@ MOST_IN_ORDER = 256
 """Frames and extents that wait for an extent whose digests are computed."""
 MOST_DAMAGE = 1000
 """Damage that is listed; of more there is only the number."""
+MOST_TWICE = 100_000
+"""Runs of clusters found twice, after which an archive is given up: it could go on with them without end."""
 
 
 class Damage(NamedTuple):
@@ -120,6 +122,7 @@ class ArchiveStream:
         self._intact = self._indexable = True
         self._has_segments = self._has_directory = False
         self._vmstate_next: dict[int, int] = {}
+        self._twice = 0
         try:
             self._open(read)
         except (NotAnArchiveError, UnsupportedError) as error:
@@ -323,6 +326,9 @@ class ArchiveStream:
             self._spoil_at("the memory image is out of order", drive, first, count)
         for twice, number in seen.already(first, count):
             self._spoil_at("found twice", drive, twice, number)
+            self._twice += 1
+            if self._twice > MOST_TWICE:
+                raise UnsupportedError("clusters are found twice again and again: no writer of archives made this")
         seen.add(first, count)
         self._vmstate_next[drive_id] = first + count
 

@@ -12,7 +12,7 @@ import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice, repeat
 from typing import Any, NamedTuple
 
 from .cluster_index import (
@@ -224,11 +224,12 @@ class Directory:
 
     def _sort_ranges(self) -> dict[int, _DriveRanges]:
         found: dict[int, tuple[array[int], array[int], array[int]]] = {}
-        for number, place in enumerate(self.segments):
-            for drive, first, last in place.ranges:
-                columns = found.setdefault(drive, (array("I"), array("I"), array("I")))
-                for column, value in zip(columns, (first, last, number), strict=True):
-                    column.append(value)
+        counts = (row[2] for row in SEGMENT_ROW.iter_unpack(self._rows))
+        owners = chain.from_iterable(repeat(number, count) for number, count in enumerate(counts))
+        for number, (drive, first, last) in zip(owners, RANGE.iter_unpack(self._ranges), strict=True):
+            columns = found.setdefault(drive, (array("I"), array("I"), array("I")))
+            for column, value in zip(columns, (first, last, number), strict=True):
+                column.append(value)
         by_drive = {}
         for drive, columns in found.items():
             firsts, lasts, numbers = _sorted(*columns)

@@ -51,8 +51,8 @@ def test_every_cluster_is_found_where_it_lies(found: list[list[tuple[int, int, i
             assert left >= 1
             assert kind == (index.RUN_STORED if slot.mask else index.RUN_ZERO)
             if slot.mask:
-                assert segment.stored(number) == index.StoredCluster(place, slot.mask, digest_of(slot))
-                assert segment.frame_of(place) == index.FramePlace(file_at, size // 2, vma_at, size)
+                assert segment.stored(number) == lookup.StoredCluster(place, slot.mask, digest_of(slot))
+                assert segment.frame_of(place) == lookup.FramePlace(file_at, size // 2, vma_at, size)
                 place += 4096 * slot.mask.bit_count()
         vma_at += size
         file_at += size // 2
