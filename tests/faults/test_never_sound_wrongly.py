@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import random
 import struct
 from dataclasses import replace
@@ -62,7 +63,7 @@ def test_an_archive_of_ours_is_whole_or_damaged_whatever_a_drive_is_called(wrap:
 def test_a_vmstate_of_ours_may_come_in_any_order() -> None:
     plain = encode({"vmstate": DISK}, level=None)
     places = extents_of(plain)
-    parts = [plain[start:end] for start, end in zip(places, places[1:], strict=False)]
+    parts = [plain[start:end] for start, end in itertools.pairwise(places)]
     swapped = plain[: places[0]] + b"".join(reversed(parts))
     assert decode(swapped).drives == {"vmstate": DISK}
 

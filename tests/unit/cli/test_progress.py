@@ -18,6 +18,7 @@ from pybackup.cli.progress import choose
 from pybackup.cli.progress_plain import Plain
 from pybackup.cli.progress_rich import MARGIN, Line, Picture, Row, lines_of
 from pybackup.core.job import DriveProgress, Job, State
+from pybackup.formats.text import shown
 
 MIB = 1 << 20
 
@@ -77,8 +78,7 @@ def test_a_name_is_shown_as_it_is(name: str) -> None:
     picture = Picture(Console(file=out, width=100))
     picture.start(job, "backup")
     picture.stop(job)
-    shown = "".join(one if one.isprintable() else "?" for one in name)
-    assert shown in out.getvalue() and "\x1b" not in out.getvalue()
+    assert shown(name) in out.getvalue() and "\x1b" not in out.getvalue()
 
 
 def on_a_terminal(job: Job, width: int = 100) -> tuple[Picture, io.StringIO]:
