@@ -24,8 +24,6 @@ DEFAULT_FRAME_SIZE = 1 << 20
 MIN_FRAME_SIZE = 64 << 10
 MAX_FRAME_SIZE = 8 << 20
 """Readers take frames up to this size at once."""
-MOST_UNREADABLE = 5000
-"""Unreadable places that an archive lists."""
 
 
 @dataclass(slots=True)
@@ -265,7 +263,7 @@ class ArchiveEncoder:
         drives = [index.describe_drive(one.drive_id, one.name, one.size, counts) for one in self.header.drives]
         about = {**about, "drives": drives}
         places = about.get("unreadable", ())
-        listed = min(len(places), MOST_UNREADABLE)
+        listed = len(places)
         while True:
             if listed < len(places):
                 about |= {"unreadable": places[:listed], "unreadable_not_listed": len(places) - listed}
