@@ -222,7 +222,7 @@ def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, facts: RunF
             raise
         warn([f"the archive is complete, but afterwards: {describe(error)[0]}"])
     assert facts.job is not None
-    return report(replace(request, archive=facts.archive), facts.job)
+    return report(replace(request, archive=facts.archive), facts.job, facts.told)
 
 
 async def _run_live(
@@ -253,6 +253,8 @@ async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, 
         path = source.what.removeprefix(QMP)
         qemu = await RunningQemu.connect(path, request.chosen, source.name)
         stack.push_async_callback(qemu.close)
+        if shows_summary(request.progress, request.quiet, request.verbose):
+            warn((f"{name} is not backed up: {reason}" for name, reason in qemu.left_out), "note")
         request = name_archive(request, [disk.name for disk in qemu.disks], options, facts)
         if all(name != CONFIG_NAME for name, _ in configs):
             configs.append((CONFIG_NAME, qemu.description))
@@ -275,9 +277,12 @@ async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, 
             trace=trace,
         )
         facts.job = job
+        left_out = [{"name": name, "reason": reason} for name, reason in qemu.left_out]
+        facts.told = {"left_out": left_out, "unplugged": job.unplugged}
         await run_job(job, "backup", choose(request.progress, request.quiet))
     for name in job.left:
         click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
+    warn(f"disk {name} was unplugged meanwhile; the archive holds it as it was before" for name in job.unplugged)
 
 
 def _filesystems(request: RunRequest) -> FilesystemFreeze | None:
@@ -363,11 +368,11 @@ async def verify_file(path: str, name: str, pool: ThreadPoolExecutor) -> None:
         await VerifyJob(ArchiveStream(reader.read, name, pool)).run()
 
 
-def report(request: RunRequest, job: BackupJob | RemoteBackup) -> int:
-    """The closing summary, and the exit code of a backup that is complete."""
+def report(request: RunRequest, job: BackupJob | RemoteBackup, told: dict[str, Any]) -> int:
+    """The closing summary, and the exit code of a backup that is complete; ``told`` goes into the report as JSON."""
     progress = job.progress
     if request.as_json:
-        tell_report(json.dumps(_summary(request, job)))
+        tell_report(json.dumps(_summary(request, job) | told))
     if shows_summary(request.progress, request.quiet, request.verbose):
         click.echo(
             f"{shown(request.archive)}: {short(progress.size)} in {duration(job.elapsed)},"

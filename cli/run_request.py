@@ -60,6 +60,9 @@ def check(request: RunRequest) -> None:
         )
     if not request.archive or not all(source.what for source in request.sources):
         raise RequestError("the name of a disk or of the archive is empty")
+    for source in request.sources:
+        if source.what in (SERVE, QMP):
+            raise RequestError(f"{source.what} names no socket: write {source.what}PATH")
     unique_drive_names(request.sources)
     if request.source_options.size is not None and all(source.what != "-" for source in request.sources):
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")

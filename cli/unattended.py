@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ class RunFacts:
     """What is known of a run so far; the run itself fills it in.
 
     ``archive`` is its name once the fields in it are replaced, ``names`` are the drives', ``job_name`` is the job
-    file's.
+    file's; ``told`` is for the report as JSON alone.
     """
 
     archive: str
     job_name: str | None
     names: Sequence[str] = ()
     job: BackupJob | RemoteBackup | None = None
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,11 @@ class QemuBackup(BackupJob):
         drives = [Drive(number, disk.name, disk) for number, disk in enumerate(self._disks, 1)]
         super().__init__(drives, writer, pool, before_commit=self._before, **options)
 
+    @property
+    def unplugged(self) -> Sequence[str]:
+        """The names of disks that were unplugged from the machine meanwhile; they are in the archive all the same."""
+        return self._fleecing.unplugged
+
     async def _work(self) -> None:
         try:
             await super()._work()

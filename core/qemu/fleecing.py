@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -25,15 +25,19 @@ from .disks import QemuDisk
 from .guardian import ACT_SECONDS, hand_over_run, remove_dead_run
 from .handover import Handover, folder_of
 from .leftovers import RunMark, keep_connection, remove_run
+from .migration import wait_for_migration
 from .monitor import Monitor, MonitorLostError, RefusedError
 from .names import disk_name
 from .reply_room import data_at_once
+from .unplugging import Unplugging
 
 RESERVE = 256 << 20
 """Bytes that stay free beside the temporary images: most QEMUs fail a guest's write when they cannot save old data."""
 WATCH_SECONDS = 0.1
 """A guest would have to write RESERVE within this time to fill the disk before the backup ends itself."""
 POLL_SECONDS = 0.01
+UNPLUG_SECONDS = 1.0
+"""How long a device that goes may take from the end of its disk's job on."""
 _JOB_EVENTS = ("BLOCK_JOB_ERROR", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 
@@ -63,6 +67,7 @@ class Fleecing:
         self._handover: Handover | None = None
         self._kept = 0
         self._serves = False
+        self._unplugging = Unplugging(disks)
         self._opened: list[NbdDevice] = []
 
     def _name(self, number: int) -> str:
@@ -203,7 +208,12 @@ class Fleecing:
 
     async def watch(self) -> PybackupError:
         """Return when what is read is not the instant any more, or must not be read further: why."""
-        causes = [self._watch_events(), self._watch_room(), self._monitor.wait_lost()]
+        causes = [
+            self._watch_events(),
+            self._watch_room(),
+            self._monitor.wait_lost(),
+            wait_for_migration(self._monitor),
+        ]
         tasks = [asyncio.ensure_future(cause) for cause in causes]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -215,13 +225,34 @@ class Fleecing:
 
     async def _watch_events(self) -> PybackupError:
         names = {self._name(number): disk.name for number, disk in enumerate(self.disks)}
-        async for event in self._monitor.events():
+        events = self._monitor.events()
+        async for event in events:
+            self._unplugging.take(event)
             data = event.get("data", {})
             if event["event"] in _JOB_EVENTS and data.get("device") in names:
-                return self._broken(names[data["device"]], data.get("error", ""))
+                name, reason = names[data["device"]], data.get("error", "")
+                if not reason:
+                    await self._wait_for_unplugging(name, events)
+                return self._broken(name, reason)
         raise AssertionError("events have no end")
 
+    async def _wait_for_unplugging(self, name: str, events: AsyncIterator[Mapping[str, Any]]) -> None:
+        """A device that goes ends the job of its disk first, and is gone a moment later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(UNPLUG_SECONDS):
+                while name not in self._unplugging.names:
+                    self._unplugging.take(await anext(events))
+
+    @property
+    def unplugged(self) -> Sequence[str]:
+        """The names of disks that were unplugged from the machine meanwhile."""
+        return self._unplugging.names
+
     def _broken(self, drive: str, reason: str) -> SourceError:
+        if drive in self.unplugged:
+            return SourceError(
+                f"disk {drive} was unplugged from the machine of QEMU at {self._monitor.path} while it was backed up"
+            )
         return SourceError(
             f"QEMU at {self._monitor.path} has stopped to save what the guest overwrites on drive {drive}"
             + (f": {reason}" if reason else "")

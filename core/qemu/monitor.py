@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
+import stat
 import struct
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -164,9 +166,17 @@ async def _open(path: str) -> socket.socket:
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
-            hint = "; no QEMU listens there" if isinstance(error, ConnectionRefusedError) else ""
+            hint = _hint(path) if isinstance(error, ConnectionRefusedError) else ""
             raise SourceError(f"cannot connect to the QMP monitor at {path}: {error.strerror or error}{hint}") from None
         raise
+
+
+def _hint(path: str) -> str:
+    """Why a connection may be refused."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return "; it is no socket"
+    return "; no QEMU listens there"
 
 
 def arguments_in(schema: Any) -> dict[str, frozenset[str]]:

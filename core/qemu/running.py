@@ -11,10 +11,11 @@ from pybackup.core.intake import Intake
 from pybackup.core.trace import Trace
 
 from .backup import QemuBackup
-from .disks import QemuDisk, find_disks, select
+from .disks import LeftOut, QemuDisk, find_disks, select
 from .fleecing import Fleecing, FleecingOptions
 from .leftovers import remove_leftovers
 from .machine import describe_machine
+from .migration import refuse_migration
 from .monitor import Monitor
 
 NEEDED = (
@@ -39,11 +40,16 @@ NEEDED = (
 
 
 class RunningQemu:
-    """A QEMU that we are connected to. Fixed: the disks to back up, and the description of the machine as JSON."""
+    """A QEMU that we are connected to.
 
-    def __init__(self, monitor: Monitor, disks: Sequence[QemuDisk], description: bytes) -> None:
+    Fixed: the disks to back up, what is left out on purpose, and the description of the machine as JSON.
+    """
+
+    def __init__(
+        self, monitor: Monitor, disks: Sequence[QemuDisk], left_out: Sequence[LeftOut], description: bytes
+    ) -> None:
         self._monitor = monitor
-        self.disks, self.description = disks, description
+        self.disks, self.left_out, self.description = disks, left_out, description
 
     @classmethod
     async def connect(cls, path: str, chosen: Sequence[str] = (), name: str | None = None) -> RunningQemu:
@@ -59,8 +65,10 @@ class RunningQemu:
                 raise SourceError(f"QEMU at {monitor.path} is too old: it does not know {', '.join(missing)}")
             await _refuse_dangerous(monitor)
             await remove_leftovers(monitor)
-            disks = select(await find_disks(monitor), chosen)
-            return cls(monitor, _renamed(disks, name), await describe_machine(monitor))
+            await refuse_migration(monitor)
+            disks = await find_disks(monitor)
+            chosen_disks = _renamed(select(disks, chosen), name)
+            return cls(monitor, chosen_disks, disks.left_out, await describe_machine(monitor))
         except BaseException:
             await monitor.close()
             raise

@@ -269,10 +269,12 @@ def test_whoever_reads_an_archive_may_not(folder: Path) -> None:
         (["disk.img"], "disk.img is the only name given"),
         (["disk.img", ""], "the name of a disk or of the archive is empty"),
         (["", "new.vma"], "the name of a disk or of the archive is empty"),
+        (["qmp:", "new.vma"], "qmp: names no socket: write qmp:PATH"),
+        (["x=serve:", "new.vma"], "serve: names no socket: write serve:PATH"),
         (["--size", "1M", "disk.img", "new.vma"], "- is none of the sources"),
         (["--level", "99", "disk.img", "new.vma"], "99 is not in the range 1 to 22"),
     ],
-    ids=["no-archive", "empty-archive", "empty-source", "size-without-stdin", "level"],
+    ids=["no-archive", "empty-archive", "empty-source", "no-monitor", "no-control", "size-without-stdin", "level"],
 )
 def test_run_asked_for_what_makes_no_sense(folder: Path, arguments: list[str], sentence: str) -> None:
     refused(folder, 2, sentence, "run", *arguments)

@@ -97,7 +97,8 @@ def test_what_is_no_monitor_is_told(
 
 
 def test_where_nobody_listens(tmp_path: Path) -> None:
-    places = ((tmp_path / "none", "No such file"), (tmp_path, "refused"), (tmp_path / ("x" * 200), "too long"))
+    long = tmp_path / ("x" * 200)
+    places = ((tmp_path / "none", "No such file"), (tmp_path, "refused; it is no socket"), (long, "too long"))
     for path, said in places:
         with pytest.raises(SourceError, match=said):
             asyncio.run(Monitor.connect(str(path)))
