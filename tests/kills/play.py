@@ -138,14 +138,18 @@ def instants(names: Sequence[str], count: int) -> list[tuple[str, Point | None]]
     return [(name, None) for name in itertools.islice(itertools.cycle(names), count)]
 
 
-def system_calls(folder: Path, names: Sequence[str], count: int, seed: int) -> list[tuple[str, Point | None]]:
+def system_calls(
+    folder: Path, names: Sequence[str], count: int, workers: int, seed: int
+) -> list[tuple[str, Point | None]]:
     """So many games at system calls, of all situations alike, none twice; fewer where there are no more."""
-    draw = random.Random(seed)
-    found = {name: iter(_shuffled(folder / name, name, draw)) for name in names}
-    return list(itertools.islice(_in_turn(found), count))
+    with ThreadPoolExecutor(workers) as pool:
+        points = list(pool.map(lambda name: _points(folder / name, name), names))
+    for one in points:
+        random.Random(seed).shuffle(one)
+    return list(itertools.islice(_in_turn(dict(zip(names, map(iter, points), strict=True))), count))
 
 
-def _shuffled(folder: Path, name: str, draw: random.Random) -> list[SystemCall]:
+def _points(folder: Path, name: str) -> list[SystemCall]:
     table = Table(folder, SITUATIONS[name])
     try:
         points = table.points()
@@ -153,7 +157,6 @@ def _shuffled(folder: Path, name: str, draw: random.Random) -> list[SystemCall]:
         points = [SystemCall("exit_group", 1)]  # that game will tell what is wrong
     finally:
         table.close()
-    draw.shuffle(points)
     return points
 
 

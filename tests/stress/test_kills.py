@@ -49,7 +49,7 @@ def test_random_instants(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.skipif(REPLAY is not None, reason="one game is played again")
 def test_system_calls(folder: Path, capsys: pytest.CaptureFixture[str], need: Callable[..., None]) -> None:
     need("strace")
-    games = system_calls(folder / "counted", names(), KILLS, SEED)
+    games = system_calls(folder / "counted", names(), KILLS, WORKERS, SEED)
     tell(capsys, play(folder, games, WORKERS, SEED))
 
 
