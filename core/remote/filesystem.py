@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from shlex import quote
 from typing import Any
+from urllib.parse import unquote
 
 from pybackup.core.errors import RequestError
 
@@ -12,6 +19,8 @@ from . import BUCKET_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, scheme_of, shown
 from .patience import Patience
 
 _EXTRAS = {**dict.fromkeys(S3_SCHEMES, "s3"), **dict.fromkeys(SFTP_SCHEMES, "sftp"), "gs": "gs", "gcs": "gs"}
+DISTRIBUTION = "pybackup-vma"
+"""What the package is called where packages are listed; `pybackup` is somebody else's there."""
 CONNECT_TIMEOUT = 10.0
 """Seconds for one attempt to connect, at most."""
 
@@ -66,8 +75,21 @@ def io_loop(url: str) -> asyncio.AbstractEventLoop:
 
 def _missing(url: str, error: ImportError) -> RequestError:
     extra = _EXTRAS.get(scheme_of(url))
-    advice = f"pip install 'pybackup[{extra}]'" if extra else str(error)
-    return RequestError(f"{shown(url)} needs a package that is not installed: {advice}")
+    advice = f"{quote(sys.executable)} -m pip install {_place(extra)}" if extra else str(error)
+    return RequestError(f"{shown(url)} needs a package that this Python does not have: {advice}")
+
+
+def _place(extra: str) -> str:
+    """What pip installs us from, with an extra: the clone that we came from, where it is still there.
+
+    No name stands there that a package index may know: whose package it would fetch, nobody can tell.
+    """
+    clone = "."
+    with contextlib.suppress(PackageNotFoundError, ValueError, TypeError, KeyError):
+        told = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+        path = unquote(told["url"].removeprefix("file://"))
+        clone = path if os.path.isfile(os.path.join(path, "pyproject.toml")) else "."
+    return quote(f"{clone}[{extra}]") + (" in a clone of pybackup" if clone == "." else "")
 
 
 def _options(scheme: str, patience: Patience) -> dict[str, Any]:

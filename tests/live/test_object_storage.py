@@ -233,7 +233,7 @@ def test_a_package_that_is_missing_is_named(store: Store, disk: bytes) -> None:
     (store.folder / "without" / "s3fs.py").write_text("raise ImportError('no s3fs here')")
     hidden = {"PYTHONPATH": str(store.folder / "without")}
     for arguments in (("run", "disk.img", store.url("x")), ("info", store.url("x"))):
-        store.fails(2, "pip install 'pybackup[s3]'", *arguments, environment=hidden)
+        store.fails(2, f"{sys.executable} -m pip install ", *arguments, environment=hidden)
 
 
 def test_a_server_that_is_not_there(store: Store, disk: bytes) -> None:
