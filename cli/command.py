@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -70,3 +71,14 @@ class Command(click.Command):
                 raise CancelledError from None
             except (OSError, EOFError, SystemExit) as error:
                 raise UnforeseenError from error
+
+
+def later(name: str) -> Callable[[click.Context, click.Parameter, str], Any]:
+    """A function of `shell_completion`, by its name: loaded when a shell asks."""
+
+    def complete(context: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        from pybackup.cli import shell_completion
+
+        return getattr(shell_completion, name)(context, param, incomplete)
+
+    return complete

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pybackup.cli.command import Command
+from pybackup.cli.command import Command, later
 from pybackup.cli.elsewhere import refuse_archive, refuse_source
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import (
@@ -42,7 +42,13 @@ SHOWN = 20
 @click.command("compare", cls=Command, short_help="Tell whether a disk is what an archive holds.")
 @click.argument("archive", type=PlainPath(refuse_archive))
 @click.argument("sources", type=NamedPath(refuse_source), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
-@click.option("--drive", default=None, metavar="NAME", help="The same as NAME=, where there is one SOURCE.")
+@click.option(
+    "--drive",
+    default=None,
+    metavar="NAME",
+    shell_complete=later("drive_names"),
+    help="The same as NAME=, where there is one SOURCE.",
+)
 @format_option
 @force_share_option
 @snapshot_option

@@ -20,7 +20,9 @@ def command(shell: str) -> int:
     fish  ~/.config/fish/completions/pybackup.fish
     """
     from pybackup.cli.group import group
+    from pybackup.cli.shell_completion import register
 
+    register()
     kind = get_completion_class(shell)
     if kind is None:
         raise RequestError(f"there is no completion for {shell}")

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from pybackup.cli.command import Command
+from pybackup.cli.command import Command, later
 from pybackup.cli.elsewhere import refuse_archive
 from pybackup.cli.options import json_option
 from pybackup.cli.params import PlainPath
@@ -18,7 +18,7 @@ from pybackup.formats.vma import find_name
 
 @click.command("config", cls=Command, short_help="Print a configuration that an archive holds.")
 @click.argument("archive", type=PlainPath(refuse_archive))
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=later("config_names"))
 @json_option
 def command(archive: str, name: str | None, as_json: bool) -> int:
     """Print a configuration that an archive holds, byte for byte.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -131,6 +132,10 @@ def invoke(arguments: Sequence[str]) -> int:
 
 def _invoke(arguments: Sequence[str]) -> int:
     try:
+        if "_PYBACKUP_COMPLETE" in os.environ:
+            from pybackup.cli.shell_completion import register
+
+            register()
         result: Any = group.main(args=list(arguments), prog_name="pybackup", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0

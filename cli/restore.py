@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pybackup.cli.command import Command
+from pybackup.cli.command import Command, later
 from pybackup.cli.elsewhere import refuse_archive, refuse_target
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
@@ -45,7 +45,12 @@ from pybackup.formats.vma import DriveInfo, Header
 @click.argument("archive", type=PlainPath(refuse_archive))
 @click.argument("targets", type=NamedPath(refuse_target), nargs=-1, metavar="[TARGET | NAME=TARGET...]")
 @click.option(
-    "--drive", "names", multiple=True, metavar="NAME", help="Restore only this drive; may be given several times."
+    "--drive",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=later("drive_names"),
+    help="Restore only this drive; may be given several times.",
 )
 @click.option(
     "--to",
@@ -53,6 +58,7 @@ from pybackup.formats.vma import DriveInfo, Header
     type=NamedPath(refuse_target),
     multiple=True,
     metavar="NAME=TARGET",
+    shell_complete=later("places"),
     help="The same as NAME=TARGET without --to; may be given several times.",
 )
 @click.option(

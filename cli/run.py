@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     help="Store a configuration file too, under its own name or NAME. Proxmox looks for qemu-server.conf.",
 )
 @format_option
-@click.option("--size", type=Size(1), default=None, metavar="SIZE", help="The size of the disk on the standard input.")
+@click.option("--size", type=Size(1), default=None, metavar="SIZE", help="The exact size of the standard input.")
 @click.option(
     "--drive",
     "chosen",
