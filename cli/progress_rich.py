@@ -114,7 +114,6 @@ class Picture:
         """From now on other messages go above the lines."""
         if self._console.is_terminal and sys.stderr is self._terminal:
             sys.stderr = _Above(self._terminal, self.erase)
-        self.update(job)
 
     def update(self, job: Job) -> None:
         """Draw where the job is."""
@@ -135,8 +134,10 @@ class Picture:
         """Leave the last picture."""
         if isinstance(sys.stderr, _Above):
             sys.stderr = self._terminal
-        if job.progress.drives:
-            self._draw(job)
+        if job.progress.drives and (self._drawn or job.error is None):
+            self.update(job)
+            if not self._console.is_terminal:
+                self._draw(job)
             self._terminal.write("\n")
             self._terminal.flush()
 

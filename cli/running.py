@@ -110,7 +110,8 @@ async def run_job(job: Job, verb: str, display: Display) -> None:
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=PERIOD)
-                display.update(job)
+                if not task.done():
+                    display.update(job)
         finally:
             display.stop(job)
     task.result()

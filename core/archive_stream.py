@@ -108,6 +108,7 @@ class ArchiveStream:
         ``allow_delta``: what the parent has may lack.
         """
         self.name, self.stop = name, stop
+        self.stored: dict[str, int] = {}
         self._size, self._read = size, 0
         self.damage: list[Damage] = []
         self.not_listed = 0

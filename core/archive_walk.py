@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -34,6 +34,11 @@ class Extents(Protocol):
     header: Header
     damage: list[Damage]
     stop: Callable[[], None]
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        """Bytes that the archive says it holds of drives, by their names: a hint, and no more."""
+        ...
 
     @property
     def consumed(self) -> tuple[int, int] | None:
@@ -63,7 +68,10 @@ class ArchiveWalk(Job):
         super().__init__(speed=speed, clock=clock, trace=trace)
         self.stream = stream
         self.drives = {drive.drive_id: drive for drive in drives}
-        self._progress = {drive.drive_id: DriveProgress(drive.name, drive.size) for drive in drives}
+        self._progress = {
+            drive.drive_id: DriveProgress(drive.name, drive.size, to_read=stream.stored.get(drive.name))
+            for drive in drives
+        }
         self.progress.drives = list(self._progress.values())
 
     @property

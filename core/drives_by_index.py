@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pybackup.formats.cluster_index import RUN_STORED
 from pybackup.formats.cluster_lookup import FramePlace, Segment, SegmentPlace, StoredCluster
@@ -83,6 +83,7 @@ class DrivesByIndex:
         self.name, self.stop = archive.name, stop
         self.header: Header = archive.header
         self.damage: list[Damage] = []
+        self.stored = _stored_by_name(archive.directory.about)
         self.consumed: tuple[int, int] | None = None
         self._archive, self._pool = archive, pool
 
@@ -156,6 +157,14 @@ class DrivesByIndex:
         if cluster_digest(expand(cluster.place.mask, stored)) != cluster.place.digest:
             raise self._error("a cluster does not match its digest", cluster.slot.drive_id, cluster.slot.cluster, 1)
         return stored
+
+
+def _stored_by_name(about: dict[str, Any]) -> dict[str, int]:
+    """What an archive tells of its drives, which may be anything: whole numbers that can be."""
+    told = about.get("drives")
+    drives = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+    found = {one["name"]: one.get("stored_bytes") for one in drives if isinstance(one.get("name"), str)}
+    return {name: size for name, size in found.items() if isinstance(size, int) and 0 <= size < 1 << 60}
 
 
 def _speaks_of(place: SegmentPlace, drive_ids: Collection[int]) -> bool:

@@ -91,6 +91,8 @@ def test_lines_are_drawn_again_where_they_are(monkeypatch: pytest.MonkeyPatch) -
     picture, out = on_a_terminal(job)
     monkeypatch.setattr(sys, "stderr", out)
     picture.start(job, "backup")
+    assert out.getvalue() == "", "what fails at once needs no picture"
+    picture.update(job)
     picture.update(job)
     assert out.getvalue().count("\r\x1b[2A\x1b[J") == 1
     picture.continued()
@@ -106,6 +108,7 @@ def test_messages_go_above_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     picture, out = on_a_terminal(job)
     monkeypatch.setattr(sys, "stderr", out)
     picture.start(job, "backup")
+    picture.update(job)
     print("a warning", file=sys.stderr)
     assert out.getvalue().endswith("\r\x1b[Ja warning\n")
     picture.update(job)
@@ -117,6 +120,7 @@ def test_of_many_drives_those_at_work_are_shown() -> None:
     job = FakeJob(*(DriveProgress(f"d{number}", 100, done=(number == 70) * 50) for number in range(100)))
     picture = Picture(Console(file=io.StringIO(), width=80, height=20))
     picture.start(job, "backup")
+    picture.update(job)
     assert [row.name for row in picture.rows(job)] == ["d70", "total"]
 
 
