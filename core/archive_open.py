@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from .drives_by_index import FETCHES, DrivesByIndex
 from .errors import ArchiveError, RequestError
 from .read_ahead import ReadAhead
 from .remote import is_url, shown
+from .unreadable import BLOCK
 
 STDIN = "-"
 NEARLY_EMPTY = 16
@@ -84,9 +86,33 @@ def pread_exactly(fd: int, name: str) -> Callable[[int, int], bytes]:
     return pread
 
 
+def read_around(fd: int) -> Callable[[int], bytes]:
+    """A read() of a file that passes over what the disk below cannot read: zeros stand there, which is damage."""
+
+    def read(at_most: int) -> bytes:
+        try:
+            return os.read(fd, at_most)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        at = os.lseek(fd, 0, os.SEEK_CUR)
+        length = min(BLOCK - at % BLOCK, os.fstat(fd).st_size - at)
+        try:
+            content = os.pread(fd, length, at)
+        except OSError:
+            content = bytes(length)
+        os.lseek(fd, at + len(content), os.SEEK_SET)
+        return content
+
+    return read
+
+
 @contextmanager
-def archive_reader(archive: str) -> Iterator[ArchiveReader]:
-    """What reads on in the archive's file (ArchiveError where it cannot be opened)."""
+def archive_reader(archive: str, *, tolerant: bool = False) -> Iterator[ArchiveReader]:
+    """What reads on in the archive's file (ArchiveError where it cannot be opened).
+
+    ``tolerant``: bytes of a file that cannot be read are zeros.
+    """
     if is_url(archive):
         from .remote.remote_file import open_remote
 
@@ -110,7 +136,7 @@ def archive_reader(archive: str) -> Iterator[ArchiveReader]:
     with file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            yield ArchiveReader(file.read, _nothing)
+            yield ArchiveReader(read_around(file.fileno()) if tolerant else file.read, _nothing)
             return
         with closing(PipeReader(file.fileno())) as pipe:
             yield ArchiveReader(pipe.read, pipe.stop)
@@ -128,7 +154,7 @@ def open_archive(
     """An archive, open to be read once from beginning to end, with threads of its own (ArchiveError)."""
     name = "the standard input" if archive == STDIN else shown(archive)
     with (
-        archive_reader(archive) as reader,
+        archive_reader(archive, tolerant=tolerant) as reader,
         ThreadPoolExecutor(threads, thread_name_prefix="pybackup-decompress") as pool,
     ):
         size = os.path.getsize(archive) if not is_url(archive) and os.path.isfile(archive) else None

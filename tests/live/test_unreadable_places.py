@@ -67,7 +67,7 @@ def exported(folder: Path, disk: Path, sectors: list[int], image_format: str = "
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, disk: Path, sector: int) -> Iterator[Path]:
+def mounted(folder: Path, disk: Path, sector: int, size: int = SIZE) -> Iterator[Path]:
     """A file that cannot be read at this sector, through FUSE."""
     need("qemu-storage-daemon")
     if not os.access("/dev/fuse", os.W_OK):
@@ -81,7 +81,7 @@ def mounted(folder: Path, disk: Path, sector: int) -> Iterator[Path]:
     ]
     with subprocess.Popen(["qemu-storage-daemon", *nodes], stderr=subprocess.PIPE) as process:
         try:
-            wait_until(lambda: process.poll() is not None or place.stat().st_size == SIZE, "the mount", [])
+            wait_until(lambda: process.poll() is not None or place.stat().st_size >= size, "the mount", [])
             if process.poll() is not None:
                 assert process.stderr is not None
                 pytest.skip(f"cannot mount: {process.stderr.read().decode().strip()}")
@@ -179,3 +179,22 @@ def test_a_disk_of_a_running_qemu(tmp_path: Path, disk: Path) -> None:
         qemu.check_clean(nodes)
     assert pybackup("restore", archive, tmp_path / "back.raw").code == 0
     assert (tmp_path / "back.raw").read_bytes() == without(disk, (0, 512), (SIZE // 2, 512))
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 1.0])
+def test_an_archive_on_a_bad_disk(tmp_path: Path, disk: Path, place: float) -> None:
+    """What is around a bad place of the archive is saved; where the header is bad, nothing can be."""
+    archive = tmp_path / "a.vma"
+    assert pybackup("run", "--frame-size", "64K", f"disk={disk}", archive).code == 0
+    size = archive.stat().st_size
+    sector = min(int(size * place), size - 1) // 512
+    with mounted(tmp_path, archive, sector, size) as bad:
+        failed = pybackup("restore", bad, tmp_path / "no.raw")
+        assert failed.code == 4 and "Input/output error" in failed.err
+        saved = pybackup("restore", "--skip-damaged", bad, tmp_path / "back.raw")
+    assert saved.code == 4
+    assert "Input/output error" not in saved.err
+    back, good = (tmp_path / "back.raw").read_bytes(), disk.read_bytes()
+    clusters = [at for at in range(0, SIZE, 65536) if back[at : at + 65536] != good[at : at + 65536]]
+    assert len(clusters) <= 2
+    assert all(back[at : at + 65536] == bytes(65536) for at in clusters)
