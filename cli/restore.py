@@ -35,6 +35,7 @@ from pybackup.core.remote import is_url, shown
 from pybackup.core.restore import RestoreJob
 from pybackup.core.restore_targets import ExistingDisk, NewFile, RestoreTarget, Stream
 from pybackup.core.sinks.command import open_stream
+from pybackup.core.sinks.output_place import LONGEST_NAME
 from pybackup.core.sinks.stream import COMMAND, is_stream, own_descriptor
 from pybackup.core.sinks.target_failure import target_failure
 from pybackup.core.small_files import SmallFile
@@ -153,7 +154,7 @@ def _plan(
         raise RequestError("where to? name a TARGET, or NAME=TARGET for a drive")
     _refuse_url(target)
     if _is_folder(target):
-        return {drive: os.path.join(target, f"{file_name(drive.name)}{ending}") for drive in drives}
+        return {drive: _path_in(target, drive, ending) for drive in drives}
     if len(drives) > 1:
         known = ", ".join(drive.name for drive in drives)
         raise RequestError(f"the archive has {len(drives)} drives ({known}): name a folder, or NAME=TARGET")
@@ -169,11 +170,22 @@ def _plan_places(header: Header, places: Sequence[Named], ending: str) -> dict[D
         drive = _drive(header, place.name)
         if drive in plan:
             raise RequestError(f"drive {place.name} is named twice")
-        path = os.path.join(place.what, f"{file_name(drive.name)}{ending}") if _is_folder(place.what) else place.what
+        path = _path_in(place.what, drive, ending) if _is_folder(place.what) else place.what
         if path in plan.values():
             raise RequestError(f"the target {path} is named twice")
         plan[drive] = path
     return plan
+
+
+def _path_in(folder: str, drive: DriveInfo, ending: str) -> str:
+    """The path of a drive's file in a folder (TargetError)."""
+    name = f"{file_name(drive.name)}{ending}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise TargetError(
+            f"cannot create a file for drive {drive.name} in {folder}: its name is longer than this filesystem allows;"
+            " --to NAME=TARGET chooses another"
+        )
+    return os.path.join(folder, name)
 
 
 def _refuse_url(target: str) -> None:

@@ -106,7 +106,8 @@ def open_place(path: str, folders_from: str | None = None) -> OutputPlace:
         folder, name = os.path.split(real)
         if name in ("", ".", ".."):
             raise TargetError(f"cannot create {path}: it names a folder, and no file in it")
-        _refuse_kernels_own(path, os.path.realpath(folder))
+        if _is_new_or_file(real):  # of a device that is there, others know more to say
+            _refuse_kernels_own(path, os.path.realpath(folder))
         if folders_from is not None:
             _make_folders(folder, folders_from, made)
         return OutputPlace(real, _open_folder(folder or "."), made)
@@ -167,6 +168,13 @@ def _refuse_kernels_own(path: str, folder: str) -> None:
         raise TargetError(f"cannot create {path}: {folder} is the kernel's, and no place for files")
     if _is_in_memory(folder) if _is_below(folder, _SHARED_MEMORY) else _is_among_devices(folder):
         raise TargetError(f"cannot create {path}: there is no such device, and a new file there would fill the memory")
+
+
+def _is_new_or_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return True
 
 
 def _is_below(folder: str, place: str) -> bool:
