@@ -18,7 +18,7 @@ from pybackup.cli.params import Named, NamedPath, PlainPath, same_file
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
+from pybackup.cli.running import make_trace, run_in_loop, run_job, tell_report, threads_or_default, warn
 from pybackup.core.archive_open import open_archive, open_drives
 from pybackup.core.archive_stream import ArchiveStream, Digests
 from pybackup.core.device_in_use import device_in_use
@@ -277,7 +277,7 @@ def _report(job: RestoreJob, plan: dict[DriveInfo, str], options: dict[str, Any]
         say(f"pybackup: lost: {damage}", err=True)
     if options["as_json"]:
         drives = [{"name": drive.name, "size": drive.size, "target": path} for drive, path in plan.items()]
-        print(
+        tell_report(
             json_text(
                 {
                     "drives": drives,

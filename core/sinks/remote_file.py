@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import errno
 import posixpath
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from pybackup.core.archive_signs import HEAD_BYTES, begins_archive
 from pybackup.core.device import Buffer
 from pybackup.core.devices.blocking_calls import BlockingCalls
 from pybackup.core.errors import PybackupError, TargetError
@@ -21,6 +23,8 @@ from pybackup.core.remote import SFTP_SCHEMES, scheme_of, shown
 from pybackup.core.remote.failures import is_missing, reason
 from pybackup.core.remote.filesystem import open_filesystem
 from pybackup.core.remote.patience import Patience
+from pybackup.core.remote.upload_record import UploadRecord
+from pybackup.core.sinks.replaced import NO_ARCHIVE
 
 PIECE = 1 << 20
 """Bytes that are passed on at a time."""
@@ -40,6 +44,10 @@ class RemoteOutput(Protocol):
 
     def exists(self) -> bool:
         """Whether there is something under the final name."""
+        ...
+
+    def head(self) -> bytes:
+        """The first bytes of what is there, as many as begins_archive() wants."""
         ...
 
     def write(self, content: Buffer) -> None:
@@ -75,7 +83,12 @@ class RemoteFileSink:
     async def begin(self) -> None:
         """Connect; TargetError where the file exists."""
         await self._run("create", self._output.open)
-        if not self._replace and await self._run("create", self._output.exists):
+        if not await self._run("create", self._output.exists):
+            return
+        head = await self._run("look at", self._output.head)
+        if head and not begins_archive(head):
+            raise TargetError(f"{self.name} exists already, and {NO_ARCHIVE}")
+        if not self._replace:
             raise TargetError(f"{self.name} exists already; --force replaces it")
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
@@ -114,7 +127,11 @@ class RemoteFileSink:
 
 
 class SftpOutput:
-    """A file over SFTP. Changing: the connection, the temporary file, and how many bytes it should have."""
+    """A file over SFTP. Changing: the connection, the temporary file, and how many bytes it should have.
+
+    What its name is stays in a record on this machine (see upload_record.py), so that the next run removes what a
+    killed one has left there, or one whose connection broke.
+    """
 
     def __init__(self, url: str, patience: Patience) -> None:
         self._url, self._patience = url, patience
@@ -123,13 +140,18 @@ class SftpOutput:
         self.is_there = False
         self._path = self._partial = ""
         self._last, self._size = b"", 0
+        self._record = UploadRecord(shown(url), shown(url))
 
     def open(self) -> None:
-        """Connect. The temporary name is nobody else's: there are no locks over SFTP."""
+        """Connect. The temporary name is nobody else's: there are no locks over SFTP, only on our side (BusyError)."""
         self._filesystem, self._path = open_filesystem(self._url, self._patience)
         folder, name = posixpath.split(self._path)
         self._partial = posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.partial")
         self._filesystem.ftp.get_channel().settimeout(self._patience.stall)
+        left = self._record.take()
+        if left is not None and re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.partial", left):
+            with contextlib.suppress(OSError):
+                self._filesystem.ftp.remove(posixpath.join(folder, left))
 
     def exists(self) -> bool:
         """Whether the final name is taken."""
@@ -141,9 +163,15 @@ class SftpOutput:
             raise
         return True
 
+    def head(self) -> bytes:
+        """The first bytes of what has the final name."""
+        with self._filesystem.ftp.open(self._path, "rb") as file:
+            return bytes(file.read(HEAD_BYTES))
+
     def write(self, content: Buffer) -> None:
         """Append, without waiting for each answer; the last piece is kept back for commit()."""
         if self._file is None:
+            self._record.remember(posixpath.basename(self._partial))
             self._file = self._filesystem.ftp.open(self._partial, "wx")
             self._file.set_pipelined(True)
         self._file.write(self._last)
@@ -169,6 +197,7 @@ class SftpOutput:
             if not self._is_renamed():
                 raise
         self.is_there = True
+        self._record.forget()
 
     def _is_renamed(self) -> bool:
         """Whether the file has its name although no answer says so: asked through a new connection."""
@@ -187,11 +216,13 @@ class SftpOutput:
         try:
             if self._file is not None:
                 self._filesystem.ftp.remove(self._partial)
+            self._record.forget()
         finally:
             self.close()
 
     def close(self) -> None:
         """Close the connection."""
+        self._record.close()
         filesystem, self._filesystem = self._filesystem, None
         if filesystem is not None:
             filesystem.client.close()
@@ -225,6 +256,10 @@ class TransactionOutput:
         """Whether the name is taken."""
         self._filesystem.invalidate_cache()
         return bool(self._filesystem.exists(self._path))
+
+    def head(self) -> bytes:
+        """The first bytes of what has the name."""
+        return bytes(self._filesystem.cat_file(self._path, 0, HEAD_BYTES))
 
     def write(self, content: Buffer) -> None:
         """Append; the library sends block by block."""

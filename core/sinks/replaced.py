@@ -35,10 +35,12 @@ class Replaced:
 
 
 _FORGOTTEN = "was the archive's name forgotten? it comes last"
+NO_ARCHIVE = f"is no archive, and only archives and empty files are replaced: {_FORGOTTEN}"
+"""Why an archive does not replace what is there, as the end of "PATH exists already, and it"."""
 
 
 def _no_archive(fd: int) -> str | None:
-    return None if is_archive(fd) else f"is no archive, and only archives and empty files are replaced: {_FORGOTTEN}"
+    return None if is_archive(fd) else NO_ARCHIVE
 
 
 def _an_archive(fd: int) -> str | None:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from pybackup.core.archive_signs import HEAD_BYTES, begins_archive
 from pybackup.core.device import Buffer
 from pybackup.core.errors import PybackupError, TargetError, TargetFullError
 from pybackup.core.pending_tasks import wait_until_at_most
@@ -22,6 +23,7 @@ from pybackup.core.remote.filesystem import open_filesystem
 from pybackup.core.remote.patience import Patience
 from pybackup.core.remote.upload_part import PLAN, PartReader, Step, UploadPart, steps_of
 from pybackup.core.remote.upload_record import UploadRecord
+from pybackup.core.sinks.replaced import NO_ARCHIVE
 
 MARK = "pybackup-run"
 """Metadata of the object that tells our own from one that somebody else wrote meanwhile."""
@@ -73,8 +75,7 @@ class S3Upload:
         """Begin an upload: TargetError where the object exists, BusyError where another run writes it."""
         try:
             await self._connect()
-            if not self._replace and await self._look() is not None:
-                raise TargetError(f"{self.name} exists already; --force replaces it")
+            await self._check_replaced()
             await self._take_record()
             await self._create()
         except PybackupError:
@@ -87,6 +88,26 @@ class S3Upload:
         bucket, key, _ = filesystem.split_path(self._url)
         self._place = {"Bucket": bucket, "Key": key}
         self._client = await filesystem.set_session()
+
+    async def _check_replaced(self) -> None:
+        """Refuse to replace what is there, or what is no archive (TargetError). Who may only write, may not look."""
+        try:
+            found = await self._look()
+            if found is None:
+                return
+            if found["ContentLength"] and not begins_archive(await self._head()):
+                raise TargetError(f"{self.name} exists already, and {NO_ARCHIVE}")
+        except Exception as error:
+            if isinstance(error, PybackupError) or status_of(error) != 403 or not self._replace:
+                raise
+        if not self._replace:
+            raise TargetError(f"{self.name} exists already; --force replaces it")
+
+    async def _head(self) -> bytes:
+        """The first bytes of the object that is there."""
+        answer = await self._call("get_object", Range=f"bytes=0-{HEAD_BYTES - 1}")
+        async with answer["Body"] as body:
+            return bytes(await body.read())
 
     async def _take_record(self) -> None:
         server = self._client.meta.endpoint_url

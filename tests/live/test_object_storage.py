@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from archives import decode
+from archives import decode, encode
 from command_line import PROGRAM, wait_until
 from faulty_proxy import ABORT, COMPLETE, CREATE, HEAD, PART, RANGE, Fault, FaultyProxy
 from live.nbd_client import Nbd
@@ -170,8 +170,13 @@ def test_memory_stays_bounded(store: Store) -> None:
 
 def test_an_object_that_exists_is_not_replaced(store: Store, disk: bytes) -> None:
     store.put("x.vma.zst", b"precious")
-    store.fails(5, "exists already; --force replaces it", "run", "disk.img", store.url("x.vma.zst"))
+    for force in ((), ("--force",)):
+        store.fails(5, "is no archive", "run", *force, "disk.img", store.url("x.vma.zst"))
     assert store.content("x.vma.zst") == b"precious"
+    archive = encode({"disk": disk[:5000]})
+    store.put("x.vma.zst", archive)
+    store.fails(5, "exists already; --force replaces it", "run", "disk.img", store.url("x.vma.zst"))
+    assert store.content("x.vma.zst") == archive
     assert not store.proxy.count(CREATE)
     store.run("run", "--force", "disk.img", store.url("x.vma.zst"))
     store.run("verify", store.url("x.vma.zst"))
@@ -300,11 +305,12 @@ def test_a_request_that_goes_on_failing_ends_the_backup(
 
 
 def test_a_failed_backup_keeps_the_object_that_it_should_replace(store: Store, disk: bytes) -> None:
-    store.put("x.vma.zst", b"the last backup")
+    last = encode({"disk": disk[:5000]})
+    store.put("x.vma.zst", last)
     store.proxy.faults = [Fault(COMPLETE, "503", times=10**6)]
     patience = {"PYBACKUP_PATIENCE": "2"}
     store.run("run", "--force", "disk.img", store.url("x.vma.zst"), code=5, environment=patience)
-    assert store.content("x.vma.zst") == b"the last backup"
+    assert store.content("x.vma.zst") == last
     assert not store.uploads()
 
 

@@ -63,8 +63,12 @@ def test_an_archive_goes_there_and_back(run: Run, files: Files, tmp_path: Path) 
 
 def test_a_file_that_exists_is_not_replaced(run: Run, files: Files) -> None:
     (files.folder / "x").write_bytes(b"precious")
-    assert "--force replaces it" in run("run", "disk.img", url_of(files, "x"), code=5).err
+    for force in ((), ("--force",)):
+        assert "was the archive's name forgotten" in run("run", *force, "disk.img", url_of(files, "x"), code=5).err
     assert (files.folder / "x").read_bytes() == b"precious"
+    (files.folder / "x").unlink()
+    run("run", "disk.img", url_of(files, "x"))
+    assert "--force replaces it" in run("run", "disk.img", url_of(files, "x"), code=5).err
     run("run", "--force", "disk.img", url_of(files, "x"))
     assert run("restore", url_of(files, "x"), "-").out == DISK
 
@@ -114,6 +118,18 @@ def test_a_signal_leaves_nothing(files: Files, environment: dict[str, str], tmp_
     with writing(files, environment, tmp_path) as process:
         assert end(process, signal.SIGINT).code == 130
     assert os.listdir(files.folder) == []
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(
+    run: Run, files: Files, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (files.folder / ".x.01234567.partial").write_bytes(b"somebody else's")
+    with writing(files, environment, tmp_path) as process:
+        assert "another run is writing" in run("run", "disk.img", url_of(files, "x"), code=6).err
+        assert end(process, signal.SIGKILL).code == 137
+    assert len(os.listdir(files.folder)) == 2
+    run("run", "disk.img", url_of(files, "x"))
+    assert sorted(os.listdir(files.folder)) == [".x.01234567.partial", "x"]
 
 
 def test_a_host_that_is_not_known_is_not_trusted(run: Run, files: Files, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pybackup.core.sinks import Sink
 
 DISK = b"x" * 100_000 + bytes(200_000)
 ARCHIVE = encode({"disk": DISK}, configs=[("a.conf", b"1")])
+OLD = encode({"disk": DISK[:1000]})
 URL = "memory://folder/x.vma"
 
 
@@ -35,7 +36,7 @@ def write(content: bytes, *, replace: bool = False, end: str = "commit") -> None
             await sink.begin()
             for at in range(0, len(content), 50_000):
                 await sink.write([content[at : at + 20_000], memoryview(content)[at + 20_000 : at + 50_000]])
-            assert not replace or MemoryFileSystem().cat(URL) == b"old"
+            assert not replace or MemoryFileSystem().cat(URL) in (OLD, b"")
             if end == "commit":
                 await sink.commit()
                 return
@@ -66,12 +67,23 @@ def test_what_is_aborted_leaves_nothing(store: dict[str, object]) -> None:
 
 
 def test_a_file_that_exists_is_replaced_only_when_told() -> None:
-    MemoryFileSystem().pipe(URL, b"old")
-    with pytest.raises(TargetError, match="exists already"):
+    MemoryFileSystem().pipe(URL, OLD)
+    with pytest.raises(TargetError, match="exists already; --force"):
         write(ARCHIVE)
-    assert MemoryFileSystem().cat(URL) == b"old"
+    assert MemoryFileSystem().cat(URL) == OLD
     write(ARCHIVE, replace=True, end="abort")
-    assert MemoryFileSystem().cat(URL) == b"old"
+    assert MemoryFileSystem().cat(URL) == OLD
+    write(ARCHIVE, replace=True)
+    assert MemoryFileSystem().cat(URL) == ARCHIVE
+
+
+def test_what_is_no_archive_is_not_replaced() -> None:
+    MemoryFileSystem().pipe(URL, DISK)
+    for replace in (False, True):
+        with pytest.raises(TargetError, match="is no archive"):
+            write(ARCHIVE, replace=replace)
+    assert MemoryFileSystem().cat(URL) == DISK
+    MemoryFileSystem().pipe(URL, b"")
     write(ARCHIVE, replace=True)
     assert MemoryFileSystem().cat(URL) == ARCHIVE
 
