@@ -51,15 +51,22 @@ END_SECONDS = 5.0
 class Watchdog:
     """Fixed: the process and our end of the pair of sockets. Changing: whether it was dismissed."""
 
-    def __init__(self, act: Callable[[list[Note]], None], *, seconds: int) -> None:
-        """Start it (OSError). ``act``: what it calls, which gets ``seconds`` to return, lest the process stays."""
+    def __init__(
+        self, act: Callable[[list[Note]], None], *, seconds: int, look: Callable[[list[Note]], None] | None = None
+    ) -> None:
+        """Start it (OSError). ``act``: what it calls, which gets ``seconds`` to return, lest the process stays.
+
+        ``look``: what it calls several times a second while we live, with what was handed over so far; a function of
+        the same module, which must return at once.
+        """
         if not sys.executable:
             raise FileNotFoundError("the path of the Python interpreter is not known")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
                 self._socket.setblocking(False)
-                self._send(path=_import_path(), module=act.__module__, function=act.__qualname__, seconds=seconds)
+                functions = {"module": act.__module__, "act": act.__qualname__, "look": look and look.__qualname__}
+                self._send(path=_import_path(), functions=functions, seconds=seconds)
                 self._process = _start(theirs.fileno(), f"for {os.getpid()}: {act.__module__}")
         except BaseException:
             self._socket.close()

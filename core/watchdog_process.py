@@ -15,12 +15,16 @@ import select
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 MOST_BYTES = 64 << 10
 """Bytes of a message."""
 MOST_DESCRIPTORS = 16
 """Descriptors that come with a message."""
+LOOK_SECONDS = 0.25
+"""How often a watchdog looks that was told what to look at."""
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 """A terminal, and systemd when it stops a unit, send these to everybody; who watches ends when the one watched does."""
 
@@ -42,12 +46,15 @@ def main() -> None:
     order = json.loads(parent.recv(MOST_BYTES))
     sys.path[:] = order["path"]
     try:
-        act = getattr(importlib.import_module(order["module"]), order["function"])
+        functions = order["functions"]
+        module = importlib.import_module(functions["module"])
+        act = getattr(module, functions["act"])
+        look = getattr(module, functions["look"]) if functions["look"] else None
     except Exception as error:
         _answer(parent, {"failed": f"{type(error).__name__}: {error}"})
         return
     _answer(parent, {"ready": True})
-    notes = _wait(parent)
+    notes = _wait(parent, look)
     if notes is not None:
         signal.alarm(order["seconds"])
         act(notes)
@@ -58,13 +65,20 @@ def _answer(parent: socket.socket, message: dict[str, Any]) -> None:
         parent.send(json.dumps(message).encode())
 
 
-def _wait(parent: socket.socket) -> list[Note] | None:
+def _wait(parent: socket.socket, look: Callable[[list[Note]], None] | None) -> list[Note] | None:
     """What was handed over by a process that has died, or let its time pass; None where we are not needed."""
     notes: list[Note] = []
-    within: float | None = None
+    until: float | None = None
     poll = select.poll()
     poll.register(parent, select.POLLIN)
-    while poll.poll(None if within is None else within * 1000):
+    while True:
+        left = None if until is None else max(0.0, until - time.monotonic())
+        if not poll.poll(_milliseconds(left, LOOK_SECONDS if look else None)):
+            if until is not None and time.monotonic() >= until:
+                break
+            if look is not None:
+                look(notes)
+            continue
         content, descriptors = _receive(parent)
         if not content:
             break
@@ -72,10 +86,16 @@ def _wait(parent: socket.socket) -> list[Note] | None:
         if "dismissed" in message:
             return None
         notes.append(Note(message["note"], descriptors))
-        within = message["within"]
+        until = None if message["within"] is None else time.monotonic() + message["within"]
     # Who lives after all learns by this that somebody has acted for him.
     parent.close()
     return notes
+
+
+def _milliseconds(*seconds: float | None) -> float | None:
+    """The shortest of these times, as poll() wants it."""
+    known = [one * 1000 for one in seconds if one is not None]
+    return min(known) if known else None
 
 
 def _receive(parent: socket.socket) -> tuple[bytes, tuple[int, ...]]:

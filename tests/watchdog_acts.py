@@ -26,6 +26,13 @@ def tell(notes: list[Note]) -> None:
         os.rename(notes[0].text + ".new", notes[0].text)
 
 
+def look(notes: list[Note]) -> None:
+    """Write down how much was handed over, beside the file that the first note names."""
+    if notes:
+        with open(notes[0].text + ".look", "w") as file:
+            file.write(str(len(notes)))
+
+
 def stay(notes: list[Note]) -> None:
     """Say that we are there, and never return."""
     tell(notes)

@@ -22,7 +22,7 @@ from pybackup.core.trace import Trace
 from pybackup.core.watchdog import Watchdog
 
 from .disks import QemuDisk
-from .guardian import ACT_SECONDS, hand_over_run, remove_dead_run
+from .guardian import ACT_SECONDS, hand_over_run, remove_dead_run, wake_run
 from .handover import Handover, folder_of
 from .leftovers import RunMark, keep_connection, remove_run
 from .migration import wait_for_migration
@@ -105,9 +105,9 @@ class Fleecing:
         shared = self._options.nbd_socket is not None
         folder = folder_of(self._options.folder, self._mark.run)
         try:
-            self._watchdog = Watchdog(remove_dead_run, seconds=ACT_SECONDS)
+            self._watchdog = Watchdog(remove_dead_run, seconds=ACT_SECONDS, look=wake_run)
             await self._watchdog.ready()
-            hand_over_run(self._watchdog, self._monitor, self._mark, folder, shared=shared)
+            hand_over_run(self._watchdog, self._monitor, self._mark, folder, shared=shared, reserve=RESERVE)
         except OSError as error:
             raise PybackupError(
                 "cannot start the process that takes the backup out of QEMU if this one is killed:"

@@ -7,7 +7,10 @@ mark is kept as well, so that a run on another monitor waits, and does not begin
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,10 +26,30 @@ ACT_SECONDS = 90
 """How long it may take: jobs and exports have to finish what is under way on slow disks."""
 
 
-def hand_over_run(watchdog: Watchdog, monitor: Monitor, mark: RunMark, folder: str, *, shared: bool) -> None:
-    """Tell the watchdog what it needs to know, before anything is done (OSError). ``shared``: QEMU's NBD server is."""
+def hand_over_run(
+    watchdog: Watchdog, monitor: Monitor, mark: RunMark, folder: str, *, shared: bool, reserve: int
+) -> None:
+    """Tell the watchdog what it needs to know, before anything is done (OSError).
+
+    ``shared``: QEMU's NBD server is; ``reserve``: bytes that are to stay free where ``folder`` is.
+    """
     told = {"run": mark.run, "monitor": monitor.path, "folder": folder, "shared": shared}
+    told |= {"process": os.getpid(), "reserve": reserve}
     watchdog.hand_over(json.dumps(told), [monitor.fileno(), mark.fileno()])
+
+
+def wake_run(notes: list[Note]) -> None:
+    """What the watchdog does meanwhile: where the room gets short, it wakes the run if that is suspended.
+
+    A run that lives ends itself before a guest's write fails for want of room; one that was stopped (Ctrl-Z, SIGSTOP)
+    would not know of it. One that runs does not notice the signal.
+    """
+    for note in notes:
+        told = json.loads(note.text)
+        with contextlib.suppress(OSError):
+            room = os.statvfs(os.path.dirname(told["folder"]))
+            if room.f_bavail * room.f_frsize < told["reserve"] and os.getppid() == told["process"]:
+                os.kill(told["process"], signal.SIGCONT)
 
 
 def remove_dead_run(notes: list[Note]) -> None:

@@ -274,6 +274,26 @@ def test_a_folder_that_gets_full_fails_the_backup_and_not_the_guest(tmp_path: Pa
     assert not list(tmp_path.glob("x.vma*"))
 
 
+def test_a_suspended_run_wakes_when_the_room_gets_short(tmp_path: Path, before: dict[str, bytes]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small filesystem")
+    with machine(tmp_path) as qemu:
+        nodes = qemu.nodes()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300M", "tmpfs", qemu.fleece], check=True)
+        try:
+            client = started(qemu, tmp_path / "x.vma", "copy.read")
+            next(lines(client))
+            client.send_signal(signal.SIGSTOP)
+            (qemu.fleece / "others").write_bytes(bytes(60 << 20))
+            code, said = ended(client)
+            assert code == 5 and "must stay free beside the temporary images" in said
+            (qemu.fleece / "others").unlink()
+            qemu.check_clean(nodes)
+        finally:
+            subprocess.run(["umount", "-l", qemu.fleece], check=True)
+    assert not list(tmp_path.glob("x.vma*"))
+
+
 def test_a_second_run_and_a_foreign_nbd_server_are_refused(tmp_path: Path, before: dict[str, bytes]) -> None:
     with storage_daemon(tmp_path, guests=True) as qemu:
         nodes = qemu.nodes()

@@ -186,6 +186,24 @@ def test_acts_for_who_is_suspended(tmp_path: Path) -> None:
     assert told(tmp_path) == {"texts": ["a moment"], "read": []}
 
 
+def test_looks_again_and_again_while_we_live(tmp_path: Path) -> None:
+    seen = tmp_path / "out.look"
+
+    async def lived() -> None:
+        watchdog = Watchdog(watchdog_acts.tell, seconds=60, look=watchdog_acts.look)
+        await watchdog.ready()
+        watchdog.hand_over(str(tmp_path / "out"))
+        await asyncio.to_thread(until, lambda: seen.exists() and seen.read_text() == "1")
+        watchdog.hand_over("a while", within=0.6)
+        await asyncio.to_thread(until, lambda: seen.read_text() == "2")
+        assert not (tmp_path / "out").exists()
+        await asyncio.to_thread(until, (tmp_path / "out").exists)
+        await watchdog.dismiss()
+
+    asyncio.run(lived())
+    assert told(tmp_path) == {"texts": ["a while"], "read": []}
+
+
 def test_no_pipeline_waits_for_it_and_it_does_not_stay_for_ever(tmp_path: Path) -> None:
     body = "watchdog = Watchdog(watchdog_acts.stay, seconds=1)\nhand_over(watchdog)\nprint(os.getpid())\ndie()"
     body = body.replace("print(os.getpid())", "print(os.getpid(), flush=True)")
