@@ -7,12 +7,14 @@ PACKAGES := -p pybackup.cli -p pybackup.core -p pybackup.formats
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml
+# What pip makes to find an editable package takes longer to load than Python itself; a path does as well.
+.venv/ready: pyproject.toml | .packages/pybackup
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	for path in .venv/lib/python*/site-packages/__editable__.pybackup*.pth; do echo "$(CURDIR)/.packages" > $$path; done
 	touch $@
 
-# mypy and import-linter find the package in a folder that holds a link named pybackup to this checkout.
+# Python, mypy and import-linter find the package in a folder that holds a link named pybackup to this checkout.
 .packages/pybackup:
 	mkdir -p .packages
 	ln -sfn .. $@

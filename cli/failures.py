@@ -23,7 +23,7 @@ SIGPIPE_CODE = 141
 _FILES = "more files cannot be open at once: raise the limit (ulimit -n, LimitNOFILE= of a systemd unit)"
 _PROCESSES = (
     "no more threads or processes can be started: raise the limit (ulimit -u, TasksMax= of a systemd unit, pids.max of"
-    " a container)"
+    " a container), or free memory"
 )
 _MEMORY = "there is not enough memory"
 _RESOURCES = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EAGAIN: _PROCESSES, errno.ENOMEM: _MEMORY}

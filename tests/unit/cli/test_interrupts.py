@@ -76,6 +76,18 @@ def test_ctrl_c_at_any_instant_is_one_line(command: str, tmp_path: Path) -> None
             assert (outcome.returncode, lines[-1]) == (130, "pybackup: cancelled"), told
 
 
+def test_the_command_answers_ctrl_c_before_it_imports_anything_else() -> None:
+    script = Path(__file__).parents[3] / "cli" / "pybackup"
+    broken = (
+        "import sys\nclass Interrupt:\n def find_spec(self, *_): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", broken + script.read_text()], capture_output=True, text=True, check=False
+    )
+    assert (outcome.returncode, outcome.stderr) == (130, "pybackup: cancelled\n")
+
+
 def limited(what: int, most: int) -> Any:
     """For Popen: a limit of the child."""
     return lambda: resource.setrlimit(what, (most, most))
