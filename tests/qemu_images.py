@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import subprocess
 from pathlib import Path
@@ -87,10 +89,15 @@ def servers_of(path: Path) -> list[int]:
     """The processes that are qemu-nbd and have been given this image, or one in this folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"qemu-nbd") and any(bytes(path) in word for word in words):
-            found.append(int(process.name))
+            if words[0].endswith(b"qemu-nbd") and (
+                any(bytes(path) in word for word in words) or _has_open(process, path)
+            ):
+                found.append(int(process.name))
     return found
+
+
+def _has_open(process: Path, path: Path) -> bool:
+    """Whether a process has a file there open, which perhaps has no name yet."""
+    return any(os.readlink(one).startswith(str(path)) for one in (process / "fd").iterdir())

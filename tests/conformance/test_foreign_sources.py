@@ -261,7 +261,7 @@ def test_a_vhd_of_another_program_keeps_its_end(tmp_path: Path) -> None:
     struct.pack_into(">8sIIQI4sI4sQQHBBI", foot, 0, *head, len(disk), len(disk), 270, 4, 17, 2)
     struct.pack_into(">I", foot, 64, ~sum(foot) & 0xFFFFFFFF)
     (tmp_path / "disk.vhd").write_bytes(disk + foot)
-    assert virtual_size(tmp_path / "disk.vhd", "vpc") < SIZE
+    assert virtual_size(tmp_path / "disk.vhd", "vpc") <= SIZE  # QEMU 7.2 cuts it off, 10.0 does not
     qemu_img("create", "-q", "-f", "qcow2", "-b", "disk.vhd", "-F", "vpc", tmp_path / "top.qcow2", str(SIZE))
     for image in ("disk.vhd", "top.qcow2"):
         assert pybackup("run", "--force", image, "out.vma", cwd=tmp_path).code == 0
