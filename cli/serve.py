@@ -87,7 +87,11 @@ class _Request:
 )
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @format_option
-@click.option("--force-share", is_flag=True, help="Serve an image that another program has locked.")
+@click.option(
+    "--force-share",
+    is_flag=True,
+    help="Serve a disk that is mounted or otherwise in use, or locked by another program.",
+)
 @click.option(
     "--on-error",
     type=click.Choice([str(one) for one in OnError]),

@@ -1,7 +1,8 @@
-"""Does anybody use this block device? Asked before a restore overwrites it, for that is the worst accident.
+"""Does anybody use this disk? Asked before a restore overwrites it, or guests write to it: the worst accident.
 
-The kernel is asked in four places: /proc/self/mountinfo, /proc/swaps, the holders in /sys (LVM, dm-crypt, RAID),
-and an exclusive open, which fails while any of these has claimed the device.
+The kernel is asked in five places: /proc/self/mountinfo, /proc/swaps, the holders in /sys (LVM, dm-crypt, RAID), the
+loop devices, which show a file or device under another name and claim nothing, and an exclusive open, which fails while
+anybody has claimed the device, also in another mount namespace.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 DeviceNumber = Callable[[str], str | None]
@@ -26,6 +27,23 @@ def device_in_use(path: str | os.PathLike[str]) -> str | None:
     if number is None:
         return None
     return DeviceUsers().of(number) or _exclusive_open_fails(path)
+
+
+def disk_in_use(path: str | os.PathLike[str]) -> str | None:
+    """As device_in_use(), also of a regular file: it may be swap, or behind a loop device that is in use."""
+    path = os.fspath(path)
+    info = os.stat(path)
+    return DeviceUsers().of_file(info) if stat.S_ISREG(info.st_mode) else device_in_use(path)
+
+
+def claim(path: str) -> int | None:
+    """Claim the block device at ``path``, so that nobody can mount it, or claim it, until the descriptor is closed.
+
+    None for anything else. Raises OSError (EBUSY) when another has claimed it.
+    """
+    if device_number(path) is None:
+        return None
+    return os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
 
 
 def users_of(path: str) -> str | None:
@@ -55,7 +73,28 @@ class DeviceUsers:
 
     def of(self, number: str) -> str | None:
         """Why device ``number`` ("8:16"), its partitions or its whole disk are in use; None when they are not."""
+        mounts, swaps, loops = dict(self._mounts()), dict(self._swaps()), list(self._loops())
+        if (reason := self._of(number, mounts, swaps)) is not None:
+            return reason
+        backing = next((file for loop, _, file in loops if loop == number), None)
+        for loop, name, file in loops:
+            shows_it = self._number_of(file) == number or (backing is not None and _same(file, backing))
+            if loop != number and shows_it and (reason := self._of(loop, mounts, swaps)) is not None:
+                return f"it is behind {name}, of which is known: {reason}"
+        return None
+
+    def of_file(self, info: os.stat_result) -> str | None:
+        """Why the regular file of which ``info`` tells is in use; None when it is not."""
+        for line in _read(self._proc / "swaps").splitlines()[1:]:
+            if _is(_unescaped(line.split()[0]), info):
+                return "it is used as swap"
         mounts, swaps = dict(self._mounts()), dict(self._swaps())
+        for loop, name, file in self._loops():
+            if _is(file, info) and (reason := self._of(loop, mounts, swaps)) is not None:
+                return f"it is behind {name}, of which is known: {reason}"
+        return None
+
+    def _of(self, number: str, mounts: Mapping[str, str], swaps: Mapping[str, str]) -> str | None:
         for relation, related, folder in self._relatives(number):
             if related in mounts:
                 return f"{relation} is mounted on {mounts[related]}"
@@ -64,6 +103,12 @@ class DeviceUsers:
             if held := _holders(folder):
                 return f"{relation} is part of {', '.join(held)}"
         return None
+
+    def _loops(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (number, name, path of what is behind it) of the loop devices."""
+        for backing in sorted((self._sys / "block").glob("loop*/loop/backing_file")):
+            folder = backing.parent.parent
+            yield _read(folder / "dev"), folder.name, _read(backing)
 
     def _relatives(self, number: str) -> Iterator[tuple[str, str, Path]]:
         """Yield (what it is in a sentence, number, folder in /sys) of the device, its partitions, its whole disk."""
@@ -89,6 +134,21 @@ class DeviceUsers:
             path = _unescaped(line.split()[0])
             if number := self._number_of(path):
                 yield number, path
+
+
+def _is(path: str, info: os.stat_result) -> bool:
+    """Whether the file at ``path`` is the one of which ``info`` tells."""
+    try:
+        return os.path.samestat(os.stat(path), info)
+    except OSError:
+        return False
+
+
+def _same(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return path == other
 
 
 def _number(info: os.stat_result) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from .archive_index import ArchiveIndex, NoIndexError
 from .archive_open import range_reader
 from .copy_before_write import CopyBeforeWrite
 from .device import BlockDevice
+from .device_in_use import claim, disk_in_use
 from .devices.archive_drive import ArchiveDrive
 from .devices.nbd import NbdDevice
 from .devices.probe import archive_evidence
@@ -63,9 +65,51 @@ async def _open_disk(what: str, image_format: str | None, read_only: bool, force
     if is_nbd_uri(what):
         return await _open_nbd(what, read_only)
     image = source_format(what, image_format)
-    if image == "raw":
-        return await _open_raw(what, read_only, force_share)
-    return await _open_foreign(ImageFile(what, image, Access.READ if read_only else Access.WRITE, force_share))
+    claimed, in_use = _claim(what, read_only, force_share)
+    try:
+        if image == "raw":
+            disk = await _open_raw(what, read_only, force_share)
+        else:
+            access = Access.READ if read_only else Access.WRITE
+            disk = await _open_foreign(ImageFile(what, image, access, force_share))
+    except BaseException:
+        _release(claimed)
+        raise
+
+    async def close() -> None:
+        try:
+            await disk.close()
+        finally:
+            _release(claimed)
+
+    warnings = [one for one in (in_use, disk.warning) if one is not None]
+    return ServedDisk(disk.device, close, "; ".join(warnings) or None)
+
+
+def _claim(what: str, read_only: bool, force_share: bool) -> tuple[int | None, str | None]:
+    """The claim on a block device that guests write to, and what the user should know (BusyError, SourceError).
+
+    Two that write to one filesystem destroy it: nobody can mount the device while it is served.
+    """
+    try:
+        used = disk_in_use(what)
+        if used is None:
+            return None if read_only or force_share else claim(what), None
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise SourceError(f"cannot open {what}: {error.strerror}") from error
+        used = "another program claimed it just now"
+    if not read_only and not force_share:
+        raise BusyError(
+            f"{what} is in use: {used}. Two that write to one disk destroy what is on it; --read-only serves it as it"
+            " is, and --force-share all the same"
+        )
+    return None, f"{what} is in use ({used}), and is served all the same"
+
+
+def _release(claimed: int | None) -> None:
+    if claimed is not None:
+        os.close(claimed)
 
 
 async def _open_nbd(uri: str, read_only: bool) -> ServedDisk:

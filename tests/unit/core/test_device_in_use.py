@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pybackup.cli.params import Named
 from pybackup.core.device_in_use import DeviceUsers, device_in_use, device_number
+from pybackup.core.errors import BusyError
+from pybackup.core.served_disks import open_served
 from pybackup.core.sources import SourceOptions, open_source
 
 NUMBERS = {"/dev/sda": "8:0", "/dev/sda1": "8:1", "/dev/sda2": "8:2", "/dev/sdb": "8:16"}
@@ -44,6 +47,16 @@ class Kernel:
 
     def hold(self, folder: str, holder: str) -> None:
         (self.sys / "block" / folder / "holders" / holder).touch()
+
+    def loop(self, name: str, number: str, backing: str) -> None:
+        folder = self.sys / "block" / name
+        (folder / "loop").mkdir(parents=True)
+        (folder / "loop" / "backing_file").write_text(backing + "\n")
+        (folder / "dev").write_text(number + "\n")
+        (self.sys / "dev" / "block" / number).symlink_to(folder)
+
+    def of_file(self, path: Path) -> str | None:
+        return DeviceUsers(self.proc, self.sys, NUMBERS.get).of_file(path.stat())
 
     def of(self, path: str) -> str | None:
         return DeviceUsers(self.proc, self.sys, NUMBERS.get).of(NUMBERS[path])
@@ -87,6 +100,23 @@ def test_holders(kernel: Kernel) -> None:
     kernel.hold("sdb", "md127")
     assert kernel.of("/dev/sda") == "its partition sda2 is part of dm-0"
     assert kernel.of("/dev/sdb") == "it is part of md127"
+
+
+def test_what_lies_behind_a_loop_device(kernel: Kernel, tmp_path: Path) -> None:
+    image, other = tmp_path / "disk.img", tmp_path / "other.img"
+    image.touch()
+    other.touch()
+    kernel.loop("loop0", "7:0", str(image))
+    kernel.loop("loop1", "7:1", "/dev/sdb")
+    kernel.loop("loop2", "7:2", str(image))
+    assert kernel.of("/dev/sdb") is None and kernel.of_file(image) is None
+    kernel.mounts("36 35 7:0 / /mnt rw - ext4 /dev/loop0 rw", "37 35 7:1 / /srv rw - ext4 /dev/loop1 rw")
+    assert kernel.of("/dev/sdb") == "it is behind loop1, of which is known: it is mounted on /srv"
+    assert kernel.of_file(image) == "it is behind loop0, of which is known: it is mounted on /mnt"
+    assert DeviceUsers(kernel.proc, kernel.sys, NUMBERS.get).of("7:2") == kernel.of_file(image), "the same file"
+    assert kernel.of_file(other) is None
+    kernel.swaps(f"{other} file 1000 0 -3")
+    assert kernel.of_file(other) == "it is used as swap"
 
 
 def test_a_container_that_shows_nothing(tmp_path: Path) -> None:
@@ -140,6 +170,51 @@ def warnings_of(disk: Path) -> list[str]:
         source = await open_source(str(disk), SourceOptions())
         await source.close()
         return list(source.warnings)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", ["device", "file"])
+def test_what_is_mounted_is_not_served_for_writing(loop: Path, tmp_path: Path, what: str) -> None:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    disk = str(loop if what == "device" else tmp_path / "disk.img")
+    assert served(disk) is None
+    mounted = subprocess.run(["mount", str(loop), str(target)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(BusyError, match=f"is in use: .*is mounted on {target}.*--force-share"):
+            served(disk)
+        told = served(disk, read_only=True)
+        assert told is not None and told.endswith("and is served all the same")
+        assert served(disk, force_share=True) == told
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+    assert served(disk) is None
+
+
+def test_what_is_served_cannot_be_mounted(loop: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        disks = await open_served([Named(None, str(loop))], image_format="raw", read_only=False, force_share=False)
+        command = ["mount", str(loop), str(tmp_path)]
+        tried = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+        assert tried.returncode and "already mounted or mount point busy" in tried.stderr
+        for disk in disks.values():
+            await disk.close()
+
+    asyncio.run(main())
+    assert device_in_use(loop) is None, "the claim is given back"
+
+
+def served(disk: str, *, read_only: bool = False, force_share: bool = False) -> str | None:
+    """What a server that offers this disk warns of."""
+
+    async def main() -> str | None:
+        disks = await open_served([Named(None, disk)], image_format="raw", read_only=read_only, force_share=force_share)
+        (one,) = disks.values()
+        await one.close()
+        return one.warning
 
     return asyncio.run(main())
 
