@@ -32,6 +32,8 @@ MAX_DESCRIPTORS = 4
 """What the kernel may hand over at once; a client sends one, and more are closed."""
 GRACE = 5.0
 """Seconds that close() gives clients to take their last answer."""
+PATIENCE = 30.0
+"""Seconds for a client to make its first request, to end one that it has begun, and to take an answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,13 +58,22 @@ class ControlSocket:
             except OSError:
                 await asyncio.sleep(1.0)
                 continue
-            if len(self._clients) >= MAX_CLIENTS:
+            if not self._has_place():
                 sock.close()
                 continue
             client = _Client(sock, self)
             task = asyncio.create_task(client.serve())
             self._clients[task] = client
             task.add_done_callback(self._clients.pop)
+
+    def _has_place(self) -> bool:
+        """Whether one more client may come; who has waited longest without a request gives way to it."""
+        if len(self._clients) < MAX_CLIENTS:
+            return True
+        silent = [client for client in self._clients.values() if client.silent_since is not None]
+        if silent:
+            min(silent, key=lambda client: client.silent_since or 0.0).stop()
+        return bool(silent)
 
     async def close(self) -> None:
         """Cancel a backup that runs, tell who asked for it, and let go of all clients."""
@@ -169,13 +180,18 @@ def _stream_socket(fd: int) -> socket.socket:
 
 
 class _Client:
-    """One connection. Changing: what was received and not used yet, one descriptor included, and the end."""
+    """One connection.
+
+    Changing: what was received and not used yet, one descriptor included, since when (seconds, the loop's) it is waited
+    for a request, and the end.
+    """
 
     def __init__(self, sock: socket.socket, control: ControlSocket) -> None:
         self._sock, self._control = sock, control
         self._received = bytearray()
         self._descriptor: int | None = None
-        self._stopped = False
+        self._stopped = self._has_asked = False
+        self.silent_since: float | None = None
         sock.setblocking(False)
 
     async def serve(self) -> None:
@@ -193,6 +209,7 @@ class _Client:
     def stop(self) -> None:
         """Take no more requests: serve() returns when the last one is answered."""
         self._stopped = True
+        self.silent_since = None
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
 
@@ -212,9 +229,24 @@ class _Client:
             return _failure(error)
 
     async def _read_line(self) -> bytes | None:
-        while (end := self._received.find(b"\n")) < 0:
-            if len(self._received) > MAX_LINE or not await self._receive():
-                return None
+        """The next request; None when the client has gone, or does not end what it has begun.
+
+        One that has asked before may be silent for as long as its place is not needed.
+        """
+        loop = asyncio.get_running_loop()
+        self.silent_since = loop.time()
+        try:
+            async with asyncio.timeout(None if self._has_asked and not self._received else PATIENCE) as limit:
+                while (end := self._received.find(b"\n")) < 0:
+                    if len(self._received) > MAX_LINE or not await self._receive():
+                        return None
+                    if limit.when() is None:
+                        limit.reschedule(loop.time() + PATIENCE)
+        except TimeoutError:
+            return None
+        finally:
+            self.silent_since = None
+        self._has_asked = True
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         return line
@@ -266,7 +298,8 @@ class _Client:
         return fd
 
     async def _send(self, message: dict[str, Any]) -> None:
-        await asyncio.get_running_loop().sock_sendall(self._sock, json.dumps(message).encode() + b"\n")
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.get_running_loop().sock_sendall(self._sock, json.dumps(message).encode() + b"\n")
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -28,7 +28,10 @@ MAX_CONNECTIONS = 64
 ACCEPT_PAUSE = 1.0
 """Seconds to wait when the system has no descriptor or memory for another client; asyncio waits as long."""
 
-_RECEIVE = 16384
+_RECEIVE = 1024
+"""Bytes of options that are answered at once: a list of all exports may be asked for with 16."""
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+"""A client that is silent for a minute is asked, and one whose machine is gone for two is given up."""
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred of unix(7): pid, uid, gid"""
 _SEND_BUFFER = 1 << 20
@@ -64,7 +67,7 @@ class NbdServer:
         self._closing = False
         self._listeners: list[UnixListener | socket.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], None] = {}
         self._clients: set[asyncio.Task[None]] = set()
         self._connections: dict[NbdConnection, str] = {}
 
@@ -133,13 +136,29 @@ class NbdServer:
                 _log.error("cannot take an NBD client: %s", error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
-            if len(self._clients) >= self._max_connections:
+            if not self._has_place():
                 _log.warning("NBD client %s is turned away: there are %d already", _peer(sock), len(self._clients))
                 sock.close()
                 continue
             client = loop.create_task(self._serve(sock))
             self._clients.add(client)
-            client.add_done_callback(self._clients.discard)
+            self._handshakes[client] = None
+            client.add_done_callback(self._ended)
+
+    def _has_place(self) -> bool:
+        """Whether one more client may come; who is longest about choosing an export gives way to it."""
+        if len(self._clients) < self._max_connections:
+            return True
+        oldest = next(iter(self._handshakes), None)
+        if oldest is None:
+            return False
+        _log.info("an NBD client that has chosen no export gives way to another one")
+        del self._handshakes[oldest]
+        return oldest.cancel()
+
+    def _ended(self, client: asyncio.Task[None]) -> None:
+        self._clients.discard(client)
+        self._handshakes.pop(client, None)
 
     async def _serve(self, sock: socket.socket) -> None:
         """Look after one client until it has gone."""
@@ -160,12 +179,11 @@ class NbdServer:
             return None
         task = asyncio.current_task()
         assert task is not None
-        self._handshakes.add(task)
         try:
             async with asyncio.timeout(self._handshake_timeout):
                 return await self._negotiate(sock)
         finally:
-            self._handshakes.discard(task)
+            self._handshakes.pop(task, None)
 
     async def _negotiate(self, sock: socket.socket) -> ServerHandshake | None:
         loop = asyncio.get_running_loop()
@@ -203,6 +221,8 @@ def _tune(sock: socket.socket) -> None:
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _peer(sock: socket.socket) -> str:

@@ -34,7 +34,7 @@ def test_who_chooses_no_export_in_time_is_cut_off(path: str) -> None:
 def test_too_many_clients_are_turned_away(path: str) -> None:
     async def test() -> None:
         async with serving(path, Watched(), max_connections=2) as server:
-            first, second = await NbdPeer.connect(path), await NbdPeer.greet(path)
+            first, second = await NbdPeer.connect(path), await NbdPeer.connect(path)
             third = NbdPeer(*await asyncio.open_unix_connection(path))
             assert await third.is_cut_off()
             await second.leave()
@@ -42,6 +42,24 @@ def test_too_many_clients_are_turned_away(path: str) -> None:
             second = await NbdPeer.connect(path)
             assert (await first.ask(wire.CMD_READ, 0, 1)).error == 0
             await leave([first, second, third])
+
+    run(test())
+
+
+def test_who_chooses_no_export_gives_way_to_those_who_do(path: str) -> None:
+    async def test() -> None:
+        async with serving(path, Watched(), max_connections=4) as server:
+            silent = [await NbdPeer.greet(path) for _ in range(4)]
+            good = [await NbdPeer.connect(path) for _ in range(4)]
+            for peer in silent:
+                assert await peer.is_cut_off()
+            late = [NbdPeer(*await asyncio.open_unix_connection(path)) for _ in range(3)]
+            for peer in late:
+                assert await peer.is_cut_off()
+            for peer in good:
+                assert (await peer.ask(wire.CMD_READ, 0, 1)).error == 0
+            assert server.connections == 4
+            await leave([*silent, *good, *late])
 
     run(test())
 
