@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from .allocator import give_back_freed_memory
 from .backup import BackupJob, Drive, GuestPolicy
 from .consistency import CRASH, consistency_of
 from .copy_before_write import CopyBeforeWrite
@@ -24,6 +25,10 @@ from .old_data import LEAST_BESIDE_FILE, OldData
 
 MOST_TOLD = 100
 """Unreadable places in a report; the archive lists all."""
+
+
+FREED_AFTER = 1.0
+"""Seconds after a backup, when nothing refers to its data any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,8 @@ class LiveServer:
             self._finished.set()
             if fleece is not None:
                 await fleece.close()
+            # 70 backups left 30 MiB behind, none of it in use: glibc kept it. The last of it is freed in a moment.
+            asyncio.get_running_loop().call_later(FREED_AFTER, give_back_freed_memory)
 
     async def _run(self, request: BackupRequest, intake: Intake, fleece: FleeceFile | None) -> BackupJob:
         with ThreadPoolExecutor(1, thread_name_prefix="pybackup-scan") as pool:

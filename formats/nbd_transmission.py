@@ -118,6 +118,11 @@ class PayloadBuffers:
             self._spare.setdefault(len(buffer), []).append(buffer)
             self._bytes += len(buffer)
 
+    def clear(self) -> None:
+        """Nobody needs buffers for now."""
+        self._spare.clear()
+        self._bytes = 0
+
 
 class RequestReader:
     """The requests of one connection.

@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from pybackup.core.allocator import give_back_freed_memory
 from pybackup.core.device import BlockDevice
 from pybackup.core.errors import RequestError
 from pybackup.core.exports.listeners import UnixListener, tcp_sockets
@@ -208,6 +209,9 @@ class NbdServer:
             await connection.run()
         finally:
             del self._connections[connection]
+            if not self._connections:
+                self._payloads.clear()
+                give_back_freed_memory()
 
 
 def _check_names(names: Iterable[str]) -> None:
