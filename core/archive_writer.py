@@ -46,6 +46,11 @@ class ArchiveWriter:
         return self._encoder.written
 
     @property
+    def stored(self) -> int | None:
+        """Whoever gives the clusters knows."""
+        return None
+
+    @property
     def encoder(self) -> ArchiveEncoder:
         """What turns clusters into bytes; knows header and counts."""
         return self._encoder

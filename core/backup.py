@@ -201,6 +201,17 @@ class BackupJob(Job):
             device.disarm(guard)
         self._old_data.close()
 
+    @property
+    def stored(self) -> int:
+        """Bytes of data put into the archive, before compression."""
+        told = self._writer.stored
+        return self.progress.stored if told is None else told
+
+    @property
+    def written(self) -> int:
+        """Bytes of the archive."""
+        return self._writer.written
+
     def fail(self, error: BaseException) -> None:
         """As for every job; guests go on at once, however long the cleaning up takes."""
         super().fail(error)

@@ -60,6 +60,10 @@ class ClusterReceiver:
         except FormatError as error:
             raise SourceError(error.what) from None
 
+    def tell(self, stored: int, written: int) -> None:
+        """Tell the server how many bytes of data the archive holds, and how many it has itself."""
+        self._clusters[1].write(wire.PROGRESS.pack(wire.PROGRESS_MARK, stored, written))
+
     async def gone(self) -> PybackupError:
         """Return when the server gives up although it has sent all: cancelled, or stopped; with the reason."""
         with contextlib.suppress(OSError):

@@ -24,14 +24,29 @@ SEND_BUFFER = 4 << 20
 
 
 class ClusterSender:
-    """Sends clusters through a socket. Fixed: the socket, which belongs to the sender. Changing: ``written``."""
+    """Sends clusters through a socket.
+
+    Fixed: the socket, which belongs to the sender. Changing: what the other end has said.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._sock = sock
         self._turn = asyncio.Lock()
-        self.written = 0
+        self._replies = wire.Replies()
+        self._has_answered = asyncio.Event()
+        self._listening = False
+
+    @property
+    def written(self) -> int:
+        """Bytes of the archive, as the other end tells."""
+        return self._replies.written
+
+    @property
+    def stored(self) -> int | None:
+        """Bytes of data in the archive, as the other end tells."""
+        return self._replies.stored
 
     @property
     def counts(self) -> dict[int, DriveCounts]:
@@ -39,7 +54,9 @@ class ClusterSender:
         return {}
 
     async def start(self) -> None:
-        """Nothing to do: whoever asked has everything ready."""
+        """Listen to whoever asked, who has everything ready."""
+        self._listening = True
+        asyncio.get_running_loop().add_reader(self._sock, self._receive)
 
     async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
         """Nothing to do."""
@@ -75,8 +92,7 @@ class ClusterSender:
                         rest = len(content)
                     await loop.sock_sendall(self._sock, memoryview(content)[len(content) - rest :])
         except OSError as error:
-            raise await self.reason() from error
-        self.written += len(content)
+            raise self.reason() from error
 
     def _send_now(self, buffers: list[Buffer]) -> int:
         try:
@@ -84,28 +100,45 @@ class ClusterSender:
         except BlockingIOError:
             return 0
 
+    def _receive(self) -> None:
+        """Take what the other end says, until it has said its last."""
+        try:
+            data = self._sock.recv(wire.MAX_REASON)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._replies.feed(data)
+        last = self._replies.last
+        if not data or len(last) >= wire.MAX_REASON:
+            self._listen_no_more()
+        if not data or last:
+            self._has_answered.set()
+
+    def _listen_no_more(self) -> None:
+        if self._listening:
+            self._listening = False
+            asyncio.get_running_loop().remove_reader(self._sock)
+
     async def commit(self) -> None:
         """Wait until the other end says that the archive is complete."""
-        try:
-            answer = await asyncio.get_running_loop().sock_recv(self._sock, 1)
-        except OSError as error:
-            raise _gone("") from error
-        if answer != wire.ACKNOWLEDGEMENT:
-            raise _gone((answer + await self._rest()).decode(errors="replace"))
-        self._sock.close()
+        await self._has_answered.wait()
+        if self._replies.last[:1] != wire.ACKNOWLEDGEMENT:
+            raise self.reason()
+        self._close()
 
-    async def reason(self) -> TargetError:
+    def reason(self) -> TargetError:
         """Why the other end gave up, as far as it has said."""
-        return _gone((await self._rest()).decode(errors="replace"))
-
-    async def _rest(self) -> bytes:
-        try:
-            return self._sock.recv(wire.MAX_REASON)
-        except OSError:
-            return b""
+        if self._listening:
+            self._receive()
+        return _gone(self._replies.last.decode(errors="replace"))
 
     async def abort(self) -> None:
         """Close, also a second time; the other end sees that the end is missing."""
+        self._close()
+
+    def _close(self) -> None:
+        self._listen_no_more()
         with contextlib.suppress(OSError):
             self._sock.close()
 

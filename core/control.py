@@ -148,7 +148,7 @@ class ControlSocket:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 # Either the client has gone, or it wants to end: what else could it say now.
-                await self._server.cancel(await sender.reason())
+                await self._server.cancel(sender.reason())
             return LiveServer.describe(await work)
         finally:
             await _end({gone, work})

@@ -39,7 +39,12 @@ class Intake(Protocol):
 
     @property
     def written(self) -> int:
-        """Bytes of output so far."""
+        """Bytes of the archive so far."""
+        ...
+
+    @property
+    def stored(self) -> int | None:
+        """Bytes of data in the archive so far, before compression; None where whoever asks knows as much."""
         ...
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +28,18 @@ MOST_TOLD = 100
 """Unreadable places in a report; the archive lists all."""
 
 
-FREED_AFTER = 1.0
+TIDY_AFTER = 1.0
 """Seconds after a backup, when nothing refers to its data any more."""
+
+
+def _tidy() -> None:
+    """Give back what a backup has left.
+
+    70 cancelled ones left 30 MiB: an error and the frames that it has come through refer to each other and to data, and
+    Python looks for such rings seldom where little is allocated; and glibc keeps what is freed. It takes about 10 ms.
+    """
+    gc.collect()
+    give_back_freed_memory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +100,7 @@ class LiveServer:
             self._finished.set()
             if fleece is not None:
                 await fleece.close()
-            # 70 backups left 30 MiB behind, none of it in use: glibc kept it. The last of it is freed in a moment.
-            asyncio.get_running_loop().call_later(FREED_AFTER, give_back_freed_memory)
+            asyncio.get_running_loop().call_later(TIDY_AFTER, _tidy)
 
     async def _run(self, request: BackupRequest, intake: Intake, fleece: FleeceFile | None) -> BackupJob:
         with ThreadPoolExecutor(1, thread_name_prefix="pybackup-scan") as pool:
@@ -152,7 +162,8 @@ class LiveServer:
             "size": progress.size,
             "done": progress.done,
             "zero": progress.zero,
-            "written": progress.written,
+            "stored": job.stored,
+            "written": job.written,
             "speed": job.limit.speed,
             "seconds": round(job.elapsed, 3),
             "drives": [

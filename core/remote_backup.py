@@ -30,6 +30,8 @@ from .trace import Trace
 from .unreadable import LostRanges
 
 NICENESS = 10
+TELL_EVERY = 0.25
+"""Seconds between two messages of progress."""
 AHEAD = 4
 """Messages whose clusters are scanned ahead of the archive."""
 
@@ -49,7 +51,8 @@ def served_drives(path: str) -> list[tuple[str, int]]:
 class RemoteBackup(Job):
     """Receives clusters from a server and writes the archive.
 
-    Fixed: the control socket's path, the request, the writer. Changing: progress, and what is being scanned.
+    Fixed: the control socket's path, the request, the writer. Changing: progress, when it was told last, and what is
+    being scanned.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class RemoteBackup(Job):
         self._seen = {number: SeenClusters(-(-drive.size // CLUSTER_SIZE)) for number, drive in self._by_id.items()}
         self.progress.drives = list(self._by_id.values())
         self._ahead: deque[tuple[wire.Message, asyncio.Task[Prepared]]] = deque()
+        self._told = 0.0
 
     async def _work(self) -> None:
         try:
@@ -96,6 +100,7 @@ class RemoteBackup(Job):
     async def _make_archive(self, server: ClusterReceiver) -> None:
         while (received := await server.message())[0].kind != wire.END:
             await self._take(*received)
+            self._tell(server)
         await self._write_ahead(0)
         about = self._parse_about(received[1])
         watch = asyncio.create_task(self._watch(server))
@@ -104,7 +109,15 @@ class RemoteBackup(Job):
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+        server.tell(self.progress.stored, self.progress.written)
         await self._decide(self._writer.commit)
+
+    def _tell(self, server: ClusterReceiver) -> None:
+        """Let the server know, a few times a second, what it tells of this backup."""
+        now = self._clock()
+        if now - self._told >= TELL_EVERY:
+            self._told = now
+            server.tell(self.progress.stored, self.progress.written)
 
     async def _watch(self, server: ClusterReceiver) -> None:
         """A backup that is cancelled on the server's side ends here too, however long reading back may take."""

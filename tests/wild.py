@@ -197,6 +197,10 @@ class WildIntake:
         return self._inner.written
 
     @property
+    def stored(self) -> int | None:
+        return self._inner.stored
+
+    @property
     def counts(self) -> dict[int, DriveCounts]:
         return self._inner.counts
 
