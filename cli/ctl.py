@@ -15,18 +15,72 @@ from pybackup.cli.params import PlainPath, parse_size
 from pybackup.core.control_client import ask
 from pybackup.core.errors import RequestError
 
+SERVE = "serve:"
+"""What stands before a control socket where a source could be something else."""
 _COMMANDS = ("backup", "status", "speed", "pause", "resume", "cancel", "quit")
 
 
+_MEANT = {
+    "run": "backup",
+    "start": "backup",
+    "stop": "cancel",
+    "abort": "cancel",
+    "kill": "cancel",
+    "exit": "quit",
+    "shutdown": "quit",
+    "limit": "speed",
+    "rate": "speed",
+    "info": "status",
+    "show": "status",
+    "continue": "resume",
+    "hold": "pause",
+}
+"""What other programs call our commands."""
+
+
+class _Ctl(Command):
+    """Options belong to the COMMAND: what follows it is its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As Click does it; --json and --help of any command but backup, which has run's, may stand anywhere."""
+        place = next((number for number, one in enumerate(args) if not one.startswith("-")), len(args))
+        if args[place + 1 : place + 2] != ["backup"]:
+            ours = [one for one in args[place:] if one in ("--json", "--help", "-h")]
+            args = [*args[:place], *ours, *(one for one in args[place:] if one not in ours)]
+        return super().parse_args(ctx, args)
+
+
+class _Steer(click.ParamType):
+    """One of the commands."""
+
+    name = "command"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The command; another word is told what it may have meant."""
+        if value in _COMMANDS:
+            return str(value)
+        from difflib import get_close_matches
+
+        meant = _MEANT.get(value) or next(iter(get_close_matches(str(value), _COMMANDS, 1)), None)
+        hint = f"did you mean {meant}? " if meant else ""
+        raise click.BadParameter(f"there is no command {value!r}; {hint}There are {', '.join(_COMMANDS)}.", ctx, param)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Those that begin so."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(one) for one in _COMMANDS if one.startswith(incomplete)]
+
+
 @click.command(
-    "ctl", cls=Command, short_help="Steer a running server.", context_settings={"ignore_unknown_options": True}
+    "ctl", cls=_Ctl, short_help="Steer a running server.", context_settings={"allow_interspersed_args": False}
 )
 @click.argument("control", type=PlainPath(), metavar="CONTROL")
-@click.argument("what", type=click.Choice(_COMMANDS), metavar="COMMAND")
+@click.argument("what", type=_Steer(), metavar="COMMAND")
 @click.argument("values", nargs=-1, type=click.UNPROCESSED, metavar="[VALUE]...")
 @json_option
 def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> int:
-    """Steer the server whose control socket is CONTROL.
+    """Steer the server whose control socket is CONTROL, the path or serve:PATH as `pybackup serve` prints it.
 
     \b
     backup ARCHIVE [OPTIONS]  back up all its disks, like `pybackup run serve:CONTROL ARCHIVE`, with run's options
@@ -36,6 +90,7 @@ def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> 
     cancel                    cancel it; returns when it has ended
     quit                      end the server; a running backup is cancelled
     """
+    control = control.removeprefix(SERVE)
     if what == "backup":
         return _backup(control, values, as_json)
     answer = ask(control, {"command": what, **_arguments(what, values)})
@@ -48,7 +103,6 @@ def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> 
 
 def _backup(control: str, values: tuple[str, ...], as_json: bool) -> int:
     from pybackup.cli.run import command as run
-    from pybackup.cli.run_request import SERVE
 
     arguments = [f"{SERVE}{control}", *values, *(["--json"] if as_json else [])]
     code: int = run.main(arguments, prog_name="pybackup ctl CONTROL backup", standalone_mode=False)
@@ -57,7 +111,11 @@ def _backup(control: str, values: tuple[str, ...], as_json: bool) -> int:
 
 def _arguments(what: str, values: tuple[str, ...]) -> dict[str, Any]:
     if len(values) != (what == "speed"):
-        raise RequestError("speed needs one RATE" if what == "speed" else f"{what} takes no value")
+        raise RequestError(
+            "speed needs one RATE: `pybackup ctl CONTROL speed 50M`, or 0 for no limit"
+            if what == "speed"
+            else f"{what} takes no value, but there is {' '.join(values)[:64]!r}"
+        )
     if what != "speed":
         return {}
     try:
@@ -79,7 +137,7 @@ def _print_status(status: dict[str, Any]) -> None:
         outcome = job["error"] or ("done" if job["state"] == "concluded" else job["state"])
         click.echo(
             f"{'backup' if kind == 'job' else 'last':8} {percent(job['done'], job['size'])} of {short(job['size'])},"
-            f" {short(job['written'])} written, {duration(job['seconds'])}: {outcome}"
+            f" {short(job['stored'])} stored in {short(job['written'])}, {duration(job['seconds'])}: {outcome}"
         )
         if (state := in_words(job)) is not None:
             click.echo(f"{'':8} {state}")

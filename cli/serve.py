@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -136,6 +137,8 @@ def command(**options: Any) -> int:
     nbd+unix:///EXPORT?socket=PATH: so it can be backed up while it is in use. An ARCHIVE with an index is offered
     read-only, every drive under its name.
 
+    The folder of a socket is made, for the user alone, where only it is missing.
+
     The addresses to connect to are printed on stdout, one a line, when everything is ready. The server ends with
     SIGINT, SIGTERM or `pybackup ctl CONTROL quit`.
     """
@@ -163,6 +166,8 @@ async def _serve(request: _Request) -> int:
             agent=None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout),
             tell=lambda told: warn([told]),
         )
+        for path in filter(None, (request.socket, request.control)):
+            _make_folder(path, stack)
         nbd = NbdServer(disks)
         stack.push_async_callback(nbd.close)
         where = os.path.join(folder, "nbd.sock") if needs_socket else request.socket
@@ -229,6 +234,21 @@ def _private_folder(stack: AsyncExitStack) -> str:
         return stack.enter_context(private_folder(base if base and os.path.isdir(base) else None))
     except OSError as error:
         raise TargetError(f"cannot make a folder for the sockets: {error.strerror}") from error
+
+
+def _make_folder(path: str, stack: AsyncExitStack) -> None:
+    """Make the folder of a socket, private, where its parent is there; it goes with the server."""
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError:
+        return  # it is there, or whoever listens in it tells why not
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+    stack.callback(remove)
 
 
 async def _listen(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from live.nbd_client import Nbd
-from live.processes import PYBACKUP, Server, call, ended, info, interrupt, restored, served, until
+from live.processes import PYBACKUP, Server, call, ended, info, interrupt, restored, served, start, until
 
 SIZE = 4 << 20
 
@@ -145,6 +145,53 @@ def test_status_is_for_people_and_for_programs(server: Server, tmp_path: Path) -
         assert status["job"]["size"] == SIZE and status["job"]["speed"] == 65_536 and status["last"] is None
         assert "1 client" in call("ctl", server.control, "status").stdout
     assert interrupt(client)[0] == 130
+
+
+def test_stored_and_written_are_those_of_the_archive(server: Server, tmp_path: Path) -> None:
+    """Half of the disk is zeros and no hole: only who writes the archive knows."""
+    with Nbd(server.nbd, "disk") as guest:
+        guest.write(SIZE // 2, bytes(SIZE // 2))
+    archive = tmp_path / "out.vma"
+    report = json.loads(call("run", "--json", f"serve:{server.control}", str(archive)).stdout)
+    last = server.ask("status")["last"]
+    assert last["stored"] == report["stored"] == SIZE // 2
+    assert last["written"] == report["written"] == archive.stat().st_size
+    assert "2.00 MiB stored in 2.00 MiB" in call("ctl", server.control, "status").stdout
+    # While it runs, too.
+    client = server.start_client(str(tmp_path / "slow.vma"), "--speed", "1M", "--compress", "none")
+    until(lambda: ((job := server.job()) is not None and 0 < job["stored"] <= job["written"]) or server.job() is None)
+    call("ctl", server.control, "cancel")
+    ended(client)
+
+
+def test_ctl_takes_what_serve_prints_and_knows_what_is_meant(server: Server, tmp_path: Path) -> None:
+    printed = server.lines[-1]
+    assert printed.startswith("serve:")
+    assert call("ctl", printed, "status").stdout == call("ctl", server.control, "status").stdout
+    for arguments in (["--json", printed, "status"], [printed, "--json", "status"], [printed, "status", "--json"]):
+        assert json.loads(call("ctl", *arguments).stdout)["job"] is None
+    assert json.loads(call("ctl", printed, "backup", str(tmp_path / "o.vma"), "--json").stdout)["archive"]
+    for word, meant in (("stat", "status"), ("stop", "cancel"), ("start", "backup"), ("resum", "resume")):
+        assert f"did you mean {meant}?" in call("ctl", printed, word, code=2).stderr
+    assert "there is '--loud'" in call("ctl", printed, "status", "--loud", code=2).stderr
+
+
+def test_every_help_is_the_right_one() -> None:
+    assert "--skip-unreadable" in call("ctl", "C", "backup", "--help").stdout
+    for arguments in (["--help"], ["C", "--help"], ["C", "status", "--help"], ["C", "speed", "-h"]):
+        assert "pause, resume" in call("ctl", *arguments).stdout
+
+
+def test_the_folder_of_the_sockets_is_made_and_goes(tmp_path: Path, disk: Path) -> None:
+    folder = tmp_path / "vm"
+    where = ["--control", str(folder / "control.sock"), "--socket", str(folder / "nbd.sock")]
+    with start([PYBACKUP, "serve", *where, str(disk)]):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not folder.exists()
+    folder.mkdir(0o755)
+    with start([PYBACKUP, "serve", *where, str(disk)]):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o755, "it is somebody's"
+    assert folder.exists()
 
 
 def test_what_makes_no_sense_is_wrong_usage(server: Server, tmp_path: Path) -> None:
