@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -50,7 +50,13 @@ class _Ctl(Command):
         return super().parse_args(ctx, args)
 
 
-class _Steer(click.ParamType):
+if TYPE_CHECKING:
+    _CommandType = click.ParamType[str]
+else:
+    _CommandType = click.ParamType
+
+
+class _Steer(_CommandType):
     """One of the commands."""
 
     name = "command"

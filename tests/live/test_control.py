@@ -158,10 +158,10 @@ def test_stored_and_written_are_those_of_the_archive(server: Server, tmp_path: P
     assert last["written"] == report["written"] == archive.stat().st_size
     assert "2.00 MiB stored in 2.00 MiB" in call("ctl", server.control, "status").stdout
     # While it runs, too.
-    client = server.start_client(str(tmp_path / "slow.vma"), "--speed", "1M", "--compress", "none")
-    until(lambda: ((job := server.job()) is not None and 0 < job["stored"] <= job["written"]) or server.job() is None)
+    client = server.start_backup(str(tmp_path / "slow.vma"))
+    until(lambda: (server.job() or {"stored": 0})["stored"] > 0)
     call("ctl", server.control, "cancel")
-    ended(client)
+    assert ended(client)[0] == 1
 
 
 def test_ctl_takes_what_serve_prints_and_knows_what_is_meant(server: Server, tmp_path: Path) -> None:
