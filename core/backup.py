@@ -17,14 +17,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pybackup.formats.cluster_index import describe_drive
-from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT
+from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT, MAX_DRIVE_SIZE
 
 from .block_copy import BlockCopy
 from .block_status_map import BlockStatusMap
 from .consistency import CRASH
 from .copy_before_write import CopyBeforeWrite, freeze
 from .device import CLUSTER_SIZE, BlockDevice, Buffer
-from .errors import SourceError, TargetFullError
+from .errors import RequestError, SourceError, TargetFullError
 from .guest_copies import GuestCopies, OnError
 from .inflight import Range
 from .intake import Intake, Prepared
@@ -133,6 +133,8 @@ class BackupJob(Job):
 
     def _prepare(self, drive: Drive) -> _Copying:
         device = drive.device
+        if device.size > MAX_DRIVE_SIZE:
+            raise RequestError(f"drive {drive.name} has {device.size:,} bytes; archives hold drives of up to 256 TiB")
         source = device.child if isinstance(device, CopyBeforeWrite) else device
         progress = DriveProgress(drive.name, device.size, to_read=drive.allocated)
         return _Copying(drive, source, BlockCopy(device.size), progress)

@@ -11,6 +11,18 @@ from bitarray import bitarray
 
 from .device import CLUSTER_SIZE
 from .inflight import InflightRanges, Range
+from .sparse_bits import SparseBits
+
+PLAIN_MOST = 1 << 25
+"""Clusters of which a plain bitmap is kept, the quickest: those of 2 TiB in 4 MiB."""
+
+
+def _all_set(clusters: int) -> bitarray | SparseBits:
+    if clusters > PLAIN_MOST:
+        return SparseBits(clusters)
+    bits = bitarray(clusters)
+    bits.setall(True)
+    return bits
 
 
 class BlockCopy:
@@ -22,8 +34,7 @@ class BlockCopy:
     def __init__(self, size: int) -> None:
         self.size = size
         self.clusters = -(-size // CLUSTER_SIZE)
-        self._dirty = bitarray(self.clusters)
-        self._dirty.setall(True)
+        self._dirty = _all_set(self.clusters)
         self._inflight = InflightRanges()
 
     # -- the bitmap and the list --
