@@ -58,6 +58,13 @@ class History:
             number += 1
         return number
 
+    def after(self, before: Mapping[str, bytes], number: int) -> dict[str, bytes]:
+        """What the range of each disk holds after so many changes."""
+        disks = {name: bytearray(before[name][self.start : self.end]) for name in self._disks}
+        for one in range(number):
+            self._apply(disks, self.change(one))
+        return {name: bytes(disk) for name, disk in disks.items()}
+
     def _last_mark(self, images: Mapping[str, bytes]) -> int:
         return max(number for name in self._disks for number in (*self._marks(images[name]), -1))
 
