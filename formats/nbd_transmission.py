@@ -172,6 +172,8 @@ class RequestReader:
         if self._payload_view:
             self._payload_view = self._payload_view[count:]
             self.whole = not self._payload_view
+            # Who may take no request now must go on receiving this one all the same.
+            self.starved = not self.whole
             self._consumed += count
         else:
             self._end += count

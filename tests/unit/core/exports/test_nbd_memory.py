@@ -155,6 +155,25 @@ def test_long_writes_are_written_in_parts_and_answered_once(path: str, flags: in
     run(test())
 
 
+@pytest.mark.parametrize("length", [LONG - 1, LONG, 3 * LONG + 1])
+def test_a_write_is_received_to_its_end_though_others_have_the_whole_pool(path: str, length: int) -> None:
+    async def test() -> None:
+        device = Watched(len(CONTENT))
+        async with serving(path, device) as server:
+            server._memory.free = 0
+            peer = await NbdPeer.connect(path)
+            cookie = peer.start(wire.CMD_WRITE, 0, length)
+            for at in range(0, length, LONG // 3):  # in pieces, of which none is all
+                await peer.send(CONTENT[at : min(length, at + LONG // 3)])
+                await asyncio.sleep(0)
+            assert (await peer.reply()).cookie == cookie
+            assert device.memory.contents()[:length] == CONTENT[:length]
+            server._memory.free = POOL
+            await peer.leave()
+
+    run(test())
+
+
 def test_a_long_write_that_fails_is_one_error(path: str) -> None:
     async def test() -> None:
         device = Failing(len(CONTENT))
