@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live.killed_runs import KINDS, Killed, Next, case, guardians_of, started
+from live.killed_runs import KINDS, Killed, Next, case, guardians_of, kill, started
+from live.nbd_client import Nbd
 from live.processes import until
-from live.qemu_processes import Qemu
+from live.qemu_processes import Qemu, make_disks, storage_daemon
 
 ORDER = [(Killed.ALL, Next.QUIT), (Killed.RUN, Next.RUN), (Killed.ALL, Next.SIGTERM), (Killed.SUSPENDED, Next.QUIT)]
 """The hardest for QEMU first."""
@@ -92,3 +93,33 @@ def test_signals_to_all_leave_the_guardian_to_its_work(folder: Path) -> None:
         client.communicate()
         assert client.returncode == 143
         assert qemu.found().names == [] and guardians_of(client.pid) == []
+
+
+@pytest.mark.parametrize("iothread", [False, True], ids=["", "iothread"])
+def test_a_server_that_is_shared_goes_on_for_its_guests(tmp_path: Path, iothread: bool) -> None:
+    make_disks(tmp_path)
+    with storage_daemon(tmp_path, guests=True) as qemu:
+        if iothread:
+            if not qemu.knows("blockdev-backup", "discard-source"):
+                pytest.skip("needs a QEMU whose storage daemon survives a backup beside an I/O thread")
+            qemu.ask("object-add", {"qom-type": "iothread", "id": "io"})
+            export = {"type": "nbd", "id": "x", "node-name": "a", "name": "x", "iothread": "io"}
+            qemu.ask("block-export-add", export)
+        nodes = qemu.nodes()
+        client = Nbd(qemu.guests, "a")
+        command = qemu.run("-", "-q", "--speed", "1M", "--trace", "copy.read", "--nbd-socket", qemu.guests)
+        for who in (Killed.RUN, Killed.ALL):
+            run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            assert run.stderr is not None
+            run.stderr.readline()
+            kill(run, who)
+            run.communicate()
+            client.write(0, b"\x01" * 65536)
+            if who is Killed.RUN:
+                until(lambda: qemu.found().names == [])
+        command = qemu.run("/dev/null", "-q", "--force", "--nbd-socket", qemu.guests)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        client.write(0, b"\x02" * 65536)
+        client.close()
+        assert qemu.nodes() == nodes
