@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pybackup.core.errors import BusyError
+from pybackup.core.errors import BusyError, PybackupError, SourceError
 
 from .monitor import Monitor
 
@@ -42,10 +42,16 @@ async def refuse_migration(monitor: Monitor) -> None:
         raise BusyError(f"the machine of the monitor at {monitor.path} {reason}")
 
 
-async def wait_for_migration(monitor: Monitor) -> BusyError:
-    """Return when a migration has begun, which would fail in the end if the backup still ran then."""
-    while await why_not(monitor) is None:  # noqa: ASYNC110 - in QEMU
-        await asyncio.sleep(PERIOD)
+async def wait_for_migration(monitor: Monitor) -> PybackupError:
+    """Return when a migration has begun, which would fail in the end if the backup still ran then.
+
+    Also when nobody can tell any more; never raises.
+    """
+    try:
+        while await why_not(monitor) is None:  # noqa: ASYNC110 - in QEMU
+            await asyncio.sleep(PERIOD)
+    except SourceError as lost:
+        return lost
     return BusyError(
         f"a migration of the machine of the monitor at {monitor.path} has begun, and cannot end while a backup runs; so"
         " the backup has ended itself"
