@@ -23,15 +23,15 @@ from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
-from pybackup.core.archive_open import open_drives
-from pybackup.core.archive_stream import Digests
-from pybackup.core.archive_walk import Extents
-from pybackup.core.compare import CompareJob
+from pybackup.core.archive.open import open_drives
+from pybackup.core.archive.stream import Digests
 from pybackup.core.device import BlockDevice
-from pybackup.core.drive_names import drive_name
+from pybackup.core.endpoints.drive_names import drive_name
+from pybackup.core.endpoints.reflink import Snapshot
+from pybackup.core.endpoints.sources import SourceOptions, open_source
 from pybackup.core.errors import ExitCode, RequestError
-from pybackup.core.reflink import Snapshot
-from pybackup.core.sources import SourceOptions, open_source
+from pybackup.core.jobs.compare import CompareJob
+from pybackup.core.jobs.walk import Extents
 from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo, Header
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pybackup.cli.names import printable
-from pybackup.core.consistency import consistency_of
+from pybackup.core.guest.consistency import consistency_of
 
 MOST_SAID = 400
 """Characters of a reason: it may come from an archive of anybody's, or from a guest."""

@@ -12,8 +12,8 @@ from pybackup.cli.consistency import in_words
 from pybackup.cli.numbers import counted, duration, percent, short
 from pybackup.cli.options import json_option
 from pybackup.cli.params import PlainPath, parse_size
-from pybackup.core.control_client import ask
 from pybackup.core.errors import RequestError
+from pybackup.core.live.control_client import ask
 
 SERVE = "serve:"
 """What stands before a control socket where a source could be something else."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from pybackup.cli.running import cancelling_signals, restore_handlers
 from pybackup.core.errors import CancelledError, PybackupError
-from pybackup.core.sinks.child_group import describe_status
+from pybackup.core.system.child_group import describe_status
 
 
 class HookError(PybackupError):

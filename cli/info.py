@@ -20,12 +20,12 @@ from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.running import threads_or_default
 from pybackup.cli.unreadable import unreadable_lines
-from pybackup.core.archive_facts import ArchiveFacts, DriveMap, archive_facts
-from pybackup.core.archive_open import STDIN
-from pybackup.core.consistency import consistency_of
+from pybackup.core.archive.facts import ArchiveFacts, DriveMap, archive_facts
+from pybackup.core.archive.open import STDIN
+from pybackup.core.devices.unreadable import LostRanges
 from pybackup.core.errors import ArchiveError, ExitCode
-from pybackup.core.remote import shown
-from pybackup.core.unreadable import LostRanges
+from pybackup.core.guest.consistency import consistency_of
+from pybackup.core.stores import shown
 from pybackup.formats.vma import DriveInfo
 
 if TYPE_CHECKING:

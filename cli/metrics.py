@@ -12,10 +12,10 @@ import stat
 import time
 from collections.abc import Mapping
 
-from pybackup.core.devices.file_io import write_fully
 from pybackup.core.errors import BusyError, PybackupError
 from pybackup.core.sinks.partial_file import PartialFile
 from pybackup.core.sinks.replaced import Replaced
+from pybackup.core.system.file_io import write_fully
 
 METRICS = {
     "pybackup_last_run_timestamp_seconds": "When the last run ended, in seconds since 1970.",

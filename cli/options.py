@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from pybackup.cli.params import PlainPath, Size, Whole
-from pybackup.core.image_formats import ALIASES, FORMATS
+from pybackup.core.images.formats import ALIASES, FORMATS
 from pybackup.core.trace import EVENTS
 
 MOST_FREEZE_SECONDS = 3600

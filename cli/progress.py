@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Protocol
 
-from pybackup.core.job import Job
+from pybackup.core.jobs.job import Job
 
 PERIOD = 0.1
 """Seconds between two looks at a job."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pybackup.cli.estimate import Estimate
 from pybackup.cli.numbers import done_of, duration, remaining, short
-from pybackup.core.job import Job, State
+from pybackup.core.jobs.job import Job, State
 
 FIRST_LINE = 2.0
 """Seconds until the first line."""

@@ -15,7 +15,7 @@ from rich.text import Text
 from pybackup.cli.estimate import Estimate
 from pybackup.cli.names import printable
 from pybackup.cli.numbers import done_of, duration, percent, remaining, short
-from pybackup.core.job import DriveProgress, Job, State
+from pybackup.core.jobs.job import DriveProgress, Job, State
 
 MARGIN = 5
 """Columns at the right that stay free: there the terminal writes ^C, which must not begin a line of its own."""

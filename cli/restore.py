@@ -19,26 +19,26 @@ from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.running import make_trace, run_in_loop, run_job, tell_report, threads_or_default, warn
-from pybackup.core.archive_open import open_archive, open_drives
-from pybackup.core.archive_stream import ArchiveStream, Digests
-from pybackup.core.device_in_use import device_in_use
-from pybackup.core.devices.probe import suffix_format
+from pybackup.core.archive.by_index import DrivesByIndex
+from pybackup.core.archive.open import open_archive, open_drives
+from pybackup.core.archive.stream import ArchiveStream, Digests
 from pybackup.core.devices.raw import RawDevice
-from pybackup.core.drive_names import file_name
-from pybackup.core.drives_by_index import DrivesByIndex
+from pybackup.core.endpoints.drive_names import file_name
+from pybackup.core.endpoints.image_targets import NbdExport, NewImage
+from pybackup.core.endpoints.small_files import SmallFile
+from pybackup.core.endpoints.targets import ExistingDisk, NewFile, RestoreTarget, Stream
 from pybackup.core.errors import ArchiveError, ExitCode, RequestError, TargetError
-from pybackup.core.image_formats import ALIASES, FORMATS
-from pybackup.core.image_lock import ImageLock
-from pybackup.core.image_targets import NbdExport, NewImage
-from pybackup.core.nbd_uri import is_nbd_uri
-from pybackup.core.remote import is_url, shown
-from pybackup.core.restore import RestoreJob
-from pybackup.core.restore_targets import ExistingDisk, NewFile, RestoreTarget, Stream
+from pybackup.core.images.formats import ALIASES, FORMATS
+from pybackup.core.images.probe import suffix_format
+from pybackup.core.jobs.restore import RestoreJob
+from pybackup.core.nbd.uri import is_nbd_uri
 from pybackup.core.sinks.command import open_stream
 from pybackup.core.sinks.output_place import LONGEST_NAME
 from pybackup.core.sinks.stream import COMMAND, is_stream, own_descriptor
 from pybackup.core.sinks.target_failure import target_failure
-from pybackup.core.small_files import SmallFile
+from pybackup.core.stores import is_url, shown
+from pybackup.core.system.device_in_use import device_in_use
+from pybackup.core.system.image_lock import ImageLock
 from pybackup.formats.vma import DriveInfo, Header
 
 

@@ -36,29 +36,29 @@ from pybackup.cli.running import make_trace, run_in_loop, run_job, tell_report, 
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.cli.version import VERSION
-from pybackup.core.archive_create import ArchiveOptions, make_writer, open_sink
-from pybackup.core.archive_open import archive_reader
-from pybackup.core.archive_stream import ArchiveStream
-from pybackup.core.backup import SCAN_THREADS, BackupJob, Drive
-from pybackup.core.consistency import CRASH, consistency_of
-from pybackup.core.drive_names import source_label, stored_name, unique_drive_names
+from pybackup.core.archive.create import ArchiveOptions, make_writer, open_sink
+from pybackup.core.archive.open import archive_reader
+from pybackup.core.archive.stream import ArchiveStream
+from pybackup.core.endpoints.drive_names import source_label, stored_name, unique_drive_names
+from pybackup.core.endpoints.reflink import Snapshot
+from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.errors import ExitCode, SourceError
+from pybackup.core.guest.consistency import CRASH, consistency_of
+from pybackup.core.jobs.backup import SCAN_THREADS, BackupJob, Drive
+from pybackup.core.jobs.verify import VerifyJob
+from pybackup.core.live.client import RemoteBackup, served_drives
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.qemu.machine import CONFIG_NAME
 from pybackup.core.qemu.running import RunningQemu
-from pybackup.core.reflink import Snapshot
-from pybackup.core.remote import shown
-from pybackup.core.remote_backup import RemoteBackup, served_drives
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
-from pybackup.core.sources import OpenSource, SourceOptions, open_source
+from pybackup.core.stores import shown
 from pybackup.core.trace import Trace
-from pybackup.core.verify import VerifyJob
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
 
 if TYPE_CHECKING:
-    from pybackup.core.filesystem_freeze import FilesystemFreeze
+    from pybackup.core.guest.filesystem_freeze import FilesystemFreeze
 
 
 @click.command("run", cls=Command, short_help="Back up one or more disks into one archive.")
@@ -289,7 +289,7 @@ def _filesystems(request: RunRequest) -> FilesystemFreeze | None:
     """What freezes the guest's filesystems, where that was asked for."""
     if request.guest_agent is None:
         return None
-    from pybackup.core.filesystem_freeze import AgentOptions, FilesystemFreeze
+    from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 
     return FilesystemFreeze(AgentOptions(request.guest_agent, request.freeze_timeout), lambda told: warn([told]))
 

@@ -10,14 +10,14 @@ import click
 from pybackup.cli.archive_name import ArchiveName, fixed_folder
 from pybackup.cli.params import Named, same_file
 from pybackup.cli.unattended import RunFacts
-from pybackup.core.archive_create import ArchiveOptions
-from pybackup.core.drive_names import unique_drive_names
+from pybackup.core.archive.create import ArchiveOptions
+from pybackup.core.endpoints.drive_names import unique_drive_names
+from pybackup.core.endpoints.reflink import Snapshot
+from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import RequestError
-from pybackup.core.nbd_uri import is_nbd_uri
-from pybackup.core.reflink import Snapshot
-from pybackup.core.remote import is_url, shown
+from pybackup.core.nbd.uri import is_nbd_uri
 from pybackup.core.sinks.stream import is_stream, own_descriptor
-from pybackup.core.sources import SourceOptions
+from pybackup.core.stores import is_url, shown
 
 SERVE = "serve:"
 """Begins a source that is a running server's control socket."""

@@ -18,9 +18,9 @@ import click
 from pybackup.cli.printable import say
 from pybackup.cli.progress import PERIOD, Display
 from pybackup.cli.standard_streams import ReportError, forget_report
-from pybackup.core.allocator import keep_freed_memory
 from pybackup.core.errors import CancelledError
-from pybackup.core.job import Job
+from pybackup.core.jobs.job import Job
+from pybackup.core.system.allocator import keep_freed_memory
 from pybackup.core.trace import Trace
 
 T = TypeVar("T")

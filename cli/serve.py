@@ -21,19 +21,19 @@ from pybackup.cli.options import agent_options, format_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size
 from pybackup.cli.running import run_in_loop, warn
 from pybackup.cli.version import VERSION
-from pybackup.core.backup import GuestPolicy
-from pybackup.core.control import ControlSocket
-from pybackup.core.copy_before_write import CopyBeforeWrite
+from pybackup.core.cow.copy_before_write import CopyBeforeWrite
+from pybackup.core.cow.fleece_file import FleecePlace
+from pybackup.core.cow.guest_copies import OnError
 from pybackup.core.device import BlockDevice
 from pybackup.core.errors import RequestError, TargetError
-from pybackup.core.exports.nbd_server import NbdServer
-from pybackup.core.filesystem_freeze import AgentOptions
-from pybackup.core.fleece_file import FleecePlace
-from pybackup.core.guest_copies import OnError
-from pybackup.core.live_server import LiveServer
-from pybackup.core.private_folder import private_folder
-from pybackup.core.served_disks import open_served
-from pybackup.core.systemd import listen_sockets, notify
+from pybackup.core.guest.filesystem_freeze import AgentOptions
+from pybackup.core.jobs.backup import GuestPolicy
+from pybackup.core.live.control import ControlSocket
+from pybackup.core.live.served_disks import open_served
+from pybackup.core.live.server import LiveServer
+from pybackup.core.nbd.server import NbdServer
+from pybackup.core.system.private_folder import private_folder
+from pybackup.core.system.systemd import listen_sockets, notify
 
 SWITCH_INTERVAL = 0.0005
 """Seconds that a thread may keep the interpreter while the event loop, on which guests wait, wants it."""

@@ -63,8 +63,8 @@ def register() -> None:
 
 def _header(context: click.Context) -> Header | None:
     """The header of the archive that stands on the command line, if it can be had at once."""
-    from pybackup.core.archive_open import archive_header, has_ranges
-    from pybackup.core.remote import is_url
+    from pybackup.core.archive.open import archive_header, has_ranges
+    from pybackup.core.stores import is_url
 
     # Where an option still lacks its value, Click has not looked at the arguments.
     named = context.params.get("archive")

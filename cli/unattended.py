@@ -23,11 +23,11 @@ from pybackup.cli.params import Duration, IoClass, Named, PlainPath, Whole
 from pybackup.cli.printable import say
 from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_priority
 from pybackup.cli.running import cancelling_signals, is_decided, restore_handlers
-from pybackup.core.backup import BackupJob
-from pybackup.core.drive_names import drive_name
+from pybackup.core.endpoints.drive_names import drive_name
 from pybackup.core.errors import BusyError, CancelledError
-from pybackup.core.job import Progress
-from pybackup.core.remote_backup import RemoteBackup
+from pybackup.core.jobs.backup import BackupJob
+from pybackup.core.jobs.job import Progress
+from pybackup.core.live.client import RemoteBackup
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0

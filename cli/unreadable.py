@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from pybackup.cli.names import printable
-from pybackup.core.unreadable import LostRange, LostRanges
+from pybackup.core.devices.unreadable import LostRange, LostRanges
 
 MOST_LINES = 10
 """Places that have a line each; more of them are summed up."""

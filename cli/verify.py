@@ -15,12 +15,12 @@ from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.progress import choose
 from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
-from pybackup.core.archive_open import open_archive
-from pybackup.core.archive_stream import ArchiveStream, Damage
+from pybackup.core.archive.open import open_archive
+from pybackup.core.archive.stream import ArchiveStream, Damage
 from pybackup.core.errors import ArchiveError, ExitCode
-from pybackup.core.remote import shown
+from pybackup.core.jobs.verify import VerifyJob
+from pybackup.core.stores import shown
 from pybackup.core.trace import Trace
-from pybackup.core.verify import VerifyJob
 
 
 @click.command("verify", cls=Command, short_help="Read everything of an archive and prove that it is sound.")

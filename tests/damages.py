@@ -13,10 +13,10 @@ import foreign_vma
 import zstandard
 from archives import Decoded, decode, encode, open_index, pool
 
-from pybackup.core.archive_stream import Digests
-from pybackup.core.archive_walk import runs_of
-from pybackup.core.drives_by_index import DrivesByIndex
+from pybackup.core.archive.by_index import DrivesByIndex
+from pybackup.core.archive.stream import Digests
 from pybackup.core.errors import ArchiveError
+from pybackup.core.jobs.walk import runs_of
 from pybackup.formats.vma_layout import CLUSTER_SIZE
 
 NOISE = random.Random(17)

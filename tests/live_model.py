@@ -19,13 +19,13 @@ import plain_vma
 from virtual_time import InlineExecutor, run
 from wild import Weather, WildDevice, WildFleece, WildIntake, WildSink
 
-from pybackup.core.archive_create import ArchiveOptions, make_writer
-from pybackup.core.backup import BackupJob, Drive, GuestPolicy
-from pybackup.core.copy_before_write import CopyBeforeWrite
+from pybackup.core.archive.create import ArchiveOptions, make_writer
+from pybackup.core.cow.copy_before_write import CopyBeforeWrite
+from pybackup.core.cow.guest_copies import OnError
+from pybackup.core.cow.old_data import OldData
 from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.errors import CancelledError, PybackupError, SourceError, TargetError
-from pybackup.core.guest_copies import OnError
-from pybackup.core.old_data import OldData
+from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
 from pybackup.core.trace import Trace
 
 ODD_SIZES = [1, 511, 4097, 65535, 65536, 65537, 8 * 65536 + 4096, 19 * 65536 - 3, 70 * 65536 + 513]

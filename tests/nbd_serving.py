@@ -11,7 +11,7 @@ from doubles import CheckedDevice
 
 from pybackup.core.device import BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
-from pybackup.core.exports.nbd_server import NbdServer
+from pybackup.core.nbd.server import NbdServer
 
 SIZE = 1 << 20
 

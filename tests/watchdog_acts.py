@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from pybackup.core.watchdog_process import Note
+from pybackup.core.system.watchdog_process import Note
 
 
 def tell(notes: list[Note]) -> None:

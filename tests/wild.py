@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
+from pybackup.core.archive.intake import Intake, Prepared
 from pybackup.core.device import CLUSTER_SIZE, BlockStatus, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import TargetError, TargetFullError
-from pybackup.core.intake import Intake, Prepared
 from pybackup.formats.cluster_index import DriveCounts
 
 T = TypeVar("T")

@@ -15,16 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pybackup.core.device import CLUSTER_SIZE, BlockStatus, Buffer
-from pybackup.core.devices import fallocate
-from pybackup.core.devices.blocking_calls import BlockingCalls
-from pybackup.core.devices.direct_read import DirectReads
-from pybackup.core.devices.file_io import read_fully, write_fully, write_zero_bytes
-from pybackup.core.devices.in_memory import lies_in_memory
-from pybackup.core.devices.inline_writes import InlineWrites
-from pybackup.core.devices.page_cache import CacheHygiene
-from pybackup.core.devices.sparse_map import all_data, file_extents
-from pybackup.core.devices.unfilled import unfilled_aligned
 from pybackup.core.errors import PybackupError, SourceChangedError, SourceError
+from pybackup.core.system import fallocate
+from pybackup.core.system.blocking_calls import BlockingCalls
+from pybackup.core.system.direct_read import DirectReads
+from pybackup.core.system.file_io import read_fully, write_fully, write_zero_bytes
+from pybackup.core.system.in_memory import lies_in_memory
+from pybackup.core.system.inline_writes import InlineWrites
+from pybackup.core.system.page_cache import CacheHygiene
+from pybackup.core.system.sparse_map import all_data, file_extents
+from pybackup.core.system.unfilled import unfilled_aligned
 
 READ_NOW_MOST = 1 << 20
 """Bytes that read_now() copies at most: a larger copy is work for a thread (about 0.1 ms a MiB)."""

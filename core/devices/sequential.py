@@ -7,10 +7,11 @@ import errno
 from collections.abc import Callable, Sequence
 
 from pybackup.core.device import BlockStatus, Buffer
-from pybackup.core.devices.blocking_calls import BlockingCalls
-from pybackup.core.devices.pipe_reader import PipeReader
-from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.errors import SourceError
+from pybackup.core.system.blocking_calls import BlockingCalls
+from pybackup.core.system.pipe_reader import PipeReader
+
+from .read_only import ReadOnlyDevice
 
 
 class SequentialDevice(ReadOnlyDevice):

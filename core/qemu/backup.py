@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pybackup.core.backup import BackupJob, Drive
+from pybackup.core.archive.intake import Intake
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.devices.read_only import ReadOnlyDevice
-from pybackup.core.intake import Intake
+from pybackup.core.jobs.backup import BackupJob, Drive
 from pybackup.core.uninterrupted import uninterrupted
 
 from .disks import QemuDisk

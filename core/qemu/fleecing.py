@@ -15,11 +15,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from pybackup.core.devices.nbd import NbdDevice
 from pybackup.core.errors import BusyError, PybackupError, SourceError, TargetError
-from pybackup.core.nbd_uri import NbdAddress
+from pybackup.core.nbd.client import NbdDevice
+from pybackup.core.nbd.uri import NbdAddress
+from pybackup.core.system.watchdog import Watchdog
 from pybackup.core.trace import Trace
-from pybackup.core.watchdog import Watchdog
 
 from .disks import QemuDisk
 from .guardian import ACT_SECONDS, hand_over_run, remove_dead_run, wake_run

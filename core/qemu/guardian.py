@@ -1,6 +1,6 @@
 """What is done for a run that was killed: everything of it is taken out of QEMU, seconds later, whoever comes next.
 
-It happens in the watchdog's process (see core/watchdog.py), on the run's own connection to the monitor, of which that
+It happens in the watchdog's process (system/watchdog.py), on the run's own connection to the monitor, of which that
 process has a descriptor: so nobody can come between, and the monitor is free for others when it is done. The run's
 mark is kept as well, so that a run on another monitor waits, and does not begin what would be removed.
 """
@@ -14,10 +14,10 @@ import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pybackup.core.watchdog_process import Note
+from pybackup.core.system.watchdog_process import Note
 
 if TYPE_CHECKING:
-    from pybackup.core.watchdog import Watchdog
+    from pybackup.core.system.watchdog import Watchdog
 
     from .leftovers import RunMark
     from .monitor import Monitor
@@ -61,7 +61,7 @@ def remove_dead_run(notes: list[Note]) -> None:
 
 
 async def _remove(text: str, descriptors: Sequence[int]) -> None:
-    from pybackup.core.marked_folder import remove_stale
+    from pybackup.core.system.marked_folder import remove_stale
 
     from .handover import PREFIXES
     from .leftovers import look, remove_run

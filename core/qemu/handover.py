@@ -14,7 +14,7 @@ import tempfile
 from typing import Any
 
 from pybackup.core.errors import RequestError, TargetError
-from pybackup.core.marked_folder import MarkedFolder, remove_stale
+from pybackup.core.system.marked_folder import MarkedFolder, remove_stale
 
 from .monitor import Monitor
 from .names import folder_name, run_of_folder

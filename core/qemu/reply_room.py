@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 
 from pybackup.core.device import CLUSTER_SIZE
-from pybackup.core.devices.nbd import REQUEST_SIZE
+from pybackup.core.nbd.client import REQUEST_SIZE
 from pybackup.formats import nbd_wire as wire
 
 SMALLEST = 4096

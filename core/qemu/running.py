@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pybackup.core.archive.intake import Intake
 from pybackup.core.errors import RequestError, SourceError
-from pybackup.core.intake import Intake
 from pybackup.core.trace import Trace
 
 from .backup import QemuBackup

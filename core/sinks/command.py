@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 from pybackup.core.device import Buffer
 from pybackup.core.errors import RequestError, TargetError
-from pybackup.core.sinks.child_group import GRACE, PERIOD, ChildGroup, describe_status
-from pybackup.core.sinks.death_watch import DeathWatch
-from pybackup.core.sinks.stream import COMMAND, StreamSink, pass_on
-from pybackup.core.sinks.target_failure import target_failure
+from pybackup.core.system.child_group import GRACE, PERIOD, ChildGroup, describe_status
+from pybackup.core.system.death_watch import DeathWatch
+
+from .stream import COMMAND, StreamSink, pass_on
+from .target_failure import target_failure
 
 PIPE_SIZE = 1 << 20
 """Bytes that the pipe holds, where we may have so many: the command is woken less often."""

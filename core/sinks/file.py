@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pybackup.core.device import Buffer
-from pybackup.core.devices.blocking_calls import BlockingCalls
-from pybackup.core.sinks.direct_write import BUFFER, AlignedWriter
-from pybackup.core.sinks.partial_file import PartialFile
-from pybackup.core.sinks.replaced import ARCHIVES
-from pybackup.core.sinks.target_failure import target_failure
+from pybackup.core.system.blocking_calls import BlockingCalls
+from pybackup.core.system.direct_write import BUFFER, AlignedWriter
+
+from .partial_file import PartialFile
+from .replaced import ARCHIVES
+from .target_failure import target_failure
 
 PIECES_UNDER_WAY = 2
 """Pieces that are being written while the next one is filled."""

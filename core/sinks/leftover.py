@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from pybackup.core.locked_file import lock
+from pybackup.core.system.locked_file import lock
 
 from .output_place import OutputPlace
 

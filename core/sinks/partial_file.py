@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 
 from pybackup.core.errors import BusyError, TargetError
-from pybackup.core.locked_file import NoLocksError, lock
+from pybackup.core.system.locked_file import NoLocksError, lock
 
 from . import leftover
 from .output_place import OutputPlace, open_place

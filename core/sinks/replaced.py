@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pybackup.core.archive_signs import is_archive
 from pybackup.core.errors import TargetError
 
+from .archive_signs import is_archive
 from .output_place import OutputPlace
 from .target_failure import target_failure
 

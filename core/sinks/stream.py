@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from pybackup.core.device import Buffer
 from pybackup.core.errors import TargetError
-from pybackup.core.sinks.target_failure import target_failure
+
+from .target_failure import target_failure
 
 STDOUT = "-"
 COMMAND = "|"

@@ -18,7 +18,7 @@ from command_line import PROGRAM, Outcome, listing, pybackup, wait_until
 from conftest import need
 from qemu_images import KINDS, NEW, SIZE, Kind, content, make, qemu_img, same_disk, servers_of, virtual_size
 
-from pybackup.core.image_formats import FORMATS
+from pybackup.core.images.formats import FORMATS
 
 QCOW2 = Kind("qcow2", "qcow2")
 

@@ -14,8 +14,8 @@ from conftest import need
 from qemu_images import KINDS, Kind, content, make, qemu_img
 
 from pybackup.core.errors import BusyError, SourceChangedError, SourceError
-from pybackup.core.image_lock import ImageLock
-from pybackup.core.image_parts import ImageParts
+from pybackup.core.images.parts import ImageParts
+from pybackup.core.system.image_lock import ImageLock
 from pybackup.formats.image_layout import Role
 
 SIZE = 3 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pybackup.core.errors import BusyError
-from pybackup.core.image_lock import ImageLock
+from pybackup.core.system.image_lock import ImageLock
 
 
 @pytest.fixture

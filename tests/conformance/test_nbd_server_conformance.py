@@ -19,7 +19,7 @@ from live.processes import until
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.devices.raw import RawDevice
-from pybackup.core.exports.nbd_server import NbdServer
+from pybackup.core.nbd.server import NbdServer
 
 SIZE = (24 << 20) + 4096
 Need = Callable[..., None]

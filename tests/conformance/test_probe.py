@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pybackup.core.devices.probe import HEAD_BYTES, TAIL_BYTES, image_format
+from pybackup.core.images.probe import HEAD_BYTES, TAIL_BYTES, image_format
 
 IMAGES = [
     ("qcow2", "qcow2", ""),

@@ -18,8 +18,8 @@ import pytest
 from isolated_agent import SIZE, IsolatedAgent, isolated_agent
 from live.processes import DEADLINE, call, info, served, until
 
-from pybackup.core.filesystem_freeze import AgentOptions, FilesystemFreeze
-from pybackup.core.guest_agent import AgentRefusedError, GuestAgent
+from pybackup.core.guest.agent import AgentRefusedError, GuestAgent
+from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 
 MARK = os.urandom(16) * 256
 NOBODY = 65534
@@ -131,7 +131,7 @@ def test_one_that_was_frozen_by_somebody_else(isolated: IsolatedAgent) -> None:
 def test_thawed_when_we_are_killed(isolated: IsolatedAgent) -> None:
     code = f"""
 import asyncio, os, signal
-from pybackup.core.filesystem_freeze import AgentOptions, FilesystemFreeze
+from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 async def main():
     async with FilesystemFreeze(AgentOptions({isolated.path!r}, 30), print).held():
         os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from archives import decode, encode, frames_of, open_index
 
-from pybackup.core.archive_stream import Digests
+from pybackup.core.archive.stream import Digests
 from pybackup.core.errors import ArchiveError
 from pybackup.formats.vma_layout import CLUSTER_SIZE
 

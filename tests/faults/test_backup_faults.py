@@ -16,17 +16,17 @@ import pytest
 from archives import decode
 from doubles import CheckedDevice, FaultyDevice
 
-from pybackup.core.archive_create import ArchiveOptions, make_writer
-from pybackup.core.archive_stream import ArchiveStream
-from pybackup.core.backup import BackupJob, Drive
+from pybackup.core.archive.create import ArchiveOptions, make_writer
+from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.device import BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
+from pybackup.core.endpoints.targets import ExistingDisk, NewFile
 from pybackup.core.errors import CancelledError, SourceError, TargetError, TargetFullError
-from pybackup.core.restore import RestoreJob
-from pybackup.core.restore_targets import ExistingDisk, NewFile
-from pybackup.core.sinks.direct_write import AlignedWriter
+from pybackup.core.jobs.backup import BackupJob, Drive
+from pybackup.core.jobs.restore import RestoreJob
 from pybackup.core.sinks.file import FileSink
 from pybackup.core.sinks.partial_file import PartialFile
+from pybackup.core.system.direct_write import AlignedWriter
 
 NOISE = random.Random(21)
 DISK = NOISE.randbytes(900_001) + bytes(5_000_000) + NOISE.randbytes(5000)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from archives import decode, encode, frames_of, open_index, with_index
 
-from pybackup.core.archive_facts import archive_facts
-from pybackup.core.drives_by_index import DrivesByIndex
+from pybackup.core.archive.by_index import DrivesByIndex
+from pybackup.core.archive.facts import archive_facts
 from pybackup.core.errors import ArchiveError
 from pybackup.formats import cluster_index as index
 from pybackup.formats import zstd_seekable as zs

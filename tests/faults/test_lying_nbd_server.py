@@ -34,9 +34,9 @@ from nbd_double import (
     status,
 )
 
-from pybackup.core.devices.nbd import NbdDevice
 from pybackup.core.errors import SourceError
-from pybackup.core.nbd_uri import NbdAddress
+from pybackup.core.nbd.client import NbdDevice
+from pybackup.core.nbd.uri import NbdAddress
 from pybackup.formats import nbd_wire as wire
 
 SIZE = 1 << 20

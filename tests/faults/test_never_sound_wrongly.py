@@ -17,8 +17,8 @@ import zstandard
 from archives import decode, encode, header_of, open_index, pool, with_index
 from command_line import pybackup
 
-from pybackup.core.archive_facts import archive_facts
-from pybackup.core.drives_by_index import DrivesByIndex
+from pybackup.core.archive.by_index import DrivesByIndex
+from pybackup.core.archive.facts import archive_facts
 from pybackup.core.errors import ArchiveError
 from pybackup.formats import cluster_index as index
 from pybackup.formats.archive import ArchiveEncoder

@@ -13,8 +13,8 @@ from kills.box import Box, Ended
 from kills.situations import Situation, disk
 from live.processes import DEADLINE, PYBACKUP, until
 
-from pybackup.core.control_client import ask
 from pybackup.core.errors import PybackupError
+from pybackup.core.live.control_client import ask
 
 
 def is_whole(box: Box, old: bytes | None) -> bool:

@@ -21,9 +21,9 @@ from conftest import need
 from live.processes import until
 from live.qemu_processes import Qemu, running
 
-from pybackup.core import watchdog_process
-from pybackup.core.marked_folder import remove_stale
 from pybackup.core.qemu.handover import PREFIXES
+from pybackup.core.system import watchdog_process
+from pybackup.core.system.marked_folder import remove_stale
 
 SIZE = 100 << 20
 """Bytes of each disk, all of them data: a run is to be killed while more is on its way to it than a socket takes."""

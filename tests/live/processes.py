@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pybackup.core.control_client import ask
+from pybackup.core.live.control_client import ask
 
 PYBACKUP = str(Path(sys.executable).with_name("pybackup"))
 DEADLINE = 60.0

@@ -13,11 +13,11 @@ from doubles import CheckedDevice
 from nbd_peer import NbdPeer
 from nbd_serving import run, serving
 
-from pybackup.core.archive_create import ArchiveOptions, make_writer
-from pybackup.core.backup import BackupJob, Drive
-from pybackup.core.copy_before_write import CopyBeforeWrite
+from pybackup.core.archive.create import ArchiveOptions, make_writer
+from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import Buffer
 from pybackup.core.devices.memory import MemoryDevice
+from pybackup.core.jobs.backup import BackupJob, Drive
 from pybackup.core.sinks.file import FileSink
 from pybackup.formats import nbd_wire as wire
 

@@ -23,9 +23,9 @@ from live.nbd_client import Nbd
 from object_store import Store, moto_server
 
 from pybackup.core.errors import TargetError, TargetFullError
-from pybackup.core.remote import upload_part
-from pybackup.core.remote.upload_part import Step
-from pybackup.core.sinks.s3_upload import S3Upload
+from pybackup.core.stores import upload_part
+from pybackup.core.stores.s3_upload import S3Upload
+from pybackup.core.stores.upload_part import Step
 
 MIB = 1 << 20
 _numbers = itertools.count()

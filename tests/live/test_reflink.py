@@ -18,7 +18,7 @@ from conftest import need as needed
 from reflink_disk import KINDS, mounted
 
 from pybackup.core.devices.raw import RawDevice
-from pybackup.core.reflink import clone, snapshot
+from pybackup.core.endpoints.reflink import clone, snapshot
 
 BLOCK = 1 << 16
 BLOCKS = 256

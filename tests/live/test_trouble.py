@@ -16,19 +16,19 @@ from doubles import FaultyDevice
 from nbd_peer import NbdPeer
 from nbd_serving import run, serving, until
 
-from pybackup.core.archive_create import ArchiveOptions, make_writer
-from pybackup.core.archive_stream import ArchiveStream
-from pybackup.core.archive_walk import runs_of
-from pybackup.core.archive_writer import ArchiveWriter
-from pybackup.core.backup import BackupJob, Drive, GuestPolicy
-from pybackup.core.copy_before_write import CopyBeforeWrite
+from pybackup.core.archive.create import ArchiveOptions, make_writer
+from pybackup.core.archive.intake import Prepared
+from pybackup.core.archive.stream import ArchiveStream
+from pybackup.core.archive.writer import ArchiveWriter
+from pybackup.core.cow.copy_before_write import CopyBeforeWrite
+from pybackup.core.cow.fleece_file import FleeceFile
+from pybackup.core.cow.guest_copies import OnError
+from pybackup.core.cow.old_data import OldData
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import SourceError, TargetError, TargetFullError
-from pybackup.core.fleece_file import FleeceFile
-from pybackup.core.guest_copies import OnError
-from pybackup.core.intake import Prepared
-from pybackup.core.old_data import OldData
+from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
+from pybackup.core.jobs.walk import runs_of
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.stream import StreamSink
 from pybackup.formats import nbd_wire as wire

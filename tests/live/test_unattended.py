@@ -15,7 +15,7 @@ from archives import decode
 from command_line import end, listing, pybackup, start, wait_until
 from live.processes import served
 
-from pybackup.core.image_lock import ImageLock
+from pybackup.core.system.image_lock import ImageLock
 
 DISK = random.Random(4).randbytes(3 << 20) + bytes(1 << 20)
 SAFE = "|echo $$ > pid; cat > out.part && mv out.part out"

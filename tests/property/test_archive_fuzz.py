@@ -12,8 +12,8 @@ from archives import decode, encode, frames_of, open_index, pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pybackup.core.archive_stream import Digests
-from pybackup.core.drives_by_index import DrivesByIndex
+from pybackup.core.archive.by_index import DrivesByIndex
+from pybackup.core.archive.stream import Digests
 from pybackup.core.errors import PybackupError
 from pybackup.formats import cluster_index as index
 from pybackup.formats import vma, vma_layout

@@ -10,7 +10,7 @@ from archives import decode, encode, open_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pybackup.core.devices.archive_drive import ArchiveDrive
+from pybackup.core.archive.drive import ArchiveDrive
 
 EDGES = [1, 511, 512, 513, 4095, 4096, 4097, 65535, 65536, 65537, 131072, 200_000]
 FRAME_SIZES = [4096, 65536, 70_000, 1 << 20]

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbd_double import CONTEXT, data, done, error, hole, simple, status
 
-from pybackup.core.devices.nbd_negotiation import Agreed
-from pybackup.core.devices.nbd_session import Batch, ConnectionLost, NbdSession
+from pybackup.core.nbd.negotiation import Agreed
+from pybackup.core.nbd.session import Batch, ConnectionLost, NbdSession
 from pybackup.formats import nbd_wire as wire
 
 SIZE = 20_000

@@ -120,7 +120,7 @@ def test_a_folder_that_is_gone_is_told_as_that(tmp_path: Path) -> None:
 
 BROKEN = """
 import sys
-from pybackup.core import archive_facts
+from pybackup.core.archive import facts as archive_facts
 from pybackup.cli import info
 def broken(*arguments, **options):
     {failure}

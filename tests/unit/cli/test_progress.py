@@ -17,7 +17,7 @@ from pybackup.cli.numbers import done_of, remaining
 from pybackup.cli.progress import choose
 from pybackup.cli.progress_plain import Plain
 from pybackup.cli.progress_rich import MARGIN, Line, Picture, Row, lines_of
-from pybackup.core.job import DriveProgress, Job, State
+from pybackup.core.jobs.job import DriveProgress, Job, State
 from pybackup.formats.text import shown
 
 MIB = 1 << 20

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import listing, pybackup
 
-from pybackup.core.archive_signs import is_archive
+from pybackup.core.sinks.archive_signs import is_archive
 
 DISK = random.Random(11).randbytes(200_000)
 

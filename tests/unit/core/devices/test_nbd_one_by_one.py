@@ -12,9 +12,9 @@ import virtual_time
 from device_contract import pattern
 from nbd_double import ALL_FLAGS, Asked, Export, Line, data, speaking, status
 
-from pybackup.core.devices.nbd import NbdDevice
 from pybackup.core.errors import SourceError
-from pybackup.core.nbd_uri import NbdAddress
+from pybackup.core.nbd.client import NbdDevice
+from pybackup.core.nbd.uri import NbdAddress
 from pybackup.formats import nbd_wire as wire
 
 ROOM = 4096

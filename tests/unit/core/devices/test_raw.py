@@ -13,11 +13,12 @@ import pytest
 from device_contract import DeviceContract, contents, described, pattern
 
 from pybackup.core.device import BlockDevice
-from pybackup.core.devices import fallocate, file_io, raw
-from pybackup.core.devices.direct_read import DirectReads
-from pybackup.core.devices.page_cache import cached_pages
+from pybackup.core.devices import raw
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.errors import SourceChangedError, SourceError, TargetError
+from pybackup.core.system import fallocate, file_io
+from pybackup.core.system.direct_read import DirectReads
+from pybackup.core.system.page_cache import cached_pages
 
 
 def on_raw(path: Path, action: Callable[[RawDevice], Awaitable[Any]], **options: Any) -> Any:

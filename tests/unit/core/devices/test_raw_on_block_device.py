@@ -12,8 +12,8 @@ import pytest
 from device_contract import DeviceContract
 
 from pybackup.core.device import BlockDevice
-from pybackup.core.devices import fallocate
 from pybackup.core.devices.raw import RawDevice
+from pybackup.core.system import fallocate
 
 
 class TestBlockDeviceContract(DeviceContract):

@@ -1,0 +1,1 @@
+"""Archives as they are written and read: clusters in, bytes out, and back."""

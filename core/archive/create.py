@@ -1,0 +1,78 @@
+"""Puts a backup together: header, encoder, sink and job, from what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pybackup.core.errors import RequestError
+from pybackup.core.sinks import Sink
+from pybackup.core.sinks.command import open_stream
+from pybackup.core.sinks.file import FileSink
+from pybackup.core.sinks.stream import is_stream
+from pybackup.core.stores import S3_SCHEMES, SFTP_SCHEMES, WRITABLE_SCHEMES, is_url, scheme_of, shown
+from pybackup.core.trace import Trace
+from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, ArchiveEncoder
+from pybackup.formats.errors import FormatError
+from pybackup.formats.vma import DriveInfo, Header
+
+from .writer import ArchiveWriter
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveOptions:
+    """How an archive is written. ``level`` None: not compressed. ``uuid`` 16 bytes, ``created`` seconds since 1970."""
+
+    uuid: bytes
+    created: int
+    level: int | None = DEFAULT_LEVEL
+    frame_size: int = DEFAULT_FRAME_SIZE
+    threads: int = 1
+
+
+def open_sink(archive: str, *, replace: bool, folders_from: str | None = None) -> Sink:
+    """The sink for an archive's name: a file, a URL, or a stream such as - for the standard output, or |COMMAND.
+
+    ``folders_from``: a folder; those below it that a file needs are made.
+    """
+    if is_url(archive):
+        return _remote_sink(archive, replace)
+    return open_stream(archive) if is_stream(archive) else FileSink(archive, replace=replace, folders_from=folders_from)
+
+
+def _remote_sink(url: str, replace: bool) -> Sink:
+    scheme = scheme_of(url)
+    if scheme in S3_SCHEMES:
+        from pybackup.core.stores.s3_upload import S3Upload
+
+        return S3Upload(url, replace=replace)
+    if scheme in SFTP_SCHEMES or scheme in WRITABLE_SCHEMES:
+        from pybackup.core.stores.file_upload import RemoteFileSink
+
+        return RemoteFileSink(url, replace=replace)
+    if scheme == "file":
+        raise RequestError(f"{shown(url)}: name a local file by its path alone")
+    raise RequestError(f"{shown(url)}: archives are not written to {scheme}://, where a partial one might be seen")
+
+
+def make_writer(
+    drives: Sequence[tuple[str, int]],
+    configs: Sequence[tuple[str, bytes]],
+    options: ArchiveOptions,
+    sink: Sink,
+    pool: ThreadPoolExecutor,
+    trace: Trace | None = None,
+) -> ArchiveWriter:
+    """A writer for drives given as (name, size in bytes); RequestError where VMA cannot hold what is asked."""
+    header = Header(
+        uuid=options.uuid,
+        created=options.created,
+        drives=tuple(DriveInfo(number, name, size) for number, (name, size) in enumerate(drives, 1)),
+        configs=tuple(configs),
+    )
+    try:
+        encoder = ArchiveEncoder(header, level=options.level, frame_size=options.frame_size)
+    except FormatError as error:
+        raise RequestError(error.what) from None
+    return ArchiveWriter(encoder, sink, pool, threads=options.threads, trace=trace)

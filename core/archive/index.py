@@ -1,0 +1,213 @@
+"""An archive opened at any place, by its index: where every cluster lies, without reading the rest.
+
+Nothing here is read before it is needed: the header, the directory, then segments as look-ups ask for them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from pybackup.core.errors import ArchiveError
+from pybackup.formats import cluster_index as index
+from pybackup.formats import vma
+from pybackup.formats import zstd_seekable as zs
+from pybackup.formats.archive import MAX_FRAME_SIZE
+from pybackup.formats.cluster_lookup import Directory, FramePlace, Segment, SegmentPlace
+from pybackup.formats.clusters import ZERO_CLUSTER, cluster_digest, expand
+from pybackup.formats.errors import FormatError, UnsupportedError
+from pybackup.formats.vma import Header
+from pybackup.formats.vma_layout import BLOCK_SIZE, MAX_HEADER_WRITTEN
+
+from .input import decompress_frame
+from .read_ahead import Sized, in_order
+
+MAX_INDEX_FRAME = zs.MAX_SKIPPABLE[zs.INDEX_MAGIC]
+MAX_SEGMENT_FRAME = zs.most_compressed(index.MAX_CONTENT[index.SEGMENT])
+SEGMENTS_KEPT, FRAMES_KEPT = 64, 16
+SEGMENTS_SIZE, FRAMES_SIZE = 24 << 20, 32 << 20
+"""Bytes that the segments and the frames that are kept may take; the last used is always kept."""
+SEGMENTS_AHEAD, SEGMENTS_AHEAD_SIZE = 3, 16 << 20
+"""Segments read ahead when all are wanted, and bytes that they may take in the file."""
+MOST_PARTS = 16
+"""Frames that hold one cluster: ours lie in one, and hardly more can be in any archive that is not made to hurt."""
+HEADER_STEP = 16 << 10
+"""Bytes: a header without large configurations takes less than a kilobyte."""
+
+
+class NoIndexError(ArchiveError):
+    """The archive may be sound, but it has no index."""
+
+
+class ArchiveIndex:
+    """Random access to one archive.
+
+    Fixed: header, directory, and ``pread(offset, length)``, which gives exactly the bytes asked for or raises OSError.
+    Changing: what is kept of segments and frames, which read_cluster() and run_at() touch; one thread at a time.
+    """
+
+    def __init__(self, pread: Callable[[int, int], bytes], size: int, name: str, *, allow_delta: bool = False) -> None:
+        """Read header and directory (ArchiveError; NoIndexError where there is none)."""
+        self.name, self.size = name, size
+        self._read, self._allow_delta = pread, allow_delta
+        self._segments: OrderedDict[int, Segment] = OrderedDict()
+        self._frames: OrderedDict[int, bytes] = OrderedDict()
+        self._segments_size = self._frames_size = 0
+        try:
+            self.directory = self._read_directory()
+            self.header: Header = self._read_header()
+        except UnsupportedError as error:
+            raise ArchiveError(f"{name}: {error.what}") from error
+        except FormatError as error:
+            raise ArchiveError(f"{name} is damaged: {error}") from None
+
+    def _read_directory(self) -> Directory:
+        tail_size = zs.SEEK_FOOTER.size + zs.SEEK_ROW.size
+        if self.size < tail_size:
+            raise NoIndexError(f"{self.name} has no index")
+        tail = self.read(self.size - tail_size, tail_size)
+        table_size = zs.SeekTable.size_from_footer(tail[zs.SEEK_ROW.size :], self.size)
+        compressed, decompressed, _ = zs.SEEK_ROW.unpack_from(tail)
+        if table_size is None or decompressed:
+            raise NoIndexError(f"{self.name} has no index")
+        offset = self.size - table_size - compressed
+        if offset < 0 or compressed > MAX_INDEX_FRAME:
+            raise FormatError("the seek table is damaged", self.size - table_size)
+        kind, content = index.unwrap(self._index_frame(offset, compressed), offset)
+        if kind != index.DIRECTORY:
+            raise FormatError("the index has no directory", offset)
+        return Directory.decode(content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the file (ArchiveError); any thread may call this."""
+        try:
+            return self._read(offset, length)
+        except OSError as error:
+            raise ArchiveError(f"cannot read {self.name} at byte {offset}: {error.strerror or error}") from error
+
+    def _index_frame(self, offset: int, length: int) -> bytes:
+        frame = self.read(offset, length)
+        magic, size = zs.SKIPPABLE_HEADER.unpack_from(frame) if len(frame) >= zs.SKIPPABLE_HEADER.size else (0, 0)
+        if magic != zs.INDEX_MAGIC or size != length - zs.SKIPPABLE_HEADER.size:
+            raise FormatError("an index frame is damaged", offset)
+        return frame
+
+    def _read_header(self) -> Header:
+        feed = zs.ByteFeed(self._from_start(), chunk=HEADER_STEP)
+        frame = zs.next_frame(feed, MAX_HEADER_WRITTEN)
+        if not isinstance(frame, zs.Frame) or frame.magic is not None:
+            raise FormatError("the header is not a frame of its own", 0)
+        content = decompress_frame(frame.content, frame.content_size, 0)
+        return vma.decode_header(content, allow_delta=self._allow_delta)
+
+    def _from_start(self) -> Callable[[int], bytes]:
+        """What reads on from the beginning of the file."""
+        at = 0
+
+        def read(size: int) -> bytes:
+            nonlocal at
+            length = min(size, self.size - at)
+            at += length
+            return self.read(at - length, length)
+
+        return read
+
+    # -- the map --
+
+    def segments(self, places: Iterable[SegmentPlace], pool: ThreadPoolExecutor) -> Iterator[Segment]:
+        """These segments in their order, read ahead in the pool; none is kept."""
+        calls = (Sized(place.length, partial(self._read_segment, place)) for place in places)
+        return in_order(pool, calls, SEGMENTS_AHEAD, SEGMENTS_AHEAD_SIZE)
+
+    def _read_segment(self, place: SegmentPlace) -> Segment:
+        if place.length > MAX_SEGMENT_FRAME or place.file_offset + place.length > self.size:
+            raise ArchiveError(f"{self.name} is damaged: the directory names a place outside the file")
+        try:
+            kind, content = index.unwrap(self._index_frame(place.file_offset, place.length), place.file_offset)
+            if kind != index.SEGMENT:
+                raise FormatError("an index frame is not a segment", place.file_offset)
+            segment = Segment(content)
+            self._check_runs(segment, place.file_offset)
+            return segment
+        except FormatError as error:
+            raise ArchiveError(f"{self.name} is damaged: {error}") from None
+
+    def _check_runs(self, segment: Segment, offset: int) -> None:
+        for drive_id, _, first, count in segment.runs:
+            drive = self.header.by_id.get(drive_id)
+            if drive is None or first + count > drive.clusters:
+                raise FormatError("a segment of the index names clusters that no drive has", offset)
+
+    def _segment(self, place: SegmentPlace) -> Segment:
+        found = self._segments.get(place.file_offset)
+        if found is None:
+            found = self._segments[place.file_offset] = self._read_segment(place)
+            self._segments_size += found.size
+            while len(self._segments) > SEGMENTS_KEPT or (
+                len(self._segments) > 1 and self._segments_size > SEGMENTS_SIZE
+            ):
+                self._segments_size -= self._segments.popitem(last=False)[1].size
+        self._segments.move_to_end(place.file_offset)
+        return found
+
+    def run_at(self, drive_id: int, cluster: int) -> tuple[int, Segment | None, int]:
+        """(clusters alike from ``cluster`` on, segment or None for zeros, number of the stored cluster)."""
+        for place in self.directory.covering(drive_id, cluster):
+            segment = self._segment(place)
+            found = segment.run_at(drive_id, cluster)
+            if found is not None:
+                left, kind, number = found
+                return left, (segment if kind == index.RUN_STORED else None), number
+        raise ArchiveError(f"{self.name} is damaged: the index does not know cluster {cluster} of drive {drive_id}")
+
+    # -- the data --
+
+    def read_cluster(self, drive_id: int, cluster: int) -> bytes:
+        """The 65536 bytes of a cluster, checked against its digest (ArchiveError)."""
+        _, segment, number = self.run_at(drive_id, cluster)
+        if segment is None:
+            return ZERO_CLUSTER
+        try:
+            stored = segment.stored(number)
+            content = expand(stored.mask, self._vma_bytes(segment, stored.vma_offset, stored.mask.bit_count()))
+            if cluster_digest(content) != stored.digest:
+                raise FormatError("a cluster does not match its digest", stored.vma_offset, "the VMA stream")
+        except FormatError as error:
+            raise ArchiveError(f"{self.name} is damaged: {error}: drive {drive_id}, cluster {cluster}") from None
+        return content
+
+    def _vma_bytes(self, segment: Segment, offset: int, blocks: int) -> bytes:
+        parts: list[bytes] = []
+        end = offset + blocks * BLOCK_SIZE
+        while offset < end:
+            place = segment.frame_of(offset)
+            at = offset - place.vma_offset
+            part = self._frame(place)[at : at + end - offset]
+            if not part or len(parts) == MOST_PARTS:
+                raise FormatError("the index names a place outside its frames", offset)
+            parts.append(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _frame(self, place: FramePlace) -> bytes:
+        found = self._frames.get(place.file_offset)
+        if found is None:
+            found = self._frames[place.file_offset] = self._read_frame(place)
+            self._frames_size += len(found)
+            while len(self._frames) > FRAMES_KEPT or (len(self._frames) > 1 and self._frames_size > FRAMES_SIZE):
+                self._frames_size -= len(self._frames.popitem(last=False)[1])
+        self._frames.move_to_end(place.file_offset)
+        return found
+
+    def check_place(self, place: FramePlace) -> None:
+        """FormatError where a frame is larger than any of ours, or does not lie in the file."""
+        too_large = place.decompressed > MAX_FRAME_SIZE or place.compressed > zs.most_compressed(place.decompressed)
+        if too_large or place.file_offset + place.compressed > self.size:
+            raise FormatError("the index names a place outside the file", place.file_offset)
+
+    def _read_frame(self, place: FramePlace) -> bytes:
+        self.check_place(place)
+        content = memoryview(self.read(place.file_offset, place.compressed))
+        return decompress_frame(content, place.decompressed, place.file_offset)

@@ -1,0 +1,168 @@
+"""Writes an archive: takes clusters, compresses them in threads, passes the bytes on in order.
+
+Memory is bounded by the items in flight: each holds one extent (at most 3.7 MiB) and its compressed frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pybackup.core.device import CLUSTER_SIZE, Buffer
+from pybackup.core.sinks import Sink
+from pybackup.core.trace import Trace
+from pybackup.formats.archive import ArchiveEncoder, Encoded, Extent, ZeroRun
+from pybackup.formats.cluster_index import DriveCounts
+from pybackup.formats.clusters import ClusterRun, scan
+
+from .intake import Prepared
+
+ITEMS_AHEAD = 2
+"""Items in flight beside those that are being compressed."""
+SCANNED_AT_ONCE = 8 * CLUSTER_SIZE
+"""Bytes that the event loop looks at before it does something else: 0.1 ms, in which a socket does not run full."""
+
+
+class ArchiveWriter:
+    """Fixed: encoder, sink, pool. Changing, in the event loop only: the items in flight."""
+
+    def __init__(
+        self, encoder: ArchiveEncoder, sink: Sink, pool: ThreadPoolExecutor, *, threads: int, trace: Trace | None = None
+    ) -> None:
+        self._encoder, self._sink, self._pool = encoder, sink, pool
+        self._most = threads + ITEMS_AHEAD
+        self._queue: deque[asyncio.Future[Encoded]] = deque()
+        self._turn = asyncio.Lock()
+        self._local = threading.local()
+        self._trace = trace or Trace()
+
+    @property
+    def written(self) -> int:
+        """Bytes of the archive so far."""
+        return self._encoder.written
+
+    @property
+    def stored(self) -> int | None:
+        """Whoever gives the clusters knows."""
+        return None
+
+    @property
+    def encoder(self) -> ArchiveEncoder:
+        """What turns clusters into bytes; knows header and counts."""
+        return self._encoder
+
+    async def start(self) -> None:
+        """Open the sink and write the header."""
+        await self._sink.begin()
+        await self._sink.write([self._encoder.start()])
+
+    @property
+    def counts(self) -> dict[int, DriveCounts]:
+        """What each drive was found to hold."""
+        return self._encoder.index.counts
+
+    async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+        """Look for zeros and compute digests.
+
+        In threads, beside those that compress. Where nothing is compressed they would mostly wait for each other, and
+        for the thread that receives from a socket: then it is done here, piece by piece.
+        """
+        if self._encoder.compresses:
+            return await asyncio.get_running_loop().run_in_executor(pool, _scan_all, contents)
+        return [Prepared(content, await _scan_here(content)) for content in contents]
+
+    async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
+        """Take clusters in a row; waits while too much is in flight."""
+        await self.put(drive_id, first, scan(prepared.content) if prepared.runs is None else prepared.runs)
+
+    async def put(self, drive_id: int, first: int, runs: Sequence[ClusterRun]) -> None:
+        """Take clusters in a row; waits while too much is in flight."""
+        async with self._turn:
+            self._encoder.add(drive_id, first, runs)
+            await self._submit_ready()
+
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> None:
+        """Take zero clusters in a row."""
+        async with self._turn:
+            self._encoder.add_zeros(drive_id, first, count)
+            await self._submit_ready()
+
+    async def _submit_ready(self) -> None:
+        ready = self._encoder.ready
+        self._encoder.ready = []
+        for item in ready:
+            if not self._encoder.compresses:
+                await self._write(self._encoder.encode(item, None))
+                continue
+            while len(self._queue) >= self._most:
+                await self._write_oldest()
+            self._queue.append(self._encode(item))
+
+    def _encode(self, item: Extent | ZeroRun) -> asyncio.Future[Encoded]:
+        return asyncio.wrap_future(self._pool.submit(self._encode_in_thread, item))
+
+    def _encode_in_thread(self, item: Extent | ZeroRun) -> Encoded:
+        local = self._local
+        if not hasattr(local, "compressor"):
+            local.compressor = self._encoder.compressor()
+        return self._encoder.encode(item, local.compressor)
+
+    async def _write_oldest(self) -> None:
+        encoded = await self._queue[0]
+        self._queue.popleft()
+        await self._write(encoded)
+
+    async def _write(self, encoded: Encoded) -> None:
+        before = self._encoder.written
+        buffers = self._encoder.commit(encoded)
+        await self._sink.write(buffers)
+        self._trace(
+            "archive.extent", offset=before, frames=len(encoded.frames), compressed=self._encoder.written - before
+        )
+        if len(buffers) > sum(len(frame.pieces) for frame in encoded.frames):
+            self._trace("archive.segment", length=len(buffers[-1]))
+
+    async def drain(self) -> None:
+        """Write out all that was put; the last extent may be a partial one."""
+        async with self._turn:
+            self._encoder.close_extent()
+            await self._submit_ready()
+            while self._queue:
+                await self._write_oldest()
+
+    async def finish(self, about: dict[str, Any]) -> None:
+        """Write the rest, index and seek table included. The sink is left to be committed."""
+        await self.drain()
+        await self._sink.write(self._encoder.finish(about))
+        self._trace("archive.finish", size=self._encoder.written)
+
+    async def abort(self) -> None:
+        """Drop what is in flight, and everything written."""
+        waiting, self._queue = list(self._queue), deque()
+        for item in waiting:
+            item.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
+        await self._sink.abort()
+
+    async def commit(self) -> None:
+        """Make the archive durable under its final name."""
+        await self._sink.commit()
+
+
+async def _scan_here(content: Buffer) -> list[ClusterRun]:
+    """What scan() finds; others have their turn meanwhile."""
+    runs: list[ClusterRun] = []
+    for start in range(0, len(content), SCANNED_AT_ONCE):
+        runs += scan(content, start, min(start + SCANNED_AT_ONCE, len(content)))
+        await asyncio.sleep(0)
+    return runs
+
+
+def _scan_all(contents: Sequence[Buffer]) -> list[Prepared]:
+    """What scan() finds in each."""
+    return [Prepared(content, scan(content)) for content in contents]

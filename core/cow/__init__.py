@@ -1,0 +1,1 @@
+"""Copy-before-write: what a guest overwrites during a backup is saved first."""

@@ -1,1 +1,0 @@
-"""Devices offered to other programs; one way of offering a module."""

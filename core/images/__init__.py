@@ -1,0 +1,1 @@
+"""Images of other formats, through QEMU's programs: told apart, checked, read and made."""

@@ -1,0 +1,22 @@
+"""The verify job: reads everything of an archive, and lists what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pybackup.core.archive.stream import ArchiveStream, CheckedExtent
+
+from .walk import ArchiveWalk
+
+
+class VerifyJob(ArchiveWalk):
+    """Reads and checks all of an archive; ``damage`` lists what was found, nothing means it is sound."""
+
+    def __init__(self, stream: ArchiveStream, **options: Any) -> None:
+        super().__init__(stream, list(stream.header.drives), **options)
+
+    async def _work(self) -> None:
+        await self._walk()
+
+    async def _take(self, checked: CheckedExtent) -> None:
+        """Nothing is left to do: the stream has checked the extent."""

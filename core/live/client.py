@@ -1,0 +1,197 @@
+"""A backup of a running server's disks: the server freezes and copies, this process makes the archive.
+
+The server sends clusters as they are, so that everything that costs processor time happens here, at a lower priority
+than the guests'; and the archive is opened, written and named with the rights of whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pybackup.core.archive.intake import Prepared
+from pybackup.core.archive.seen_clusters import SeenClusters
+from pybackup.core.archive.writer import ArchiveWriter
+from pybackup.core.device import CLUSTER_SIZE
+from pybackup.core.devices.unreadable import LostRanges
+from pybackup.core.errors import SourceError, TargetFullError
+from pybackup.core.jobs.job import DriveProgress, Job, with_estimate
+from pybackup.core.trace import Trace
+from pybackup.formats import cluster_wire as wire
+from pybackup.formats.cluster_index import describe_drive
+
+from .cluster_receiver import ClusterReceiver
+from .control_client import ask
+
+NICENESS = 10
+TELL_EVERY = 0.25
+"""Seconds between two messages of progress."""
+AHEAD = 4
+"""Messages whose clusters are scanned ahead of the archive."""
+
+
+def served_drives(path: str) -> list[tuple[str, int]]:
+    """(name, size in bytes) of a server's disks that can be backed up (SourceError, BusyError)."""
+    status = ask(path, {"command": "status"})
+    try:
+        drives = [(str(drive["name"]), int(drive["size"])) for drive in status["drives"]]
+    except (KeyError, TypeError, ValueError):
+        raise SourceError(f"what answers at {path} is not a pybackup server") from None
+    if not drives:
+        raise SourceError(f"the server at {path} serves an archive; there is nothing to back up")
+    return drives
+
+
+class RemoteBackup(Job):
+    """Receives clusters from a server and writes the archive.
+
+    Fixed: the control socket's path, the request, the writer. Changing: progress, when it was told last, and what is
+    being scanned.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        request: dict[str, Any],
+        drives: Sequence[tuple[str, int]],
+        writer: ArchiveWriter,
+        pool: ThreadPoolExecutor,
+        *,
+        before_commit: Callable[[], Awaitable[None]] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        super().__init__(trace=trace)
+        self.lost = LostRanges()
+        self.consistency: dict[str, Any] = {}
+        self._path, self._request, self._writer, self._pool = path, request, writer, pool
+        self._before_commit = before_commit
+        self._by_id = {number: DriveProgress(name, size) for number, (name, size) in enumerate(drives, 1)}
+        self._seen = {number: SeenClusters(-(-drive.size // CLUSTER_SIZE)) for number, drive in self._by_id.items()}
+        self.progress.drives = list(self._by_id.values())
+        self._ahead: deque[tuple[wire.Message, asyncio.Task[Prepared]]] = deque()
+        self._told = 0.0
+
+    async def _work(self) -> None:
+        try:
+            await self._writer.start()
+            _lower_priority()
+            server = await ClusterReceiver.begin(self._path, self._request)
+            try:
+                await self._make_archive(server)
+                await server.acknowledge()
+            except BaseException as error:
+                server.give_up(str(self.error or error))
+                raise
+            finally:
+                await server.close()
+        except TargetFullError as error:
+            raise with_estimate(error, self.progress) from error
+        finally:
+            if not self._is_decided:
+                await self._drop_ahead()
+                await self._writer.abort()
+
+    async def _make_archive(self, server: ClusterReceiver) -> None:
+        while (received := await server.message())[0].kind != wire.END:
+            await self._take(*received)
+            self._tell(server)
+        await self._write_ahead(0)
+        about = self._parse_about(received[1])
+        watch = asyncio.create_task(self._watch(server))
+        try:
+            await self._finish(about)
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        server.tell(self.progress.stored, self.progress.written)
+        await self._decide(self._writer.commit)
+
+    def _tell(self, server: ClusterReceiver) -> None:
+        """Let the server know, a few times a second, what it tells of this backup."""
+        now = self._clock()
+        if now - self._told >= TELL_EVERY:
+            self._told = now
+            server.tell(self.progress.stored, self.progress.written)
+
+    async def _watch(self, server: ClusterReceiver) -> None:
+        """A backup that is cancelled on the server's side ends here too, however long reading back may take."""
+        self.fail(await server.gone())
+
+    def _parse_about(self, content: bytes) -> dict[str, Any]:
+        if any(next(seen.missing(), None) for seen in self._seen.values()):
+            raise SourceError("the server's stream of clusters is damaged")
+        try:
+            about = json.loads(content)
+            self.lost = LostRanges.from_json(about["unreadable"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise SourceError(f"what answers at {self._path} is not a pybackup server") from None
+        self.consistency = dict(about)
+        return dict(about)
+
+    async def _take(self, message: wire.Message, content: bytes) -> None:
+        size = self._check(message)
+        if message.kind == wire.ZEROS:
+            await self._write_ahead(0)
+            drive = self._by_id[message.drive_id]
+            drive.done += size
+            drive.zero += size
+            await self._writer.put_zeros(message.drive_id, message.first, message.clusters)
+        else:
+            self._ahead.append((message, asyncio.create_task(self._prepare(content))))
+            await self._write_ahead(AHEAD)
+        self.progress.written = self._writer.written
+
+    def _check(self, message: wire.Message) -> int:
+        """The bytes of disk that a message is about (SourceError for what cannot be)."""
+        drive = self._by_id.get(message.drive_id)
+        if drive is not None and message.clusters:
+            start, end = message.first * CLUSTER_SIZE, (message.first + message.clusters) * CLUSTER_SIZE
+            size = min(end, drive.size) - start
+            fits = end < drive.size + CLUSTER_SIZE and message.length == (size if message.kind == wire.DATA else 0)
+            if fits and self._seen[message.drive_id].add(message.first, message.clusters):
+                return size
+        raise SourceError("the server's stream of clusters is damaged")
+
+    async def _prepare(self, content: bytes) -> Prepared:
+        return (await self._writer.prepare([content], self._pool))[0]
+
+    async def _write_ahead(self, keep: int) -> None:
+        while len(self._ahead) > keep:
+            message, task = self._ahead[0]
+            prepared = await task
+            self._ahead.popleft()
+            drive = self._by_id[message.drive_id]
+            drive.done += len(prepared.content)
+            drive.read += len(prepared.content)
+            drive.zero += prepared.zero
+            await self._writer.take(message.drive_id, message.first, prepared)
+
+    async def _drop_ahead(self) -> None:
+        tasks = [task for _, task in self._ahead]
+        self._ahead.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _finish(self, about: dict[str, Any]) -> None:
+        await self._writer.drain()
+        counts = self._writer.counts
+        about["drives"] = [
+            describe_drive(number, drive.name, drive.size, counts) for number, drive in self._by_id.items()
+        ]
+        await self._writer.finish(about)
+        self.progress.written = self._writer.written
+        if self._before_commit is not None:
+            await self._before_commit()
+
+
+def _lower_priority() -> None:
+    """Take what processor time the guests leave."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))

@@ -1,0 +1,217 @@
+"""Opens the disks that a server offers: sources behind a copy-before-write filter, or the drives of an archive."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, replace
+
+from pybackup.core.archive.drive import ArchiveDrive
+from pybackup.core.archive.index import ArchiveIndex, NoIndexError
+from pybackup.core.archive.open import range_reader
+from pybackup.core.cow.copy_before_write import CopyBeforeWrite
+from pybackup.core.device import BlockDevice
+from pybackup.core.devices.raw import RawDevice
+from pybackup.core.endpoints.drive_names import NamedSource, unique_drive_names
+from pybackup.core.errors import ArchiveError, BusyError, RequestError, SourceError
+from pybackup.core.images.checked import open_checked
+from pybackup.core.images.formats import head_and_tail, source_format
+from pybackup.core.images.parts import ImageParts
+from pybackup.core.images.probe import archive_evidence
+from pybackup.core.images.qemu_nbd import Access, ImageFile, open_image
+from pybackup.core.nbd.client import NbdDevice
+from pybackup.core.nbd.uri import is_nbd_uri, parse_nbd_uri
+from pybackup.core.stores import is_url, shown
+from pybackup.core.system.device_in_use import claim, disk_in_use
+from pybackup.core.system.image_lock import ImageLock
+
+
+@dataclass(frozen=True, slots=True)
+class ServedDisk:
+    """A disk and what closes it and all that belongs to it."""
+
+    device: BlockDevice
+    close: Callable[[], Awaitable[None]]
+    warning: str | None = None
+    """A sentence for the user where there is no lock."""
+
+
+async def open_served(
+    sources: Sequence[NamedSource], *, image_format: str | None, read_only: bool, force_share: bool
+) -> dict[str, ServedDisk]:
+    """The disks by their names; nothing stays open if one cannot be opened."""
+    if len(sources) == 1 and image_format is None and _archive_evidence(sources[0].what):
+        return _open_archive(sources[0].what)
+    for source in sources:
+        if image_format is None and not is_url(source.what) and (evidence := _archive_evidence(source.what)):
+            raise RequestError(f"{source.what} {evidence}, and archives are served alone, without other disks")
+        if is_url(source.what) and not is_nbd_uri(source.what):
+            raise RequestError(f"{shown(source.what)}: an archive at a URL is served alone, and as what it is")
+    if any(source.what == "-" for source in sources):
+        raise RequestError("the standard input cannot be served; it can only be read once")
+    disks: dict[str, ServedDisk] = {}
+    async with AsyncExitStack() as undo:
+        for name, source in zip(unique_drive_names(sources), sources, strict=True):
+            disks[name] = await _open_disk(source.what, image_format, read_only, force_share)
+            undo.push_async_callback(disks[name].close)
+        undo.pop_all()
+    return disks
+
+
+async def _open_disk(what: str, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
+    if is_nbd_uri(what):
+        return await _open_nbd(what, read_only)
+    image = source_format(what, image_format)
+    claimed, in_use = _claim(what, read_only, force_share)
+    try:
+        if image == "raw":
+            disk = await _open_raw(what, read_only, force_share)
+        else:
+            access = Access.READ if read_only else Access.WRITE
+            disk = await _open_foreign(ImageFile(what, image, access, force_share))
+    except BaseException:
+        _release(claimed)
+        raise
+
+    async def close() -> None:
+        try:
+            await disk.close()
+        finally:
+            _release(claimed)
+
+    warnings = [one for one in (in_use, disk.warning) if one is not None]
+    return ServedDisk(disk.device, close, "; ".join(warnings) or None)
+
+
+def _claim(what: str, read_only: bool, force_share: bool) -> tuple[int | None, str | None]:
+    """The claim on a block device that guests write to, and what the user should know (BusyError, SourceError).
+
+    Two that write to one filesystem destroy it: nobody can mount the device while it is served.
+    """
+    try:
+        used = disk_in_use(what)
+        if used is None:
+            return None if read_only or force_share else claim(what), None
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise SourceError(f"cannot open {what}: {error.strerror}") from error
+        used = "another program claimed it just now"
+    if not read_only and not force_share:
+        raise BusyError(
+            f"{what} is in use: {used}. Two that write to one disk destroy what is on it; --read-only serves it as it"
+            " is, and --force-share all the same"
+        )
+    return None, f"{what} is in use ({used}), and is served all the same"
+
+
+def _release(claimed: int | None) -> None:
+    if claimed is not None:
+        os.close(claimed)
+
+
+async def _open_nbd(uri: str, read_only: bool) -> ServedDisk:
+    """A disk of another server, which learns to be backed up while it is in use."""
+    device = await NbdDevice.connect(parse_nbd_uri(uri), name=uri, writable=not read_only)
+
+    async def close() -> None:
+        try:
+            await device.flush()
+        finally:
+            await device.close()
+
+    return ServedDisk(CopyBeforeWrite(device), close)
+
+
+async def _open_foreign(image: ImageFile) -> ServedDisk:
+    """An image of another format, through qemu-nbd; a guest's flush is one of the image."""
+    if image.force_share and image.access is not Access.READ:
+        raise RequestError(f"{image.path}: of {image.image_format} images, --force-share serves only with --read-only")
+    parts = ImageParts.find(image.path, image.image_format, force_share=image.force_share, writable=image.writable)
+    try:
+        opened = await open_checked(replace(image, access=Access.READ), parts)
+        if image.writable:
+            await opened.close()
+            opened = await open_image(replace(image, more=parts.options))
+            parts.check_opened(opened.process)
+    except BaseException:
+        parts.release()
+        raise
+
+    async def close() -> None:
+        try:
+            await opened.device.flush()
+        finally:
+            await opened.close()
+            parts.release()
+
+    return ServedDisk(CopyBeforeWrite(opened.device), close, "; ".join(parts.warnings) or None)
+
+
+async def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk:
+    device = RawDevice.open(what, writable=not read_only)
+    lock = warning = None
+    try:
+        lock = (ImageLock.for_reading if read_only else ImageLock.for_writing)(device.fileno(), what)
+        warning = lock.note
+    except BusyError:
+        if not force_share:
+            await device.close()
+            raise
+        warning = f"{what} is in use by another program, and is served all the same"
+    except BaseException:
+        await device.close()
+        raise
+
+    async def close() -> None:
+        if not read_only:
+            await device.flush()
+        if lock is not None:
+            lock.release()
+        await device.close()
+
+    return ServedDisk(CopyBeforeWrite(device), close, warning)
+
+
+def _archive_evidence(what: str) -> str | None:
+    """A clause that says why this is an archive to be read, and no disk to be offered; None if it is not."""
+    if is_url(what):
+        return None if is_nbd_uri(what) else "is at a URL"
+    try:
+        # A block device is a disk, whatever a guest has written to it.
+        return archive_evidence(what, *head_and_tail(what)) if os.path.isfile(what) else None
+    except (OSError, SourceError):
+        return None
+
+
+def _open_archive(path: str) -> dict[str, ServedDisk]:
+    with ExitStack() as stack:
+        source = stack.enter_context(range_reader(path))
+        try:
+            archive = ArchiveIndex(source.pread, source.size, shown(path))
+        except NoIndexError:
+            raise ArchiveError(
+                f"{shown(path)} has no index (it is another program's, plain, or was cut off), so its drives cannot be"
+                " read at random; `pybackup restore` reads it through"
+            ) from None
+        thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive"))
+        # Closed before the thread is waited for, which a store that does not answer would keep.
+        stack.callback(source.stop)
+        opened = stack.pop_all()
+    disks = {}
+    for number, info in enumerate(archive.header.drives):
+        drive = ArchiveDrive(archive, info, thread)
+        # The last to be closed is the first.
+        disks[info.name] = ServedDisk(drive, _closer(drive, None if number else opened))
+    return disks
+
+
+def _closer(drive: ArchiveDrive, shared: ExitStack | None) -> Callable[[], Awaitable[None]]:
+    async def close() -> None:
+        await drive.close()
+        if shared is not None:
+            shared.close()
+
+    return close

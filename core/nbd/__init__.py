@@ -1,0 +1,1 @@
+"""The Network Block Device protocol over sockets: the client that reads exports, and the server that offers them."""

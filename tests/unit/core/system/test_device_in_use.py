@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pybackup.cli.params import Named
+from pybackup.core.endpoints.sources import SourceOptions, open_source
+from pybackup.core.errors import BusyError
+from pybackup.core.live.served_disks import open_served
+from pybackup.core.system.device_in_use import DeviceUsers, device_in_use, device_number
+
+NUMBERS = {"/dev/sda": "8:0", "/dev/sda1": "8:1", "/dev/sda2": "8:2", "/dev/sdb": "8:16"}
+
+
+class Kernel:
+    """A /proc and a /sys in a folder: sda with two partitions, sdb without."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proc, self.sys = folder / "proc", folder / "sys"
+        (self.proc / "self").mkdir(parents=True)
+        for name, number in NUMBERS.items():
+            self._add(name.removeprefix("/dev/"), number)
+        self.mounts("36 35 0:22 / /proc rw - proc proc rw")
+        self.swaps()
+
+    def _add(self, name: str, number: str) -> None:
+        disk = self.sys / "block" / name[:3]
+        folder = disk if len(name) == 3 else disk / name
+        (folder / "holders").mkdir(parents=True)
+        (folder / "dev").write_text(number + "\n")
+        if folder != disk:
+            (folder / "partition").write_text(name[3:] + "\n")
+        link = self.sys / "dev" / "block" / number
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(folder)
+
+    def mounts(self, *lines: str) -> None:
+        (self.proc / "self" / "mountinfo").write_text("".join(line + "\n" for line in lines))
+
+    def swaps(self, *lines: str) -> None:
+        (self.proc / "swaps").write_text("".join(line + "\n" for line in ("Filename Type Size Used Priority", *lines)))
+
+    def hold(self, folder: str, holder: str) -> None:
+        (self.sys / "block" / folder / "holders" / holder).touch()
+
+    def loop(self, name: str, number: str, backing: str) -> None:
+        folder = self.sys / "block" / name
+        (folder / "loop").mkdir(parents=True)
+        (folder / "loop" / "backing_file").write_text(backing + "\n")
+        (folder / "dev").write_text(number + "\n")
+        (self.sys / "dev" / "block" / number).symlink_to(folder)
+
+    def of_file(self, path: Path) -> str | None:
+        return DeviceUsers(self.proc, self.sys, NUMBERS.get).of_file(path.stat())
+
+    def of(self, path: str) -> str | None:
+        return DeviceUsers(self.proc, self.sys, NUMBERS.get).of(NUMBERS[path])
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    return Kernel(tmp_path)
+
+
+def test_nobody(kernel: Kernel) -> None:
+    assert [kernel.of(path) for path in NUMBERS] == [None] * 4
+
+
+def test_mounted_partition(kernel: Kernel) -> None:
+    kernel.mounts(r"36 35 8:1 / /mnt/my\040disk rw,noatime shared:1 - ext4 /dev/sda1 rw")
+    assert kernel.of("/dev/sda1") == "it is mounted on /mnt/my disk"
+    assert kernel.of("/dev/sda") == "its partition sda1 is mounted on /mnt/my disk"
+    assert kernel.of("/dev/sda2") is None
+    assert kernel.of("/dev/sdb") is None
+
+
+def test_mounted_whole_disk(kernel: Kernel) -> None:
+    kernel.mounts("36 35 8:0 / /mnt rw - ext4 /dev/sda rw")
+    assert kernel.of("/dev/sda1") == "its whole disk sda is mounted on /mnt"
+
+
+def test_btrfs_shows_another_number(kernel: Kernel) -> None:
+    kernel.mounts("36 35 0:40 /@ /home rw - btrfs /dev/sdb rw,subvol=/@")
+    assert kernel.of("/dev/sdb") == "it is mounted on /home"
+
+
+def test_swap(kernel: Kernel) -> None:
+    kernel.swaps("/dev/sda2 partition 1000 0 -2", "/swapfile file 1000 0 -3")
+    assert kernel.of("/dev/sda2") == "it is used as swap"
+    assert kernel.of("/dev/sda") == "its partition sda2 is used as swap"
+
+
+def test_holders(kernel: Kernel) -> None:
+    kernel.hold("sda/sda2", "dm-0")
+    kernel.hold("sdb", "md127")
+    assert kernel.of("/dev/sda") == "its partition sda2 is part of dm-0"
+    assert kernel.of("/dev/sdb") == "it is part of md127"
+
+
+def test_what_lies_behind_a_loop_device(kernel: Kernel, tmp_path: Path) -> None:
+    image, other = tmp_path / "disk.img", tmp_path / "other.img"
+    image.touch()
+    other.touch()
+    kernel.loop("loop0", "7:0", str(image))
+    kernel.loop("loop1", "7:1", "/dev/sdb")
+    kernel.loop("loop2", "7:2", str(image))
+    assert kernel.of("/dev/sdb") is None and kernel.of_file(image) is None
+    kernel.mounts("36 35 7:0 / /mnt rw - ext4 /dev/loop0 rw", "37 35 7:1 / /srv rw - ext4 /dev/loop1 rw")
+    assert kernel.of("/dev/sdb") == "it is behind loop1, of which is known: it is mounted on /srv"
+    assert kernel.of_file(image) == "it is behind loop0, of which is known: it is mounted on /mnt"
+    assert DeviceUsers(kernel.proc, kernel.sys, NUMBERS.get).of("7:2") == kernel.of_file(image), "the same file"
+    assert kernel.of_file(other) is None
+    kernel.swaps(f"{other} file 1000 0 -3")
+    assert kernel.of_file(other) == "it is used as swap"
+
+
+def test_a_container_that_shows_nothing(tmp_path: Path) -> None:
+    assert DeviceUsers(tmp_path, tmp_path, NUMBERS.get).of("8:0") is None
+
+
+def test_a_file_is_no_block_device(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.touch()
+    assert device_in_use(path) is None
+    assert device_number(str(path)) is None
+    with pytest.raises(FileNotFoundError):
+        device_in_use(tmp_path / "none")
+
+
+@pytest.fixture
+def loop(tmp_path: Path, need: Callable[..., None]) -> Iterator[Path]:
+    """A real block device of 8 MiB with a filesystem, where this machine lets us have one."""
+    need("losetup", "mkfs.ext4", "mount", "umount")
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(8 << 20))
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    attached = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
+    if attached.returncode:
+        pytest.skip(f"no loop device: {attached.stderr.strip()}")
+    yield Path(attached.stdout.strip())
+    subprocess.run(["losetup", "--detach", attached.stdout.strip()], check=True)
+
+
+def test_a_real_device_that_is_mounted(loop: Path, tmp_path: Path) -> None:
+    assert device_in_use(loop) is None
+    target = tmp_path / "mnt"
+    target.mkdir()
+    mounted = subprocess.run(["mount", str(loop), str(target)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    try:
+        assert device_in_use(loop) == f"it is mounted on {target}"
+        told = f"{loop} is in use (it is mounted on {target}): the backup is of no one instant if it is written to"
+        assert warnings_of(loop) == [f"{told} meanwhile"]
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+    assert device_in_use(loop) is None
+    assert warnings_of(loop) == []
+
+
+def warnings_of(disk: Path) -> list[str]:
+    """What a backup of this disk warns of."""
+
+    async def main() -> list[str]:
+        source = await open_source(str(disk), SourceOptions())
+        await source.close()
+        return list(source.warnings)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", ["device", "file"])
+def test_what_is_mounted_is_not_served_for_writing(loop: Path, tmp_path: Path, what: str) -> None:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    disk = str(loop if what == "device" else tmp_path / "disk.img")
+    assert served(disk) is None
+    mounted = subprocess.run(["mount", str(loop), str(target)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(BusyError, match=f"is in use: .*is mounted on {target}.*--force-share"):
+            served(disk)
+        told = served(disk, read_only=True)
+        assert told is not None and told.endswith("and is served all the same")
+        assert served(disk, force_share=True) == told
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+    assert served(disk) is None
+
+
+def test_what_is_served_cannot_be_mounted(loop: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        disks = await open_served([Named(None, str(loop))], image_format="raw", read_only=False, force_share=False)
+        command = ["mount", str(loop), str(tmp_path)]
+        tried = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+        assert tried.returncode and "already mounted or mount point busy" in tried.stderr
+        for disk in disks.values():
+            await disk.close()
+
+    asyncio.run(main())
+    assert device_in_use(loop) is None, "the claim is given back"
+
+
+def served(disk: str, *, read_only: bool = False, force_share: bool = False) -> str | None:
+    """What a server that offers this disk warns of."""
+
+    async def main() -> str | None:
+        disks = await open_served([Named(None, disk)], image_format="raw", read_only=read_only, force_share=force_share)
+        (one,) = disks.values()
+        await one.close()
+        return one.warning
+
+    return asyncio.run(main())
+
+
+def test_a_real_device_that_is_claimed(loop: Path) -> None:
+    fd = os.open(loop, os.O_RDWR | os.O_EXCL)
+    try:
+        assert "exclusive open" in (device_in_use(loop) or "")
+    finally:
+        os.close(fd)
