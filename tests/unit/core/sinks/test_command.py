@@ -107,7 +107,8 @@ def test_an_abandoned_command_never_sees_the_end(tmp_path: Path, tough: str, mon
     command = f"{tough}cd {tmp_path}; sh -c 'echo $$ > pid; cat > part; echo > ended' && mv part whole; echo > after"
     pid = asyncio.run(_abandon(command, started))
     assert is_gone(pid)
-    assert sorted(os.listdir(tmp_path)) == ["part", "pid"]
+    # `part` is there where cat was quicker than we.
+    assert set(os.listdir(tmp_path)) - {"part"} == {"pid"}
 
 
 def test_a_member_that_outlives_its_leader_dies_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
