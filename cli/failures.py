@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import click
 
+from pybackup.cli.advice import with_advice
 from pybackup.cli.command import UnforeseenError
 from pybackup.cli.interrupts import DEBUG
 from pybackup.cli.printable import say
@@ -32,7 +33,8 @@ _RESOURCES = {errno.EMFILE: _FILES, errno.ENFILE: _FILES, errno.EAGAIN: _PROCESS
 def describe(error: BaseException) -> tuple[str, int]:
     """(sentence, exit code) of what ended a command."""
     if isinstance(error, PybackupError):
-        return str(error), SIGPIPE_CODE if isinstance(error, ReportError) and error.is_gone else int(error.exit_code)
+        is_gone = isinstance(error, ReportError) and error.is_gone
+        return with_advice(error), SIGPIPE_CODE if is_gone else int(error.exit_code)
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, click.Abort | KeyboardInterrupt):

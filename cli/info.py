@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import in_words
 from pybackup.cli.elsewhere import refuse_archive
@@ -56,7 +57,7 @@ def command(archives: tuple[str, ...], with_map: bool, threads: int | None, as_j
             if len(archives) == 1:
                 raise
             sys.stdout.flush()
-            click.echo(f"pybackup: {error}", err=True)
+            click.echo(f"pybackup: {with_advice(error)}", err=True)
             code = int(ExitCode.ARCHIVE)
     return code
 

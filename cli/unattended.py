@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from pybackup.cli.advice import with_advice
 from pybackup.cli.failures import describe
 from pybackup.cli.hooks import HookError, run_hook
 from pybackup.cli.job_file import read_job_file
@@ -196,7 +197,7 @@ def patiently(
             if left <= 0:
                 raise
             if not told:
-                (tell or _tell)(f"{error}; waiting up to {duration(patience)}")
+                (tell or _tell)(f"{with_advice(error)}; waiting up to {duration(patience)}")
             told = True
         sleep(min(pause, left))
         pause = min(2 * pause, LONGEST_PAUSE)

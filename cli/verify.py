@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import refuse_archive
 from pybackup.cli.numbers import counted, duration, short
@@ -53,7 +54,7 @@ def _verify_one(archive: str, as_json: bool, options: dict[str, Any], trace: Tra
             job = VerifyJob(stream, speed=options["speed"], trace=trace)
             run_in_loop(run_job(job, "verify", choose(options["progress"], options["quiet"])))
     except ArchiveError as error:
-        _report(shown(archive), [Damage(str(error))], as_json)
+        _report(shown(archive), [Damage(with_advice(error))], as_json)
         return int(ExitCode.ARCHIVE)
     _report(shown(archive), job.damage, as_json, stream)
     if not job.damage and not as_json and not options["quiet"]:

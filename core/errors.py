@@ -1,11 +1,12 @@
 """What can go wrong, and on which side.
 
-Each class owns the exit code that the command line ends with; the codes are the same for every command.
+Each class owns the exit code that the command line ends with; the codes are the same for every command. A message says
+what failed, where, and why; what could be done about it is an Advice, for which every program has words of its own.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 
 
 class ExitCode(IntEnum):
@@ -22,10 +23,32 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
+class Advice(Enum):
+    """What could be asked for instead, so that the same does not fail. `cli` turns it into its options."""
+
+    REPLACE = auto()
+    """Replace the file that is there."""
+    OVERWRITE = auto()
+    """Overwrite the data that is there."""
+    OVERWRITE_ALL = auto()
+    """Overwrite everything on a disk."""
+    RENAME = auto()
+    """Choose another name for the file of a drive."""
+    EXACT_SIZE = auto()
+    """Use a format whose images can have any size."""
+
+
 class PybackupError(Exception):
-    """Any failure that is told to the user as one sentence."""
+    """Any failure that is told to the user as one sentence.
+
+    ``advice``: what could be done about it; ``about``: a word that belongs to the advice, such as a format's name.
+    """
 
     exit_code: int = ExitCode.FAILED
+
+    def __init__(self, *args: object, advice: Advice | None = None, about: str = "") -> None:
+        super().__init__(*args)
+        self.advice, self.about = advice, about
 
 
 class RequestError(PybackupError):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from pybackup.core.device import BlockDevice
-from pybackup.core.errors import TargetError, TargetFullError
+from pybackup.core.errors import Advice, TargetError, TargetFullError
 from pybackup.core.images.qemu_img import create_image
 from pybackup.core.images.qemu_nbd import Access, ImageFile, QemuImage, open_image
 from pybackup.core.nbd.client import NbdDevice
@@ -59,7 +59,8 @@ class NewImage:
         if self._image.device.size != size:
             raise TargetError(
                 f"cannot create {self.name}: {self._format} images cannot have {size:,} bytes, only"
-                f" {self._image.device.size:,}; --format raw has the exact size"
+                f" {self._image.device.size:,}",
+                advice=Advice.EXACT_SIZE,
             )
 
     async def write(self, pieces: Sequence[Piece]) -> None:
@@ -171,9 +172,9 @@ async def _refuse_data(device: BlockDevice) -> None:
                 continue
             left -= extent.length
             if not await _is_zero(device, extent.offset, extent.end if left >= 0 else extent.offset + READ_STEP):
-                raise TargetError(f"{device.name} holds data; --force overwrites it")
+                raise TargetError(f"{device.name} holds data", advice=Advice.OVERWRITE)
             if left < 0:
-                raise TargetError(f"{device.name} does not tell whether it holds data; --force overwrites it")
+                raise TargetError(f"{device.name} does not tell whether it holds data", advice=Advice.OVERWRITE)
 
 
 async def _is_zero(device: BlockDevice, start: int, end: int) -> bool:

@@ -16,7 +16,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from pybackup.core.errors import BusyError, TargetError
+from pybackup.core.errors import Advice, BusyError, TargetError
 from pybackup.core.system.locked_file import NoLocksError, lock
 
 from . import leftover
@@ -155,7 +155,7 @@ class PartialFile:
             else:
                 self._take_over(self._place, old)
         except FileExistsError:
-            raise TargetError(f"{self.path} appeared while it was being written; --force replaces it") from None
+            raise TargetError(f"{self.path} appeared while it was being written", advice=Advice.REPLACE) from None
         except OSError as error:
             raise target_failure(self.path, error, "finish") from error
         self.committed = True

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pybackup.core.errors import TargetError
+from pybackup.core.errors import Advice, TargetError
 
 from .archive_signs import is_archive
 from .output_place import OutputPlace
@@ -68,7 +68,7 @@ def check_replaced(place: OutputPlace, path: str, replaced: Replaced, *, replace
     if refusal is not None:
         raise TargetError(f"{path} exists already, and {refusal}")
     if not replace:
-        raise TargetError(f"{path} exists already; --force replaces it")
+        raise TargetError(f"{path} exists already", advice=Advice.REPLACE)
     return found
 
 

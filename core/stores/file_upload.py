@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pybackup.core.device import Buffer
-from pybackup.core.errors import PybackupError, TargetError
+from pybackup.core.errors import Advice, PybackupError, TargetError
 from pybackup.core.sinks.archive_signs import HEAD_BYTES, begins_archive
 from pybackup.core.sinks.replaced import NO_ARCHIVE
 from pybackup.core.system.blocking_calls import BlockingCalls
@@ -90,7 +90,7 @@ class RemoteFileSink:
         if head and not begins_archive(head):
             raise TargetError(f"{self.name} exists already, and {NO_ARCHIVE}")
         if not self._replace:
-            raise TargetError(f"{self.name} exists already; --force replaces it")
+            raise TargetError(f"{self.name} exists already", advice=Advice.REPLACE)
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """Append."""
@@ -122,7 +122,7 @@ class RemoteFileSink:
         except PybackupError:
             raise
         except FileExistsError:
-            raise TargetError(f"{self.name} appeared while it was being written; --force replaces it") from None
+            raise TargetError(f"{self.name} appeared while it was being written", advice=Advice.REPLACE) from None
         except Exception as error:
             raise TargetError(f"cannot {doing} {self.name}: {reason(error)}") from error
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pybackup.core.device import Buffer
-from pybackup.core.errors import PybackupError, TargetError, TargetFullError
+from pybackup.core.errors import Advice, PybackupError, TargetError, TargetFullError
 from pybackup.core.sinks.archive_signs import HEAD_BYTES, begins_archive
 from pybackup.core.sinks.replaced import NO_ARCHIVE
 from pybackup.core.tasks import wait_until_at_most
@@ -102,7 +102,7 @@ class S3Upload:
             if isinstance(error, PybackupError) or status_of(error) != 403 or not self._replace:
                 raise
         if not self._replace:
-            raise TargetError(f"{self.name} exists already; --force replaces it")
+            raise TargetError(f"{self.name} exists already", advice=Advice.REPLACE)
 
     async def _head(self) -> bytes:
         """The first bytes of the object that is there."""
@@ -267,12 +267,12 @@ class S3Upload:
             if await self._is_there():
                 return  # the answer that said so was lost, and the upload is no more
             if status_of(error) in (409, 412) and not self._replace:
-                raise TargetError(f"{self.name} appeared while it was being written; --force replaces it") from None
+                raise TargetError(f"{self.name} appeared while it was being written", advice=Advice.REPLACE) from None
             if status_of(error) != 501 or self._replace:
                 raise
             # A store without conditions on writes: look just before instead.
             if await self._look() is not None:
-                raise TargetError(f"{self.name} appeared while it was being written; --force replaces it") from None
+                raise TargetError(f"{self.name} appeared while it was being written", advice=Advice.REPLACE) from None
             await self._call(COMPLETE, **request)
 
     async def _is_there(self) -> bool:

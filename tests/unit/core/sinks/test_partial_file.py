@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pybackup.core.errors import BusyError, TargetError
+from pybackup.core.errors import Advice, BusyError, TargetError
 from pybackup.core.sinks import leftover
 from pybackup.core.sinks.output_place import open_place
 from pybackup.core.sinks.partial_file import PartialFile
@@ -179,8 +179,9 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "big" / "out").write_bytes(b"old")
     (tmp_path / "link").symlink_to("big/out")
     (tmp_path / "again").symlink_to("link")
-    with pytest.raises(TargetError, match="exists already; --force"):
+    with pytest.raises(TargetError, match="exists already$") as caught:
         write(tmp_path / "again")
+    assert caught.value.advice is Advice.REPLACE
     write(tmp_path / "again", replace=True)
     assert (tmp_path / "again").is_symlink() and (tmp_path / "link").is_symlink()
     assert (tmp_path / "big" / "out").read_bytes() == NEW

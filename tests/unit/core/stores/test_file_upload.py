@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pybackup.core.archive.create import open_sink
 from pybackup.core.archive.facts import archive_facts
 from pybackup.core.archive.open import archive_header, open_archive
-from pybackup.core.errors import ArchiveError, RequestError, TargetError
+from pybackup.core.errors import Advice, ArchiveError, RequestError, TargetError
 from pybackup.core.jobs.walk import runs_of
 from pybackup.core.sinks import Sink
 
@@ -68,8 +68,9 @@ def test_what_is_aborted_leaves_nothing(store: dict[str, object]) -> None:
 
 def test_a_file_that_exists_is_replaced_only_when_told() -> None:
     MemoryFileSystem().pipe(URL, OLD)
-    with pytest.raises(TargetError, match="exists already; --force"):
+    with pytest.raises(TargetError, match="exists already$") as caught:
         write(ARCHIVE)
+    assert caught.value.advice is Advice.REPLACE
     assert MemoryFileSystem().cat(URL) == OLD
     write(ARCHIVE, replace=True, end="abort")
     assert MemoryFileSystem().cat(URL) == OLD
