@@ -60,6 +60,20 @@ class Command(click.Command):
                 raise
             raise click.UsageError(f"No such option {error.option_name!r}. Did you mean {meant!r}?", ctx) from None
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Below the options: the units of values, and examples."""
+        from pybackup.cli.examples import EXAMPLES, UNITS
+
+        metavars = {part for param in self.params for part in (param.metavar or "").split("=")}
+        if units := [(name, what) for name, what in UNITS.items() if name in metavars]:
+            with formatter.section("Values"):
+                formatter.write_dl(units)
+        if examples := EXAMPLES.get(self.name or ""):
+            with formatter.section("Examples"):
+                for what, lines in examples.items():
+                    formatter.write_text(f"{what}:")
+                    formatter.write("".join(f"    {line}\n" for line in lines.split("\n")))
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; CancelledError where Ctrl-C ended it."""
         with cleaned_up():

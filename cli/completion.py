@@ -15,9 +15,13 @@ def command(shell: str) -> int:
     """Print the completion script for a shell. Write it to where the shell looks for it:
 
     \b
-    bash  ~/.local/share/bash-completion/completions/pybackup, or /etc/bash_completion.d/pybackup for all users
-    zsh   _pybackup in a folder of $fpath, such as /usr/local/share/zsh/site-functions
+    bash  /etc/bash_completion.d/pybackup for all users, or for one
+          ~/.local/share/bash-completion/completions/pybackup
+    zsh   _pybackup in a folder of $fpath,
+          such as /usr/local/share/zsh/site-functions
     fish  ~/.config/fish/completions/pybackup.fish
+
+    It works in shells that are started after that.
     """
     from pybackup.cli.group import group
     from pybackup.cli.shell_completion import register

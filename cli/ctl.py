@@ -89,12 +89,14 @@ def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> 
     """Steer the server whose control socket is CONTROL, the path or serve:PATH as `pybackup serve` prints it.
 
     \b
-    backup ARCHIVE [OPTIONS]  back up all its disks, like `pybackup run serve:CONTROL ARCHIVE`, with run's options
-    status                    tell about disks, clients, the running backup, and the last one
-    speed RATE                change the running backup's speed; 0 means no limit
-    pause, resume             hold the running backup, go on with it
-    cancel                    cancel it; returns when it has ended
-    quit                      end the server; a running backup is cancelled
+    backup ARCHIVE  back up all its disks, as `pybackup run serve:CONTROL
+                    ARCHIVE` does; the options of run may follow
+    status          disks, clients, the running backup, and the last one
+    speed RATE      change the running backup's speed, bytes a second, such
+                    as 50M for 50 MiB/s; 0 means no limit
+    pause, resume   hold the running backup, go on with it
+    cancel          cancel it; returns when it has ended
+    quit            end the server; a running backup is cancelled
     """
     control = control.removeprefix(SERVE)
     if what == "backup":

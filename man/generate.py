@@ -1,7 +1,7 @@
 """Generates the manual pages of the commands from the commands themselves: `make man`.
 
-Nothing is edited by hand, and nothing depends on the day or on the version of Click: a test compares what is there
-with what would be generated.
+Nothing of section 1 is edited by hand, and nothing depends on the day or on the version of Click: a test compares what
+is there with what would be generated. Sections 5 and 7 are written by hand.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
 import click
+from sections import ENVIRONMENT, FILES, GUIDES, SEE_ALSO
 
+from pybackup.cli.examples import EXAMPLES, UNITS
 from pybackup.cli.group import EXIT_CODES, group
 from pybackup.cli.main import COMMANDS
 from pybackup.cli.version import VERSION
 
 FOLDER = Path(__file__).parent
-FORMAT_PAGE = "pybackup-archive/5"
 
 
 # -- roff --
@@ -118,7 +120,37 @@ def option_lines(option: click.Option) -> list[str]:
 def options_of(command: click.Command, context: click.Context) -> list[str]:
     """The section of the options."""
     options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
-    return [".SH OPTIONS", *(line for one in options for line in option_lines(one))]
+    metavars = {part for one in command.params for part in (one.metavar or "").split("=")}
+    units = [(name, what) for name, what in UNITS.items() if name in metavars]
+    return [
+        ".SH OPTIONS",
+        *(line for one in options for line in option_lines(one)),
+        *([".SS Values"] if units else []),
+        *(line for name, what in units for line in tagged(italic(name), escaped(f"{what[0].upper()}{what[1:]}"))),
+    ]
+
+
+# -- what Click does not know --
+
+
+def examples_of(name: str) -> list[str]:
+    """The section of the examples."""
+    lines = [".SH EXAMPLES"]
+    for what, commands in EXAMPLES[name].items():
+        lines += [".PP", escaped(f"{what}:"), ".PP", ".in +2n", ".nf", escaped(commands), ".fi", ".in"]
+    return lines
+
+
+def list_of(title: str, entries: dict[str, str] | None) -> list[str]:
+    """A section that explains one thing after another; none where there is nothing."""
+    if not entries:
+        return []
+    return [f".SH {title}", *(line for name, what in entries.items() for line in tagged(bold(name), prose(what)))]
+
+
+def references(pages: Iterable[str]) -> str:
+    """Names of other pages, given as NAME/SECTION."""
+    return ",\n".join(f"{bold(name)}({section})" for name, _, section in (one.partition("/") for one in pages))
 
 
 # -- pages --
@@ -128,9 +160,8 @@ def _main_context() -> click.Context:
     return click.Context(group, info_name="pybackup", **group.context_settings)
 
 
-def page(name: str, summary: str, synopsis: str, body: list[str], others: list[str]) -> str:
+def page(name: str, summary: str, synopsis: str, body: list[str], others: Iterable[str]) -> str:
     """A whole page; ``others`` are NAME/SECTION."""
-    references = [one.split("/") for one in others]
     lines = [
         f'.TH "{escaped(name.upper())}" "1" "" "pybackup {VERSION}" "pybackup"',
         ".nh",
@@ -143,7 +174,7 @@ def page(name: str, summary: str, synopsis: str, body: list[str], others: list[s
         ".SH EXIT STATUS",
         *(line for code, what in EXIT_CODES.items() for line in tagged(code, escaped(f"{what[0].upper()}{what[1:]}."))),
         ".SH SEE ALSO",
-        ",\n".join(f"{bold(other)}({section})" for other, section in references),
+        references(others),
     ]
     return "\n".join(lines) + "\n"
 
@@ -152,28 +183,49 @@ def command_page(name: str) -> str:
     """The page of one command."""
     command: click.Command = import_module(f"pybackup.cli.{name}").command
     context = click.Context(command, info_name=name, parent=_main_context())
-    body = [".SH DESCRIPTION", *paragraphs(command.help or "")[1:], *options_of(command, context)]
+    body = [
+        ".SH DESCRIPTION",
+        *paragraphs(command.help or "")[1:],
+        *options_of(command, context),
+        *examples_of(name),
+        *list_of("ENVIRONMENT", ENVIRONMENT[name]),
+        *list_of("FILES", FILES.get(name)),
+    ]
     arguments = [argument_of(one) for one in command.params if isinstance(one, click.Argument)]
     synopsis = " ".join((bold(f"pybackup {name}"), f"[{italic('OPTIONS')}]", *arguments))
     summary = COMMANDS[name].rstrip(".")
-    return page(f"pybackup-{name}", summary[0].lower() + summary[1:], synopsis, body, ["pybackup/1", FORMAT_PAGE])
+    others = ["pybackup/1", *SEE_ALSO[name]]
+    return page(f"pybackup-{name}", summary[0].lower() + summary[1:], synopsis, body, others)
 
 
 def main_page() -> str:
     """The page of the program."""
-    commands = [
-        line for name, what in COMMANDS.items() for line in tagged(f"{bold(f'pybackup-{name}')}(1)", prose(what))
-    ]
     body = [
         ".SH DESCRIPTION",
         *paragraphs(group.help or "")[1:],
         ".SH COMMANDS",
-        *commands,
+        *_listed({f"pybackup-{name}/1": what for name, what in COMMANDS.items()}),
+        ".SH GUIDES AND FORMATS",
+        *_listed(GUIDES),
         *options_of(group, _main_context()),
+        *first_examples(),
+        *list_of("ENVIRONMENT", ENVIRONMENT["pybackup"]),
+        ".SH FILES",
+        "Each command's page names those that it makes or looks for.",
     ]
-    others = [*(f"pybackup-{name}/1" for name in COMMANDS), FORMAT_PAGE, "zstd/1"]
+    others = [*(f"pybackup-{name}/1" for name in COMMANDS), *GUIDES, "zstd/1"]
     synopsis = f"{bold('pybackup')} {italic('COMMAND')} [{italic('OPTIONS')}] {italic('ARGUMENTS')}..."
     return page("pybackup", "back up disk images, also while they are in use", synopsis, body, others)
+
+
+def _listed(pages: dict[str, str]) -> list[str]:
+    return [line for one, what in pages.items() for line in tagged(references([one]), prose(what))]
+
+
+def first_examples() -> list[str]:
+    """The first example of the commands that one begins with."""
+    lines = [next(iter(EXAMPLES[name].values())) for name in ("run", "info", "verify", "compare", "restore")]
+    return [".SH EXAMPLES", ".in +2n", ".nf", *map(escaped, lines), ".fi", ".in"]
 
 
 def pages() -> dict[str, str]:

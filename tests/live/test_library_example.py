@@ -1,27 +1,25 @@
-"""The README's example of using pybackup as a library does what the README says."""
+"""The example of pybackup-api(7), of using pybackup as a library, does what the page says."""
 
 from __future__ import annotations
 
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 from live.processes import restored
+from manual_pages import MAN, examples
 
-README = Path(__file__).parents[2] / "README.md"
 SIZE = 3 << 20
 
 
 def example() -> str:
-    """The block of Python in the section "Use it from Python"."""
-    section = README.read_text().split("\n## Use it from Python\n", 1)[1].split("\n## ", 1)[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    return str(code)
+    """The program that the page shows."""
+    (code,) = examples(MAN / "pybackup-api.7")
+    return code
 
 
-def test_the_example_of_the_readme(tmp_path: Path) -> None:
+def test_the_example_of_the_page(tmp_path: Path) -> None:
     before = random.Random(1).randbytes(SIZE)
     (tmp_path / "disk.img").write_bytes(before)
     subprocess.run([sys.executable, "-W", "error", "-c", example()], cwd=tmp_path, check=True)

@@ -1,19 +1,29 @@
-"""The manual pages are those that the commands make, and roff understands them."""
+"""The manual pages are those that the commands make, roff understands them, and what they name is there."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
+from manual_pages import MAN, command_lines, examples, written
 
-MAN = Path(__file__).parents[2] / "man"
+from pybackup.cli.main import COMMANDS
+
+PAGES = sorted(path for section in "157" for path in MAN.glob(f"*.{section}"))
+BY_HAND = [path for path in PAGES if path.suffix != ".1"]
+OTHERS = {"crontab", "qemu-img", "qemu-nbd", "strftime", "systemd.service", "systemd.socket", "systemd.timer", "zstd"}
+"""Pages of other programs to which ours refer."""
 
 
-def generator() -> ModuleType:
+def generator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(MAN)
     spec = importlib.util.spec_from_file_location("generate", MAN / "generate.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -21,22 +31,102 @@ def generator() -> ModuleType:
     return module
 
 
-def test_every_page_is_current() -> None:
-    expected = generator().pages()
+def parameters(command: str) -> list[str]:
+    """The names of a command's options."""
+    known: click.Command = import_module(f"pybackup.cli.{command}").command
+    return [name for param in known.params for name in param.opts] + ["--help"]
+
+
+def test_every_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generator(monkeypatch).pages()
     found = {path.name: path.read_text() for path in MAN.glob("*.1")}
     assert found == expected, "run `make man`"
 
 
-@pytest.mark.parametrize("path", sorted([*MAN.glob("*.1"), *MAN.glob("*.5")]), ids=lambda path: path.name)
-def test_roff_has_nothing_to_warn_of(path: Path, need) -> None:  # type: ignore[no-untyped-def]
+def test_every_page_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    guides = {name.replace("/", ".") for name in generator(monkeypatch).GUIDES}
+    assert {path.name for path in BY_HAND} == guides
+    assert len(guides) == 9
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_roff_has_nothing_to_warn_of_and_80_columns_are_enough(path: Path, need) -> None:  # type: ignore[no-untyped-def]
     need("man")
     outcome = subprocess.run(
         ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", str(path)],
         capture_output=True,
         text=True,
-        env={"MANWIDTH": "100", "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        env={"MANWIDTH": "80", "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
         check=True,
     )
     assert outcome.stderr == ""
     # Bold is a letter struck over itself, where man does not do it with escape sequences.
-    assert "NAME" in re.sub(".\b", "", outcome.stdout)
+    shown = re.sub(".\b|\x1b\\[[0-9;]*m", "", outcome.stdout)
+    assert "NAME" in shown
+    assert [line for line in shown.split("\n") if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_sections(path: Path) -> None:
+    titles = re.findall(r"^\.SH (.*)$", path.read_text(), re.MULTILINE)
+    assert titles[0] == "NAME" and titles[-1] == "SEE ALSO"
+    assert "EXAMPLES" in titles
+    known = ["EXAMPLES", "ENVIRONMENT", "FILES", "EXIT STATUS", "SEE ALSO"]
+    assert [title for title in titles if title in known] == [title for title in known if title in titles]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_that_are_referred_to_are_there(path: Path) -> None:
+    text = written(re.sub(r"^\.nf\n.*?^\.fi$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE))
+    found = set(re.findall(r"([a-z][a-z0-9.-]*)\((\d)\)", text))
+    ours = {(page.stem, page.suffix[1:]) for page in PAGES}
+    assert {one for one in found if one[0].startswith("pybackup")} <= ours
+    assert {name for name, _ in found if not name.startswith("pybackup")} <= OTHERS
+    assert found
+
+
+def test_the_first_page_lists_all_others() -> None:
+    text = written((MAN / "pybackup.1").read_text())
+    assert [path.name for path in PAGES if f"{path.stem}({path.suffix[1:]})" not in text] == ["pybackup.1"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_and_options_of_examples_are_there(path: Path) -> None:
+    lines = command_lines(path)
+    if not lines:
+        assert path.name in ("pybackup-api.7", "pybackup-job.5")
+        return
+    calls = [call for line in lines for call in pipeline(line) if call[:1] == ["pybackup"]]
+    assert calls
+    for _, command, *arguments in calls:
+        assert command in COMMANDS
+        known = parameters("run" if arguments[1:2] == ["backup"] else command)
+        assert [one for one in arguments if re.match("--?[a-z]", one) and one not in known] == []
+
+
+def pipeline(line: str) -> list[list[str]]:
+    """The words of each command of a line of shell."""
+    words = shlex.shlex(line, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if set(word) <= set("|&;<>()"):
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def test_the_job_page_explains_every_option_of_run() -> None:
+    text = written((MAN / "pybackup-job.5").read_text())
+    keys = {name[2:] for name in parameters("run") if name.startswith("--")} - {"help", "job"}
+    tags = re.findall(r"^\.TP\n(.*)$", (MAN / "pybackup-job.5").read_text(), re.MULTILINE)
+    explained = {key for tag in tags for key in re.findall(r"[a-z-]+", written(tag)) if "/" not in tag}
+    assert explained - {"sources", "archive"} == keys
+    assert "sources" in text
+
+
+def test_examples_are_read_as_they_are_written() -> None:
+    (code,) = (block for block in examples(MAN / "pybackup-control.7") if block.startswith("import"))
+    assert '\'{"command": "status"}\\n\'' in code
+    compile(code, "example", "exec")

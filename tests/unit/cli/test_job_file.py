@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import pytest
+from manual_pages import jobs
 
 from pybackup.cli.job_file import or_from_job_file, read_job_file
 from pybackup.cli.params import Duration, Named, NamedPath, Size, Whole
@@ -143,12 +144,25 @@ def test_every_option_of_run_can_stand_in_a_job_file(tmp_path: Path) -> None:
     assert len(options) > 20
 
 
-def test_the_readmes_job_file_is_one(tmp_path: Path) -> None:
+def _job_of_the_readme() -> str:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    return readme.split("```toml\n", 1)[1].split("```", 1)[0]
+
+
+@pytest.mark.parametrize("content", [_job_of_the_readme(), *jobs()])
+def test_job_files_that_are_shown_are_some(content: str, tmp_path: Path) -> None:
     from pybackup.cli.job_file import _values
     from pybackup.cli.run import command as run
 
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    (tmp_path / "vm1.toml").write_text(readme.split("```toml\n", 1)[1].split("```", 1)[0])
+    (tmp_path / "vm1.toml").write_text(content)
     values = _values(str(tmp_path / "vm1.toml"), click.Context(run))
-    assert values["sources"][0] == Named("scsi0", "/dev/vg0/vm1")
-    assert values["archive"].endswith("{now:%Y%m%dT%H%M%S}.vma.zst")
+    assert values["sources"] and values["archive"]
+
+
+def test_three_job_files_are_shown_and_the_first_is_that_of_the_readme(tmp_path: Path) -> None:
+    from tomllib import loads
+
+    first, *others = map(loads, jobs())
+    assert len(others) == 2
+    of_the_readme = loads(_job_of_the_readme())
+    assert {key: first[key] for key in of_the_readme} == of_the_readme

@@ -1,0 +1,93 @@
+"""What is shown below the options of a command: the units of its values, and examples. Loaded for --help alone.
+
+The manual pages show the same, nine columns from the left of eighty: no line of an example is longer than 71.
+"""
+
+from __future__ import annotations
+
+UNITS = {
+    "SIZE": "bytes, or with K, M, G or T kibibytes to tebibytes (1024, not 1000): 512, 64K, 1.5G.",
+    "RATE": "as SIZE, a second: 50M are 50 MiB/s; 0 means no limit.",
+    "DURATION": "seconds, or with m, h or d minutes, hours or days: 90, 10m, 2h.",
+}
+"""What stands for a value in the usage, and what can be written there."""
+
+EXAMPLES: dict[str, dict[str, str]] = {
+    "run": {
+        "One disk": "pybackup run disk.img disk.vma.zst",
+        "Two disks of a machine, and its configuration": (
+            "pybackup run scsi0=a.img scsi1=/dev/vg0/b \\\n    -c qemu-server.conf vm1.vma.zst"
+        ),
+        "Read back and checked before it gets its name, at 50 MiB/s": (
+            "pybackup run --verify --speed 50M disk.img disk.vma.zst"
+        ),
+        "The disks of a running QEMU, and those of a running server": (
+            "pybackup run qmp:/run/vm1.qmp vm1.vma.zst\npybackup run serve:/run/vm/control.sock vm2.vma.zst"
+        ),
+        "From a pipe, to a command, to an object store": (
+            "zcat disk.img.gz | pybackup run disk=- --size 20G disk.vma.zst\n"
+            "pybackup run disk.img '|ssh host \"cat > disk.part\"' \\\n"
+            "    --on-success 'ssh host mv disk.part disk.vma.zst'\n"
+            "pybackup run disk.img s3://backups/disk.vma.zst"
+        ),
+        "What a job file says": "pybackup run --job /etc/pybackup/vm1.toml",
+    },
+    "restore": {
+        "One drive, to a new file": "pybackup restore disk.vma.zst back.img",
+        "All drives as NAME.raw, and the configurations, into a folder": (
+            "pybackup restore vm1.vma.zst folder/ --with-config"
+        ),
+        "Some drives, each to a place of its own": (
+            "pybackup restore vm1.vma.zst scsi0=a.qcow2 scsi1=/dev/vg0/b --force"
+        ),
+        "Onto another machine": (
+            "pybackup restore vm1.vma.zst --drive scsi0 \\\n    '|ssh host \"dd of=/dev/sdb bs=1M conv=fsync\"'"
+        ),
+        "What damage has left": "pybackup restore --skip-damaged vm1.vma.zst rest/",
+    },
+    "verify": {
+        "Archives of a folder, with a line for each": "pybackup verify -v /backups/*.vma.zst",
+        "An archive in an object store, and the archive inside as any zstd gives it": (
+            "pybackup verify s3://backups/vm1.vma.zst\nzstd -dc vm1.vma.zst | pybackup verify -"
+        ),
+    },
+    "info": {
+        "What is in it, and where": "pybackup info --map vm1.vma.zst",
+        "The names of all drives, for a script": "pybackup info --json vm1.vma.zst | jq -r '.drives[].name'",
+    },
+    "config": {
+        "The only one, to read": "pybackup config vm1.vma.zst",
+        "One of several, into a file": "pybackup config vm1.vma.zst qemu-server.conf > qemu-server.conf",
+    },
+    "compare": {
+        "The disk that an archive was made of": "pybackup compare disk.vma.zst disk.img",
+        "Two drives of several": "pybackup compare vm1.vma.zst scsi0=a.qcow2 scsi1=/dev/vg0/b",
+    },
+    "serve": {
+        "Two disks, to be used over NBD and backed up meanwhile": (
+            "pybackup serve --control /run/vm/control.sock \\\n"
+            "    --socket /run/vm/nbd.sock root=/vm/root.img data=/vm/data.img\n"
+            "pybackup run serve:/run/vm/control.sock vm.vma.zst"
+        ),
+        "Any part of an archive, read-only": "pybackup serve vm1.vma.zst",
+    },
+    "ctl": {
+        "What runs, slower, not at all": (
+            "pybackup ctl /run/vm/control.sock status\n"
+            "pybackup ctl /run/vm/control.sock speed 20M\n"
+            "pybackup ctl /run/vm/control.sock cancel"
+        ),
+        "A backup": "pybackup ctl /run/vm/control.sock backup vm.vma.zst --verify",
+    },
+    "completion": {
+        "For all users of bash, which needs the package bash-completion": (
+            "pybackup completion bash > /etc/bash_completion.d/pybackup"
+        ),
+        "For zsh, in a folder of $fpath": (
+            "pybackup completion zsh \\\n    > /usr/local/share/zsh/site-functions/_pybackup"
+        ),
+        "For oneself, in fish": "pybackup completion fish > ~/.config/fish/completions/pybackup.fish",
+    },
+    "help": {"What a command does": "pybackup help restore"},
+}
+"""Of every command what is done, and the command lines that do it."""
