@@ -50,13 +50,12 @@ def fio(uri: str, pattern: str, block: str, seconds: int) -> Speed:
     return Speed(side["iops"], side["bw_bytes"], side["clat_ns"]["percentile"]["99.000000"] / 1e6)
 
 
-def measure(folder: Path) -> None:
-    """Print the table."""
+def measure(table: Table, folder: Path) -> None:
+    """Fill the table."""
     missing = [name for name in ("fio", "qemu-nbd", "qemu-storage-daemon", "qemu-img") if shutil.which(name) is None]
     if missing:
         raise SystemExit(f"the benchmark needs {', '.join(missing)}")
     image = folder / "live.img"
-    table = Table("Disks in use (fio, queue depth 16, a 1 GiB file in the page cache):")
     fill(image, 65536)
     compare_servers(table, image, "randwrite", "4k", 1.5, ", file written in steps of 64 KiB")
     image.unlink()
