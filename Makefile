@@ -1,4 +1,5 @@
-# Everything runs in .venv, which is made anew when pyproject.toml changes.
+# Everything runs in .venv, but for the demo, which needs the package alone and has .demo. Both are made anew when
+# pyproject.toml changes.
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := -p pybackup.cli -p pybackup.core -p pybackup.formats
@@ -34,8 +35,17 @@ test: lint types
 test-debian13:
 	.ci/debian13 $(PYTEST_ARGS)
 
-demo: .venv/ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/demo.sh
+demo: .demo/ready
+	@PATH="$(CURDIR)/.demo/bin:$$PATH" sh tests/demo.sh
+
+.demo/ready: pyproject.toml | .packages/pybackup
+	@echo "pybackup and what it needs are installed into $(CURDIR)/.demo, and nowhere else; 'make clean' removes it."
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "$(PYTHON) makes no virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv .demo
+	@.demo/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@for path in .demo/lib/python*/site-packages/__editable__.pybackup*.pth; do echo "$(CURDIR)/.packages" > $$path; done
+	@touch $@
 
 bench: .venv/ready
 	$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
@@ -53,4 +63,4 @@ install:
 	$(PYTHON) -m pip install .
 
 clean:
-	rm -rf .venv build dist *.egg-info .packages .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .demo build dist *.egg-info .packages .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -73,7 +73,9 @@ def lines_of(rows: Sequence[Row], width: int) -> list[Line]:
     return [_line(row, widths, min(MOST_BAR, bar + room) if bar else 0, shown) for row in rows]
 
 
-_STYLES = {"amounts": "progress.download", "rate": "progress.data.speed", "left": "progress.remaining", "note": "dim"}
+_STYLES = {"amounts": "progress.download", "rate": "magenta", "left": "progress.remaining", "note": "dim"}
+_BAR = "bar.finished"
+"""What is done is green from the beginning on: red, as rich has it for bars and rates, would look like an error."""
 
 
 def _line(row: Row, widths: dict[str, int], bar: int, shown: Sequence[str]) -> Line:
@@ -84,7 +86,12 @@ def _line(row: Row, widths: dict[str, int], bar: int, shown: Sequence[str]) -> L
         after.append(GAP + (cell if key == "note" else cell.rjust(widths[key])), _STYLES.get(key))
     after.rstrip()
     after.truncate(max(0, widths["all"] - before.cell_len - bar))
-    return Line(before, ProgressBar(total=1.0, completed=row.share, width=bar) if bar else None, after)
+    return Line(before, _bar(row.share, bar) if bar else None, after)
+
+
+def _bar(share: float, width: int) -> ProgressBar:
+    """A bar of so many columns."""
+    return ProgressBar(total=1.0, completed=share, width=width, complete_style=_BAR)
 
 
 def _fitted(name: str, width: int) -> str:

@@ -1,4 +1,4 @@
-"""Draws the README's picture: what a terminal shows of a real backup and of its archive. `make picture`."""
+"""Draws the README's picture: what a terminal shows of a real backup, half done, and of its archive. `make picture`."""
 
 from __future__ import annotations
 
@@ -18,33 +18,28 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-WIDTH = 100
+WIDTH = 92
 MIB = 1 << 20
-COMMANDS = (
-    "pybackup run scsi0=root.img scsi1=data.img -c qemu-server.conf vm.vma.zst",
-    "pybackup verify vm.vma.zst",
-    "pybackup info --map vm.vma.zst",
-)
+SIZE = 20480 * MIB
+COMMANDS = ("pybackup run disk.img disk.vma.zst", "pybackup info --map disk.vma.zst")
 CHARACTER = 12.2
 """Units of the picture that rich gives to a character."""
 FONTS = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 
-def make_disks(folder: Path) -> None:
-    """Two disks of text, noise and holes, as files in use have them, and a configuration."""
+def make_disk(folder: Path) -> None:
+    """A disk of text, noise and holes, as one in use has them."""
     dice = random.Random(3)
     line = b"".join(b"%08d the quick brown fox jumps over the lazy dog\n" % number for number in range(20000))
-    for name, size, pieces in (("root.img", 4096, 60), ("data.img", 1024, 12)):
-        with (folder / name).open("wb") as file:
-            file.truncate(size * MIB)
-            for _ in range(pieces):
-                file.seek(int(dice.triangular(0, size - 32, size // 5)) * MIB)
-                file.write((dice.randbytes(MIB // 4) + line) * int(dice.paretovariate(0.8) % 24 + 1))
-    (folder / "qemu-server.conf").write_text("cores: 2\nmemory: 2048\n")
+    with (folder / "disk.img").open("wb") as file:
+        file.truncate(SIZE)
+        for _ in range(60):
+            file.seek(int(dice.triangular(0, SIZE // MIB - 128, SIZE // MIB // 3)) * MIB)
+            file.write((dice.randbytes(MIB // 4) + line) * int(dice.paretovariate(0.8) % 24 + 1) * 4)
 
 
 def on_a_terminal(arguments: list[str], folder: Path) -> str:
-    """What a command writes to a terminal of WIDTH columns, or of its redrawn lines the last state."""
+    """What a command writes to a terminal of WIDTH columns; of lines that are drawn again and again, half-way."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
     # Click would take the width from these.
@@ -62,8 +57,15 @@ def on_a_terminal(arguments: list[str], folder: Path) -> str:
     os.close(ours)
     if process.returncode:
         raise SystemExit(b"".join(parts).decode())
-    shown = b"".join(parts).decode().replace("\r\n", "\n").rpartition("\x1b[J")[2]
+    states = b"".join(parts).decode().replace("\r\n", "\n").split("\x1b[J")
+    shown = min(states, key=_from_half_way)
     return re.sub(r"\x1b\[\?25[hl]", "", shown)
+
+
+def _from_half_way(state: str) -> float:
+    """How far a state is from 50 %."""
+    percent = re.search(r"([\d.]+) %", state)
+    return abs(50 - float(percent[1])) if percent else 100
 
 
 def _moved(found: re.Match[str]) -> str:
@@ -77,11 +79,11 @@ def main() -> None:
     """Write picture.svg beside this file."""
     console = Console(record=True, width=WIDTH, force_terminal=True, color_system="truecolor", file=io.StringIO())
     with tempfile.TemporaryDirectory() as folder:
-        make_disks(Path(folder))
+        make_disk(Path(folder))
         for command in COMMANDS:
             console.print(Text(f"$ {command}", style="bold"))
             shown = on_a_terminal(command.split()[1:], Path(folder))
-            console.print(Text.from_ansi(shown.strip("\n")), end="\n\n" if command != COMMANDS[-1] else "\n")
+            console.print(Text.from_ansi(shown.strip("\r\n")), end="\n\n" if command != COMMANDS[-1] else "\n")
     svg = console.export_svg(title="pybackup", unique_id="pybackup")
     # Some programs drop spaces at the beginning of a text, so none begins with one.
     svg = re.sub(r'x="([\d.]+)" (y="[\d.]+") textLength="([\d.]+)"([^>]*)>((?:&#160;)+)(?!<)', _moved, svg)

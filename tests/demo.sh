@@ -4,6 +4,7 @@ set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
+echo "pybackup is $(command -v pybackup); the disk and its archive are in $folder while this lasts."
 
 show() {
     printf '\n$ %s\n' "$*"

@@ -1,4 +1,4 @@
-"""`make bench`: how fast pybackup is, always against another program in the same run; writes RESULTS.md beside this file.
+"""`make bench`: how fast pybackup is, always against another program in the same run. It writes RESULTS.md.
 
 Needs zstd, qemu-img, mke2fs, findmnt; --live needs fio (with its nbd engine), qemu-nbd and qemu-storage-daemon. The
 folder should have 20 GB free.
