@@ -7,7 +7,7 @@ import re
 from shlex import quote
 
 from pybackup.core.errors import RequestError
-from pybackup.core.nbd.uri import is_nbd_uri
+from pybackup.core.places.nbd_uri import is_nbd_uri
 from pybackup.core.stores import is_url, scheme_of, shown
 
 _OF_SCP = re.compile(r"(?P<host>(?:[^\s/@:|]+@)?[^\s/@:|]+|(?:[^\s/@:|]+@)?\[[^\s/\]]+\]):(?P<path>[^:]+)")

@@ -31,7 +31,7 @@ from pybackup.core.errors import ArchiveError, ExitCode, RequestError, TargetErr
 from pybackup.core.images.formats import ALIASES, FORMATS
 from pybackup.core.images.probe import suffix_format
 from pybackup.core.jobs.restore import RestoreJob
-from pybackup.core.nbd.uri import is_nbd_uri
+from pybackup.core.places.nbd_uri import is_nbd_uri
 from pybackup.core.sinks.command import open_stream
 from pybackup.core.sinks.output_place import LONGEST_NAME
 from pybackup.core.sinks.stream import COMMAND, is_stream, own_descriptor

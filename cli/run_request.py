@@ -15,7 +15,7 @@ from pybackup.core.endpoints.drive_names import unique_drive_names
 from pybackup.core.endpoints.reflink import Snapshot
 from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import RequestError
-from pybackup.core.nbd.uri import is_nbd_uri
+from pybackup.core.places.nbd_uri import is_nbd_uri
 from pybackup.core.sinks.stream import is_stream, own_descriptor
 from pybackup.core.stores import is_url, shown
 

@@ -3,8 +3,9 @@
 Terms. A *disk* is what is backed up, a *drive* what an archive holds of it. A *cluster* is 64 KiB of a drive, the unit
 of every decision; a *block* is 4 KiB of a cluster, stored unless it is zero; an *extent* is a header and the stored
 blocks of up to 58 clusters. A *device* reads and writes a disk; a *sink* takes the bytes of an archive; a *target*
-takes a restored drive. A *guest* is whoever uses a disk while it is backed up. *Old data* is what a guest is about to
-overwrite. A *job* does one thing once, and can be paused, slowed and cancelled.
+takes a restored drive. A *place* is what a user named: a path, a URL, a stream, a command. A *guest* is whoever uses a
+disk while it is backed up. *Old data* is what a guest is about to overwrite. A *job* does one thing once, and can be
+paused, slowed and cancelled.
 
 The way of a disk into an archive:
     endpoints.sources -> devices -> jobs.backup -> archive.intake -> archive.writer (formats.archive) -> sinks, stores
@@ -27,5 +28,6 @@ The rooms, each of which imports only from those below it (`make lint` holds the
     sinks       files, pipes and commands that an archive is written to
     devices     disks: raw files and block devices, memory, the standard input
     system      what Linux offers, one thing a module
+    places      what a user names at either end, told apart: paths, URLs, streams, commands
 and beside them errors, device (the protocol of all devices), inflight (ranges that are being changed), tasks, trace.
 """

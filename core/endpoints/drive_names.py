@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pybackup.core.errors import RequestError
-from pybackup.core.nbd.uri import is_nbd_uri, parse_nbd_uri
+from pybackup.core.places.nbd_uri import is_nbd_uri, parse_nbd_uri
 from pybackup.formats.text import storable, utf8_bytes
 
 LONGEST = 100

@@ -11,7 +11,7 @@ from pybackup.core.errors import Advice, TargetError, TargetFullError
 from pybackup.core.images.qemu_img import create_image
 from pybackup.core.images.qemu_nbd import Access, ImageFile, QemuImage, open_image
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.uri import parse_nbd_uri
+from pybackup.core.places.nbd_uri import parse_nbd_uri
 from pybackup.core.sinks.partial_file import PartialFile
 from pybackup.core.sinks.target_failure import target_failure
 from pybackup.core.system.blocking_calls import BlockingCalls

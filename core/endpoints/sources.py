@@ -17,7 +17,7 @@ from pybackup.core.images.formats import source_format
 from pybackup.core.images.parts import ImageParts
 from pybackup.core.images.qemu_nbd import Access, ImageFile
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.uri import is_nbd_uri, parse_nbd_uri
+from pybackup.core.places.nbd_uri import is_nbd_uri, parse_nbd_uri
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.device_in_use import users_of
 from pybackup.core.system.image_lock import ImageLock, forbids_reading, is_written

@@ -22,7 +22,7 @@ from enum import Enum, auto
 
 from pybackup.core.errors import PybackupError, SourceError
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.uri import NbdAddress
+from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.core.system.child_death import dying_with_us
 from pybackup.core.system.death_watch import DeathWatch
 from pybackup.core.system.private_folder import private_folder

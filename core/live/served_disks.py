@@ -23,7 +23,7 @@ from pybackup.core.images.parts import ImageParts
 from pybackup.core.images.probe import archive_evidence
 from pybackup.core.images.qemu_nbd import Access, ImageFile, open_image
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.uri import is_nbd_uri, parse_nbd_uri
+from pybackup.core.places.nbd_uri import is_nbd_uri, parse_nbd_uri
 from pybackup.core.stores import is_url, shown
 from pybackup.core.system.device_in_use import claim, disk_in_use
 from pybackup.core.system.image_lock import ImageLock

@@ -13,13 +13,13 @@ from typing import TypeAlias
 from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.errors import PybackupError, SourceError
 from pybackup.core.inflight import InflightRanges
+from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.core.system.unfilled import unfilled
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
 
 from .negotiation import Prepare, Refused, connect, disconnect
 from .session import Batch, ConnectionLost, NbdSession
-from .uri import NbdAddress
 
 Failure: TypeAlias = Callable[[str], PybackupError]
 """Makes the error of a sentence; mostly a class, SourceError or TargetError."""

@@ -14,11 +14,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.formats import nbd_client_wire as client
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
-
-from .uri import NbdAddress
 
 _REASONS = {
     wire.REP_ERR_UNSUP: "it does not know the GO option: it is too old",

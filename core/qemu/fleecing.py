@@ -17,7 +17,7 @@ from typing import Any
 
 from pybackup.core.errors import BusyError, PybackupError, SourceError, TargetError
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.uri import NbdAddress
+from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.core.system.watchdog import Watchdog
 from pybackup.core.trace import Trace
 

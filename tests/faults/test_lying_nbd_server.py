@@ -36,7 +36,7 @@ from nbd_double import (
 
 from pybackup.core.errors import SourceError
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.uri import NbdAddress
+from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.formats import nbd_wire as wire
 
 SIZE = 1 << 20

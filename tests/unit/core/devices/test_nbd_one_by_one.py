@@ -14,7 +14,7 @@ from nbd_double import ALL_FLAGS, Asked, Export, Line, data, speaking, status
 
 from pybackup.core.errors import SourceError
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.uri import NbdAddress
+from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.formats import nbd_wire as wire
 
 ROOM = 4096

@@ -19,7 +19,7 @@ from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.errors import SourceError, TargetError
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.uri import NbdAddress
+from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.formats import nbd_wire as wire
 
 

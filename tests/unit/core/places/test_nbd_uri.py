@@ -6,7 +6,7 @@ import pytest
 
 from pybackup.core.endpoints.drive_names import drive_name, source_label
 from pybackup.core.errors import RequestError
-from pybackup.core.nbd.uri import NbdAddress, is_nbd_uri, parse_nbd_uri
+from pybackup.core.places.nbd_uri import NbdAddress, is_nbd_uri, parse_nbd_uri
 
 GOOD = {
     "nbd://example.com": NbdAddress("", host="example.com"),
