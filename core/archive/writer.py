@@ -14,6 +14,7 @@ from typing import Any
 
 from pybackup.core.device import CLUSTER_SIZE, Buffer
 from pybackup.core.sinks import Sink
+from pybackup.core.tasks import end
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import ArchiveEncoder, Encoded, Extent, ZeroRun
 from pybackup.formats.cluster_index import DriveCounts
@@ -143,10 +144,7 @@ class ArchiveWriter:
     async def abort(self) -> None:
         """Drop what is in flight, and everything written."""
         waiting, self._queue = list(self._queue), deque()
-        for item in waiting:
-            item.cancel()
-        if waiting:
-            await asyncio.wait(waiting)
+        await end(waiting)
         await self._sink.abort()
 
     async def commit(self) -> None:

@@ -10,6 +10,7 @@ from pybackup.core.device import BlockStatus, Buffer
 from pybackup.core.errors import SourceError
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.pipe_reader import PipeReader
+from pybackup.core.tasks import ended
 
 from .read_only import ReadOnlyDevice
 
@@ -53,7 +54,7 @@ class SequentialDevice(ReadOnlyDevice):
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
             self._pipe.stop()
-            await asyncio.gather(reading, return_exceptions=True)
+            await ended([reading])
             raise
 
     def _read(self, length: int) -> bytes:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pybackup.core.system.watchdog import Watchdog
-from pybackup.core.uninterrupted import uninterrupted
+from pybackup.core.tasks import end_within, uninterrupted
 
 from .agent import ANSWER_SECONDS, AgentError, AgentRefusedError, GuestAgent
 from .consistency import CRASH
@@ -196,9 +196,7 @@ class FilesystemFreeze:
         if self._thawing is None:
             return
         left = self._ended + PATIENCE_SECONDS - time.monotonic()
-        await asyncio.wait({self._thawing}, timeout=max(0.0, left))
-        self._thawing.cancel()
-        await asyncio.gather(self._thawing, return_exceptions=True)
+        await end_within([self._thawing], max(0.0, left))
         if self._watchdog is not None:
             self._tell(f"a process of pybackup goes on asking the guest agent at {self._path} for ten minutes")
             self._watchdog.leave()

@@ -26,8 +26,8 @@ from pybackup.core.devices.unreadable import LostRanges, read_around_errors
 from pybackup.core.errors import RequestError, SourceError, TargetFullError
 from pybackup.core.guest.consistency import CRASH
 from pybackup.core.inflight import Range
+from pybackup.core.tasks import end, uninterrupted
 from pybackup.core.trace import Trace
-from pybackup.core.uninterrupted import uninterrupted
 from pybackup.formats.cluster_index import describe_drive
 from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT, MAX_DRIVE_SIZE
 
@@ -363,11 +363,7 @@ class BackupJob(Job):
             self.progress.written = self._writer.written
 
     async def _drop_pending(self, copying: _Copying) -> None:
-        tasks = [pending.prepared for pending in copying.pending]
-        for task in tasks:
-            task.cancel()
-        # Not wait(): what failed here as well is nobody's to report, and asyncio would.
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(pending.prepared for pending in copying.pending)
         copying.pending.clear()
 
     @staticmethod

@@ -10,6 +10,7 @@ from typing import Any
 from pybackup.core.archive.stream import CheckedExtent
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.errors import SourceError
+from pybackup.core.tasks import end
 from pybackup.formats.vma import DriveInfo
 
 from .walk import ArchiveWalk, Extents, Run, runs_of
@@ -55,9 +56,7 @@ class CompareJob(ArchiveWalk):
             await self._walk()
             await self._settle(0)
         finally:
-            for task in self._ahead:
-                task.cancel()
-            await asyncio.gather(*self._ahead, return_exceptions=True)
+            await end(self._ahead)
         self.differences.sort()
 
     async def _take(self, checked: CheckedExtent) -> None:

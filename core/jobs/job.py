@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pybackup.core.errors import CancelledError, RequestError, TargetFullError
+from pybackup.core.tasks import see_through
 from pybackup.core.trace import Trace
 
 from .ratelimit import RateLimit
@@ -160,11 +161,7 @@ class Job(ABC):
         await self._work()
 
     async def _outcome(self, task: asyncio.Task[None]) -> None:
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                self.fail(CancelledError())
+        await see_through(task, lambda: self.fail(CancelledError()))
         if self._is_decided:
             self.late_error = None if task.cancelled() else task.exception()
         elif task.cancelled():

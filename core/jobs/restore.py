@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from pybackup.core.archive.stream import CheckedExtent
 from pybackup.core.endpoints.small_files import SmallFile
 from pybackup.core.endpoints.targets import Piece, RestoreTarget, cut
 from pybackup.core.errors import PybackupError
-from pybackup.core.tasks import wait_until_at_most
+from pybackup.core.tasks import end, see_through, wait_until_at_most
 from pybackup.formats.vma import DriveInfo
 
 from .walk import ArchiveWalk, Extents, runs_of
@@ -76,9 +75,7 @@ class RestoreJob(ArchiveWalk):
     async def _take_names(self) -> None:
         """All or none get their names, as far as that is in our hands: who cancels now is too late."""
         taking = asyncio.create_task(self._commit_all())
-        while not taking.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([taking])
+        await see_through(taking)
         taking.result()
 
     async def _commit_all(self) -> None:
@@ -106,7 +103,5 @@ class RestoreJob(ArchiveWalk):
         self._writes.add(asyncio.ensure_future(write))
 
     async def _drop_writes(self) -> None:
-        for write in self._writes:
-            write.cancel()
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        await end(self._writes)
         self._writes.clear()

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 from pybackup.core.archive.stream import CheckedExtent, Damage
+from pybackup.core.tasks import ended
 from pybackup.core.trace import Trace
 from pybackup.formats.clusters import expand, stored_bytes, stored_ranges
 from pybackup.formats.vma import DriveInfo, Header
@@ -97,9 +98,7 @@ class ArchiveWalk(Job):
             finally:
                 # The thread may wait for a pipe that says no more; it must end before its pool can be closed.
                 self.stream.stop()
-                await asyncio.wait([upcoming])
-                if not upcoming.cancelled():
-                    upcoming.exception()
+                await ended([upcoming])
 
     @abstractmethod
     async def _take(self, checked: CheckedExtent) -> None:

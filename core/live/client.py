@@ -22,6 +22,7 @@ from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.devices.unreadable import LostRanges
 from pybackup.core.errors import SourceError, TargetFullError
 from pybackup.core.jobs.job import DriveProgress, Job, with_estimate
+from pybackup.core.tasks import beside, end
 from pybackup.core.trace import Trace
 from pybackup.formats import cluster_wire as wire
 from pybackup.formats.cluster_index import describe_drive
@@ -103,12 +104,8 @@ class RemoteBackup(Job):
             self._tell(server)
         await self._write_ahead(0)
         about = self._parse_about(received[1])
-        watch = asyncio.create_task(self._watch(server))
-        try:
+        async with beside(self._watch(server)):
             await self._finish(about)
-        finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
         server.tell(self.progress.stored, self.progress.written)
         await self._decide(self._writer.commit)
 
@@ -175,9 +172,7 @@ class RemoteBackup(Job):
     async def _drop_ahead(self) -> None:
         tasks = [task for _, task in self._ahead]
         self._ahead.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
     async def _finish(self, about: dict[str, Any]) -> None:
         await self._writer.drain()

@@ -19,6 +19,7 @@ from typing import Any
 
 from pybackup.core.errors import CancelledError, PybackupError, RequestError, SourceError
 from pybackup.core.system.listeners import UnixListener
+from pybackup.core.tasks import end, end_within
 
 from .cluster_sender import ClusterSender
 from .server import BackupRequest, LiveServer, exit_code_of
@@ -78,14 +79,12 @@ class ControlSocket:
 
     async def close(self) -> None:
         """Cancel a backup that runs, tell who asked for it, and let go of all clients."""
-        await _end({self._accepting})
+        await end([self._accepting])
         self._listener.close()
         await self._server.cancel(SourceError("the server was stopped"))
         for client in self._clients.values():
             client.stop()
-        if self._clients:
-            await asyncio.wait(self._clients, timeout=GRACE)
-        await _end(set(self._clients))
+        await end_within(self._clients, GRACE)
 
     # -- the commands --
 
@@ -152,7 +151,7 @@ class ControlSocket:
                 await self._server.cancel(sender.reason())
             return LiveServer.describe(await work)
         finally:
-            await _end({gone, work})
+            await end([gone, work])
 
 
 def _backup_request(request: dict[str, Any]) -> BackupRequest:
@@ -305,13 +304,3 @@ class _Client:
 
 def _failure(error: Exception) -> dict[str, Any]:
     return {"ok": False, "error": str(error), "exit_code": exit_code_of(error)}
-
-
-async def _end(tasks: set[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled():
-                task.exception()

@@ -16,6 +16,7 @@ from typing import cast
 
 from pybackup.core.device import BlockDevice, Buffer
 from pybackup.core.errors import PybackupError
+from pybackup.core.tasks import end
 from pybackup.formats import nbd_replies
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
@@ -366,9 +367,7 @@ class NbdConnection:
         return self._replies.error(cookie, error, message)
 
     async def _cancel_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     # -- limits and the end --
 

@@ -13,6 +13,7 @@ from pybackup.core.device import BlockDevice
 from pybackup.core.errors import RequestError
 from pybackup.core.system.allocator import give_back_freed_memory
 from pybackup.core.system.listeners import UnixListener, tcp_sockets
+from pybackup.core.tasks import end, wait
 from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
 from pybackup.formats.nbd_handshake import ExportInfo, ServerHandshake, export_flags
@@ -112,16 +113,16 @@ class NbdServer:
         for. A second close does nothing.
         """
         self._closing = True
-        await _cancel(self._accepting)
+        await end(self._accepting)
         for listener in self._listeners:
             listener.close()
-        await _cancel(self._handshakes)
+        await end(self._handshakes)
         for connection in self._connections:
             connection.stop()
-        await _wait(self._clients, grace)
+        await wait(self._clients, grace)
         for connection in self._connections:
             connection.abort()
-        await _wait(self._clients)
+        await wait(self._clients)
 
     # -- clients --
 
@@ -240,16 +241,3 @@ def _peer(sock: socket.socket) -> str:
         return f"{host} port {port}"
     except OSError:
         return "unknown"
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    cancelled = list(tasks)
-    for task in cancelled:
-        task.cancel()
-    await asyncio.gather(*cancelled, return_exceptions=True)
-
-
-async def _wait(tasks: Iterable[asyncio.Task[None]], timeout: float | None = None) -> None:
-    waiting = list(tasks)
-    if waiting:
-        await asyncio.wait(waiting, timeout=timeout)

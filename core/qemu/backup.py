@@ -12,7 +12,7 @@ from pybackup.core.archive.intake import Intake
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.jobs.backup import BackupJob, Drive
-from pybackup.core.uninterrupted import uninterrupted
+from pybackup.core.tasks import end, uninterrupted
 
 from .disks import QemuDisk
 from .fleecing import Fleecing
@@ -95,8 +95,7 @@ class QemuBackup(BackupJob):
 
     async def _end(self) -> None:
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+            await end([self._watch])
         self.left += await self._fleecing.end()
 
     async def _abandon(self) -> None:

@@ -19,6 +19,7 @@ from pybackup.core.errors import BusyError, PybackupError, SourceError, TargetEr
 from pybackup.core.nbd.client import NbdDevice
 from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.core.system.watchdog import Watchdog
+from pybackup.core.tasks import first_of
 from pybackup.core.trace import Trace
 
 from .disks import QemuDisk
@@ -214,14 +215,7 @@ class Fleecing:
             self._monitor.wait_lost(),
             wait_for_migration(self._monitor),
         ]
-        tasks = [asyncio.ensure_future(cause) for cause in causes]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return next(iter(done)).result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await first_of(causes)
 
     async def _watch_events(self) -> PybackupError:
         names = {self._name(number): disk.name for number, disk in enumerate(self.disks)}

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pybackup.core.errors import BusyError, SourceError
-from pybackup.core.uninterrupted import uninterrupted
+from pybackup.core.tasks import uninterrupted
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient

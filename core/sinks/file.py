@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pybackup.core.device import Buffer
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.direct_write import BUFFER, AlignedWriter
+from pybackup.core.tasks import ended
 
 from .partial_file import PartialFile
 from .replaced import ARCHIVES
@@ -126,7 +127,7 @@ class FileSink:
 
     async def abort(self) -> None:
         """Remove the temporary file."""
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await ended(self._under_way)
         self._under_way.clear()
         await self._end()
         self._file.abort()

@@ -17,7 +17,7 @@ from pybackup.core.device import Buffer
 from pybackup.core.errors import Advice, PybackupError, TargetError, TargetFullError
 from pybackup.core.sinks.archive_signs import HEAD_BYTES, begins_archive
 from pybackup.core.sinks.replaced import NO_ARCHIVE
-from pybackup.core.tasks import wait_until_at_most
+from pybackup.core.tasks import beside, end, end_within, wait_until_at_most
 
 from . import shown
 from .failures import StalledError, code_of, is_missing, reason, status_of
@@ -127,8 +127,7 @@ class S3Upload:
         try:
             await asyncio.wait([creating])
         except asyncio.CancelledError:
-            await asyncio.wait([creating], timeout=ABORT_PATIENCE)
-            creating.cancel()
+            await end_within([creating], ABORT_PATIENCE)
             raise
         finally:
             if creating.done() and not creating.cancelled() and creating.exception() is None:
@@ -148,18 +147,13 @@ class S3Upload:
         body = PartReader(part) if part is not None else None
         if body is not None:
             arguments["Body"] = body
-        request = asyncio.ensure_future(getattr(self._client, method)(**self._place, **arguments))
-        try:
+        async with beside(getattr(self._client, method)(**self._place, **arguments)) as request:
             while True:
                 reads = body.reads if body is not None else 0
                 if (await asyncio.wait([request], timeout=stall))[0]:
                     return request.result()
                 if body is None or body.reads == reads:
                     raise StalledError
-        finally:
-            if not request.done():
-                request.cancel()
-                await asyncio.wait([request])
 
     async def _look(self, patience: Patience | None = None) -> dict[str, Any] | None:
         """What the store says of the object that is there now, or None."""
@@ -246,12 +240,8 @@ class S3Upload:
         try:
             await asyncio.shield(completing)
         except asyncio.CancelledError:
-            await asyncio.wait([completing], timeout=ABORT_PATIENCE)
-            if completing.done():
-                completing.result()
-                return
-            completing.cancel()
-            await asyncio.wait([completing])
+            if await end_within([completing], ABORT_PATIENCE):
+                return completing.result()
             with contextlib.suppress(Exception):
                 await self._drop_upload(self._upload_id, self._patience.at_most(ABORT_PATIENCE))
             if not await self._is_there():
@@ -295,8 +285,7 @@ class S3Upload:
         try:
             found = await asyncio.shield(looking)
         except asyncio.CancelledError:
-            looking.cancel()
-            await asyncio.wait([looking])
+            await end([looking])
             return
         except Exception:
             return
@@ -311,9 +300,7 @@ class S3Upload:
     async def abort(self) -> None:
         """Stop sending, and have the store drop what it has. Never raises."""
         sending, self._sending = list(self._sending), set()
-        for one in sending:
-            one.cancel()
-        await asyncio.gather(*sending, return_exceptions=True)
+        await end(sending)
         if self._part is not None:
             self._part.close()
         with contextlib.suppress(Exception):

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+from pybackup.core.tasks import see_through
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -60,13 +62,10 @@ class BlockingCalls:
 
 async def _ended(call: Future[Any]) -> None:
     """Wait until ``call`` has ended, however often this task is cancelled meanwhile; its outcome is dropped."""
-    while not call.done():
+    if not call.done():
         waiter = asyncio.wrap_future(call)
         waiter.add_done_callback(_look_at_outcome)
-        try:
-            await asyncio.wait([waiter])
-        except asyncio.CancelledError:
-            continue
+        await see_through(waiter)
 
 
 def _look_at_outcome(waiter: asyncio.Future[Any]) -> None:

@@ -35,7 +35,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from pybackup.core.uninterrupted import uninterrupted
+from pybackup.core.tasks import uninterrupted
 
 from . import watchdog_process
 from .child_group import look_until
