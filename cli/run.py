@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from pybackup.cli.archive_name import fixed_folder
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import reason
 from pybackup.cli.elsewhere import refuse_new_archive, refuse_source
@@ -36,29 +34,21 @@ from pybackup.cli.running import make_trace, run_in_loop, run_job, tell_report, 
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.cli.version import VERSION
-from pybackup.core.archive.create import ArchiveOptions, make_writer, open_sink
-from pybackup.core.archive.open import archive_reader
-from pybackup.core.archive.stream import ArchiveStream
-from pybackup.core.endpoints.drive_names import source_label, stored_name, unique_drive_names
+from pybackup.core.archive.create import ArchiveOptions
 from pybackup.core.endpoints.reflink import Snapshot
-from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
-from pybackup.core.errors import ExitCode, SourceError
-from pybackup.core.guest.consistency import CRASH, consistency_of
-from pybackup.core.jobs.backup import SCAN_THREADS, BackupJob, Drive
-from pybackup.core.jobs.verify import VerifyJob
-from pybackup.core.live.client import RemoteBackup, served_drives
+from pybackup.core.endpoints.sources import SourceOptions
+from pybackup.core.errors import ExitCode
+from pybackup.core.guest.consistency import consistency_of
+from pybackup.core.guest.filesystem_freeze import AgentOptions
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
-from pybackup.core.qemu.machine import CONFIG_NAME
-from pybackup.core.qemu.running import RunningQemu
-from pybackup.core.sinks import Sink
-from pybackup.core.sinks.file import FileSink
+from pybackup.core.runs.at_rest import DisksAtRest
+from pybackup.core.runs.course import Backup, BackupRequest, Listener, Way, backup
+from pybackup.core.runs.machine import MachinesDisks
+from pybackup.core.runs.served import ServedDisks
 from pybackup.core.stores import shown
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
-
-if TYPE_CHECKING:
-    from pybackup.core.guest.filesystem_freeze import FilesystemFreeze
 
 
 @click.command("run", cls=Command, short_help="Back up one or more disks into one archive.")
@@ -199,18 +189,25 @@ def command(
     asked = RunRequest(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
     check(asked)
     tracer = make_trace(trace)
-    if sources[0].what.startswith(SERVE):
-        # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
-        drives = served_drives(sources[0].what.removeprefix(SERVE))
-        asked = name_archive(asked, [name for name, _ in drives], options, facts)
-        return _carry_out(_run_live(asked, drives, options, tracer, facts), asked, facts)
-    if sources[0].what.startswith(QMP):
-        return _carry_out(_run_qemu(asked, options, tracer, facts), asked, facts)
-    asked = name_archive(asked, unique_drive_names(sources), options, facts)
-    return _carry_out(_run(asked, options, tracer, facts), asked, facts)
+    # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
+    way = _way(asked)
+    return _carry_out(_run(asked, way, options, tracer, facts), asked, way, facts)
 
 
-def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, facts: RunFacts) -> int:
+def _way(request: RunRequest) -> Way:
+    """How the disks are come by."""
+    first = request.sources[0]
+    if first.what.startswith(SERVE):
+        return ServedDisks(first.what.removeprefix(SERVE))
+    if first.what.startswith(QMP):
+        fleecing = FleecingOptions(request.fleece or default_folder(), request.max_fleece, request.nbd_socket)
+        agent = None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout)
+        path = first.what.removeprefix(QMP)
+        return MachinesDisks(path, fleecing, chosen=request.chosen, name=first.name, agent=agent)
+    return DisksAtRest(request.sources, request.source_options)
+
+
+def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, facts: RunFacts) -> int:
     """Do the work and tell about it; the exit code.
 
     Once the archive has its name, whatever fails after it (a source that cannot be closed) is told, and no failure.
@@ -221,154 +218,54 @@ def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, facts: RunF
         if facts.job is None or not facts.job.is_decided:
             raise
         warn([f"the archive is complete, but afterwards: {describe(error)[0]}"])
+    else:
+        _tell_of_the_end(way)
     assert facts.job is not None
-    return report(replace(request, archive=facts.archive), facts.job, facts.told)
+    return report(replace(request, archive=facts.archive), facts.job, _told(way))
 
 
-async def _run_live(
-    request: RunRequest, drives: Sequence[tuple[str, int]], options: ArchiveOptions, trace: Trace, facts: RunFacts
-) -> None:
-    """Back up the disks of a running server: it sends the clusters, the archive is made here."""
-    path = request.sources[0].what.removeprefix(SERVE)
-    asked = {"speed": request.speed, "skip_unreadable": request.skip_unreadable}
-    with (
-        ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress") as pool,
-        ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan") as scanners,
-    ):
-        sink = open_sink(request.archive, replace=request.force, folders_from=request.folders_from)
-        writer = make_writer(drives, [read_config(one) for one in request.configs], options, sink, pool, trace)
-        verify = _verifier(request, sink, pool)
-        job = RemoteBackup(path, asked, drives, writer, scanners, before_commit=verify, trace=trace)
+async def _run(request: RunRequest, way: Way, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:
+    def named(names: Sequence[str]) -> str:
+        return name_archive(request, names, options, facts).archive
+
+    asked = BackupRequest(
+        request.archive,
+        options,
+        configs=request.configs,
+        replace=request.force,
+        folders_from=fixed_folder(request.archive),
+        verify=request.verify,
+        skip_unreadable=request.skip_unreadable,
+        speed=request.speed,
+        tool=f"pybackup {VERSION}",
+    )
+    async with backup(way, asked, named=named, listener=_listener(request), trace=trace) as job:
         facts.job = job
         await run_job(job, "backup", choose(request.progress, request.quiet))
 
 
-async def _run_qemu(request: RunRequest, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:
-    """Back up the disks of a running QEMU."""
-    source = request.sources[0]
-    configs = [read_config(config) for config in request.configs]
-    async with AsyncExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
-        scanners = stack.enter_context(ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan"))
-        path = source.what.removeprefix(QMP)
-        qemu = await RunningQemu.connect(path, request.chosen, source.name)
-        stack.push_async_callback(qemu.close)
-        if shows_summary(request.progress, request.quiet, request.verbose):
-            warn((f"{name} is not backed up: {reason}" for name, reason in qemu.left_out), "note")
-        request = name_archive(request, [disk.name for disk in qemu.disks], options, facts)
-        if all(name != CONFIG_NAME for name, _ in configs):
-            configs.append((CONFIG_NAME, qemu.description))
-        sink = open_sink(request.archive, replace=request.force, folders_from=request.folders_from)
-        writer = make_writer([(disk.name, disk.size) for disk in qemu.disks], configs, options, sink, pool, trace)
-        job = qemu.backup(
-            writer,
-            scanners,
-            fleecing=FleecingOptions(request.fleece or default_folder(), request.max_fleece, request.nbd_socket),
-            about={
-                "tool": f"pybackup {VERSION}",
-                "created": options.created,
-                "sources": [{"name": disk.name, "kind": "qemu"} for disk in qemu.disks],
-                **CRASH,
-            },
-            filesystems=_filesystems(request),
-            skip_unreadable=request.skip_unreadable,
-            before_commit=_verifier(request, sink, pool),
-            speed=request.speed,
-            trace=trace,
-        )
-        facts.job = job
-        left_out = [{"name": name, "reason": reason} for name, reason in qemu.left_out]
-        facts.told = {"left_out": left_out, "unplugged": job.unplugged}
-        await run_job(job, "backup", choose(request.progress, request.quiet))
-    for name in job.left:
-        click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
-    warn(f"disk {name} was unplugged meanwhile; the archive holds it as it was before" for name in job.unplugged)
+def _listener(request: RunRequest) -> Listener:
+    if shows_summary(request.progress, request.quiet, request.verbose):
+        return Listener(lambda told: warn([told]), lambda told: warn([told], "note"))
+    return Listener(lambda told: warn([told]))
 
 
-def _filesystems(request: RunRequest) -> FilesystemFreeze | None:
-    """What freezes the guest's filesystems, where that was asked for."""
-    if request.guest_agent is None:
-        return None
-    from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
-
-    return FilesystemFreeze(AgentOptions(request.guest_agent, request.freeze_timeout), lambda told: warn([told]))
+def _tell_of_the_end(way: Way) -> None:
+    if isinstance(way, MachinesDisks):
+        for name in way.stays_behind:
+            click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
+        warn(f"disk {name} was unplugged meanwhile; the archive holds it as it was before" for name in way.unplugged)
 
 
-def _verifier(request: RunRequest, sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]] | None:
-    """What reads the archive back before it gets its name, where that was asked for."""
-    if not request.verify or not isinstance(sink, FileSink):
-        return None
-
-    async def verify() -> None:
-        await sink.flush()
-        await verify_file(sink.partial_path, request.archive, pool)
-
-    return verify
+def _told(way: Way) -> dict[str, Any]:
+    """What the report as JSON tells of a machine alone."""
+    if not isinstance(way, MachinesDisks):
+        return {}
+    left_out = [{"name": name, "reason": reason} for name, reason in way.left_out]
+    return {"left_out": left_out, "unplugged": list(way.unplugged)}
 
 
-async def _run(request: RunRequest, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:
-    configs = [read_config(config) for config in request.configs]
-    async with AsyncExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(options.threads, thread_name_prefix="pybackup-compress"))
-        scanners = stack.enter_context(ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="pybackup-scan"))
-        opened = []
-        for source in request.sources:
-            one = await open_source(source.what, request.source_options)
-            stack.push_async_callback(one.close)
-            opened.append(one)
-            warn(one.warnings)
-            if shows_summary(request.progress, request.quiet, request.verbose):
-                warn(one.notes, "note")
-        names = unique_drive_names(request.sources)
-        sink = open_sink(request.archive, replace=request.force, folders_from=request.folders_from)
-        sizes = [(name, one.device.size) for name, one in zip(names, opened, strict=True)]
-        writer = make_writer(sizes, configs, options, sink, pool, trace)
-
-        job = BackupJob(
-            [
-                Drive(number, name, one.device, one.check, one.allocated)
-                for number, (name, one) in enumerate(zip(names, opened, strict=True), 1)
-            ],
-            writer,
-            scanners,
-            about=_about(request, opened, options),
-            skip_unreadable=request.skip_unreadable,
-            before_commit=_verifier(request, sink, pool),
-            speed=request.speed,
-            trace=trace,
-        )
-        facts.job = job
-        await run_job(job, "backup", choose(request.progress, request.quiet))
-
-
-def _about(request: RunRequest, opened: Sequence[OpenSource], options: ArchiveOptions) -> dict[str, Any]:
-    return {
-        "tool": f"pybackup {VERSION}",
-        "created": options.created,
-        "sources": [
-            {"name": source_label(source.what), "kind": one.kind}
-            for source, one in zip(request.sources, opened, strict=True)
-        ],
-    }
-
-
-def read_config(config: Named) -> tuple[str, bytes]:
-    """(name, content) of a configuration file."""
-    try:
-        with open(config.what, "rb") as file:
-            content = file.read((1 << 16) + 1)
-    except OSError as error:
-        raise SourceError(f"cannot read the configuration {config.what}: {error.strerror}") from error
-    return stored_name(config.name or os.path.basename(config.what)), content
-
-
-async def verify_file(path: str, name: str, pool: ThreadPoolExecutor) -> None:
-    """Read an archive file back; ArchiveError if anything is wrong with it."""
-    with archive_reader(path) as reader:
-        await VerifyJob(ArchiveStream(reader.read, name, pool)).run()
-
-
-def report(request: RunRequest, job: BackupJob | RemoteBackup, told: dict[str, Any]) -> int:
+def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
     """The closing summary, and the exit code of a backup that is complete; ``told`` goes into the report as JSON."""
     progress = job.progress
     if request.as_json:
@@ -391,7 +288,7 @@ def report(request: RunRequest, job: BackupJob | RemoteBackup, told: dict[str, A
     return int(ExitCode.SOURCE) if job.lost else 0
 
 
-def _summary(request: RunRequest, job: BackupJob | RemoteBackup) -> dict[str, Any]:
+def _summary(request: RunRequest, job: Backup) -> dict[str, Any]:
     progress = job.progress
     return {
         "archive": shown(request.archive),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import click
 
-from pybackup.cli.archive_name import ArchiveName, fixed_folder
-from pybackup.cli.params import Named, same_file
+from pybackup.cli.archive_name import ArchiveName
+from pybackup.cli.params import Named
 from pybackup.cli.unattended import RunFacts
 from pybackup.core.archive.create import ArchiveOptions
 from pybackup.core.endpoints.drive_names import unique_drive_names
@@ -47,8 +47,6 @@ class RunRequest:
     quiet: bool
     verbose: bool
     as_json: bool
-    folders_from: str | None = None
-    """The folder below which the archive's name has fields, so that its folders are made; None where it has none."""
 
 
 def check(request: RunRequest) -> None:
@@ -91,7 +89,7 @@ def name_archive(request: RunRequest, names: Sequence[str], options: ArchiveOpti
     """The request with the archive's own name, which is checked."""
     name = ArchiveName(names, facts.job_name, options.created, options.uuid).expand(request.archive)
     facts.names, facts.archive = names, name
-    named = replace(request, archive=name, folders_from=fixed_folder(request.archive))
+    named = replace(request, archive=name)
     _check_archive(named)
     return named
 
@@ -108,6 +106,3 @@ def _check_archive(request: RunRequest) -> None:
         )
     if request.verify and is_stream(request.archive):
         raise RequestError("--verify needs an archive that is a file, to read it back")
-    for what in (*request.sources, *request.configs):
-        if same_file(what.what, request.archive):
-            raise RequestError(f"{what.what} would be replaced by the archive made of it")

@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_pri
 from pybackup.cli.running import cancelling_signals, is_decided, restore_handlers
 from pybackup.core.endpoints.drive_names import drive_name
 from pybackup.core.errors import BusyError, CancelledError
-from pybackup.core.jobs.backup import BackupJob
 from pybackup.core.jobs.job import Progress
-from pybackup.core.live.client import RemoteBackup
+from pybackup.core.runs.course import Backup
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -42,14 +41,13 @@ class RunFacts:
     """What is known of a run so far; the run itself fills it in.
 
     ``archive`` is its name once the fields in it are replaced, ``names`` are the drives', ``job_name`` is the job
-    file's; ``told`` is for the report as JSON alone.
+    file's.
     """
 
     archive: str
     job_name: str | None
     names: Sequence[str] = ()
-    job: BackupJob | RemoteBackup | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    job: Backup | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,166 @@
+"""The course of every backup, wherever its disks come from: pools -> sink -> writer -> verifier -> job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from pybackup.core.archive.create import ArchiveOptions, make_writer, open_sink
+from pybackup.core.archive.open import archive_reader
+from pybackup.core.archive.stream import ArchiveStream
+from pybackup.core.archive.writer import ArchiveWriter
+from pybackup.core.endpoints.drive_names import NamedSource, stored_name
+from pybackup.core.errors import RequestError, SourceError
+from pybackup.core.jobs.backup import SCAN_THREADS, BackupJob
+from pybackup.core.jobs.verify import VerifyJob
+from pybackup.core.live.client import RemoteBackup
+from pybackup.core.sinks import Sink
+from pybackup.core.sinks.file import FileSink
+from pybackup.core.trace import Trace
+
+Backup = BackupJob | RemoteBackup
+"""The job that makes an archive."""
+MOST_CONFIG = (1 << 16) + 1
+"""Bytes that are read of a configuration: one more than an archive can hold, which then says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRequest:
+    """What is asked of a backup, wherever its disks come from.
+
+    ``archive``: a path, a URL or a stream (see open_sink()); ``folders_from``: a folder below which its folders are
+    made. ``replace``: an archive that is there. ``configs``: the names, where they got any, and paths of
+    configurations. ``verify``: read the archive back before it gets its name, which only a file's can be.
+    ``speed``: bytes a second, 0 for no limit. ``tool``: what the archive says that it was made by.
+    """
+
+    archive: str
+    options: ArchiveOptions
+    configs: Sequence[NamedSource] = ()
+    replace: bool = False
+    folders_from: str | None = None
+    verify: bool = False
+    skip_unreadable: bool = False
+    speed: int = 0
+    tool: str = "pybackup"
+
+
+def _unheard(_sentence: str) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told, in sentences, of what is no failure: what may make the backup worth less, and what helps to know."""
+
+    warn: Callable[[str], None] = _unheard
+    note: Callable[[str], None] = _unheard
+
+    def tell(self, warnings: Iterable[str] = (), notes: Iterable[str] = ()) -> None:
+        """Tell all of them."""
+        for sentence in warnings:
+            self.warn(sentence)
+        for sentence in notes:
+            self.note(sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a job is made of, beside its disks."""
+
+    request: BackupRequest
+    writer: ArchiveWriter
+    scanners: ThreadPoolExecutor
+    before_commit: Callable[[], Awaitable[None]] | None
+    trace: Trace
+
+
+class Way(Protocol):
+    """How the disks of a backup are come by. Its methods are called once each, in this order."""
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """What is read, none of which an archive may replace."""
+        ...
+
+    async def find(self, stack: AsyncExitStack, listener: Listener) -> Sequence[str]:
+        """The names of the drives; what is opened for that, the stack closes."""
+        ...
+
+    async def open(self, stack: AsyncExitStack, listener: Listener) -> Sequence[tuple[str, int]]:
+        """(name, size in bytes) of each drive, which can be read from now on."""
+        ...
+
+    def configs(self, given: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
+        """The configurations to store, (name, content): those given, and what else is known of the machine."""
+        ...
+
+    def job(self, parts: Parts) -> Backup:
+        """What copies them."""
+        ...
+
+
+@asynccontextmanager
+async def backup(
+    way: Way,
+    request: BackupRequest,
+    *,
+    named: Callable[[Sequence[str]], str] | None = None,
+    listener: Listener | None = None,
+    trace: Trace | None = None,
+) -> AsyncIterator[Backup]:
+    """Within the body, a backup that only needs to be run; nothing stays open after it.
+
+    ``named``: the archive's own name by those of the drives, where it depends on them. Raises every PybackupError; a
+    job that is made has to be run, or cancelled and then run.
+    """
+    listener, trace = listener or Listener(), trace or Trace()
+    async with AsyncExitStack() as stack:
+        configs = [read_config(config) for config in request.configs]
+        pool = stack.enter_context(_threads(request.options.threads, "compress"))
+        scanners = stack.enter_context(_threads(SCAN_THREADS, "scan"))
+        names = await way.find(stack, listener)
+        archive = request.archive if named is None else named(names)
+        _refuse_own_source(archive, [*way.paths, *(config.what for config in request.configs)])
+        drives = await way.open(stack, listener)
+        sink = open_sink(archive, replace=request.replace, folders_from=request.folders_from)
+        writer = make_writer(drives, way.configs(configs), request.options, sink, pool, trace)
+        verify = _verifier(sink, pool) if request.verify else None
+        yield way.job(Parts(request, writer, scanners, verify, trace))
+
+
+def _threads(count: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix=f"pybackup-{name}")
+
+
+def _refuse_own_source(archive: str, read: Iterable[str]) -> None:
+    for what in read:
+        if os.path.exists(what) and os.path.exists(archive) and os.path.samefile(what, archive):
+            raise RequestError(f"{what} would be replaced by the archive made of it")
+
+
+def read_config(config: NamedSource) -> tuple[str, bytes]:
+    """(name, content) of a configuration file (SourceError)."""
+    try:
+        with open(config.what, "rb") as file:
+            content = file.read(MOST_CONFIG)
+    except OSError as error:
+        raise SourceError(f"cannot read the configuration {config.what}: {error.strerror}") from error
+    return stored_name(config.name or os.path.basename(config.what)), content
+
+
+def _verifier(sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]]:
+    """What reads the archive back before it gets its name; ArchiveError if anything is wrong with it."""
+    if not isinstance(sink, FileSink):
+        raise RequestError(f"{sink.name} cannot be read back before it gets its name, as only a file can be")
+
+    async def verify() -> None:
+        await sink.flush()
+        with archive_reader(sink.partial_path) as reader:
+            await VerifyJob(ArchiveStream(reader.read, sink.name, pool)).run()
+
+    return verify

@@ -1,0 +1,52 @@
+"""The backup of a running server's disks: it sends the clusters, the archive is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from pybackup.core.live.client import RemoteBackup, served_drives
+
+from .course import Listener, Parts
+
+
+class ServedDisks:
+    """A Way: all disks of the server that listens on a control socket.
+
+    Fixed: its path, and the drives, which it is asked for at once: not in an event loop, whose handlers of signals
+    would wait for a server that does not answer (SourceError, BusyError).
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._drives = served_drives(path)
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Nothing that an archive could replace."""
+        return ()
+
+    async def find(self, stack: AsyncExitStack, listener: Listener) -> Sequence[str]:
+        """The names that the server has given them."""
+        return [name for name, _ in self._drives]
+
+    async def open(self, stack: AsyncExitStack, listener: Listener) -> Sequence[tuple[str, int]]:
+        """Nothing to do: the server has them open."""
+        return self._drives
+
+    def configs(self, given: Sequence[tuple[str, bytes]]) -> Sequence[tuple[str, bytes]]:
+        """Those given."""
+        return given
+
+    def job(self, parts: Parts) -> RemoteBackup:
+        """What receives the clusters."""
+        asked = {"speed": parts.request.speed, "skip_unreadable": parts.request.skip_unreadable}
+        return RemoteBackup(
+            self._path,
+            asked,
+            self._drives,
+            parts.writer,
+            parts.scanners,
+            before_commit=parts.before_commit,
+            trace=parts.trace,
+        )
