@@ -12,7 +12,7 @@ import pytest
 from pybackup.core.archive.create import ArchiveOptions
 from pybackup.core.archive.facts import archive_facts
 from pybackup.core.endpoints.sources import SourceOptions
-from pybackup.core.errors import PybackupError, RequestError, SourceError, TargetError
+from pybackup.core.errors import RequestError, SourceError, TargetError
 from pybackup.core.runs.at_rest import DisksAtRest
 from pybackup.core.runs.course import BackupRequest, Listener, backup, read_config
 
@@ -75,9 +75,9 @@ def test_no_archive_replaces_what_it_is_made_of(folder: Path, archive: str) -> N
     assert (folder / "a.img").read_bytes() == DISK
 
 
-@pytest.mark.parametrize("archive", ["-", "|cat", "memory://folder/x"])
+@pytest.mark.parametrize("archive", ["-", "|cat"])
 def test_what_is_no_file_cannot_be_read_back_before_it_has_its_name(archive: str) -> None:
-    with pytest.raises(PybackupError, match="cannot be read back|memory"):
+    with pytest.raises(RequestError, match="cannot be read back"):
         run(asked(archive, verify=True), Source(None, "a.img"))
 
 
