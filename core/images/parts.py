@@ -233,6 +233,20 @@ class ImageParts:
             _check_length(part, part.size, own)
             if data:
                 self._check_data_file(part, data)
+            self._check_raw_backing(part)
+
+    def _check_raw_backing(self, part: ImagePart) -> None:
+        """Nothing tells how long a raw file was, but the disks over it, which mostly were made as long."""
+        is_told = part.place.length is not None or not os.path.isfile(part.path)
+        if part.image_format != "raw" or not part.is_image or not part.depth or is_told:
+            return
+        read = min(above.layout.size for above in self.parts if above.is_image and above.depth < part.depth)
+        if part.size < read:
+            raise SourceError(
+                f"{part.path} has {part.size:,} bytes, and the disk that reads from it {read:,}: whether its end was cut"
+                f" off cannot be told; if it is whole, `truncate -s {part.place.start + read} {part.path}` adds the"
+                " zeros that the disk has there anyway"
+            )
 
     def _ends(self, part: ImagePart) -> Iterator[End]:
         for end in part.layout.scan():

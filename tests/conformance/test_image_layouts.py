@@ -155,6 +155,36 @@ def test_whatever_a_raw_backing_file_is_called(tmp_path: Path, make_name: object
             check(tmp_path / "top.qcow2", "qcow2")
 
 
+@pytest.mark.parametrize("lacking", [1, 512, 65536, SIZE])
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_raw_backing_file_that_is_shorter_than_the_disk(tmp_path: Path, lacking: int, is_json: bool) -> None:
+    base = tmp_path / "base.img"
+    base.write_bytes(random.Random(1).randbytes(SIZE))
+    name = json_name(driver="raw", file={"driver": "file", "filename": str(base)}) if is_json else "base.img"
+    qemu_img("create", "-q", "-f", "qcow2", "-b", name, "-F", "raw", "middle.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", "top.qcow2", str(2 * SIZE))
+    os.truncate(base, SIZE - lacking)
+    with pytest.raises(SourceError, match=rf"base\.img has [0-9,]+ bytes.*cut off.*truncate -s {SIZE} .*base\.img"):
+        check(Path("top.qcow2"), "qcow2")
+    os.truncate(base, SIZE)
+    assert check(Path("top.qcow2"), "qcow2") == ["top.qcow2", "middle.qcow2", "base.img"]
+
+
+def test_raw_backing_files_of_which_no_more_is_read(tmp_path: Path) -> None:
+    """A disk that is shorter than what lies between, and a length that the name tells."""
+    base = tmp_path / "base.img"
+    base.write_bytes(random.Random(1).randbytes(SIZE))
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "raw", "middle.qcow2", str(2 * SIZE))
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "middle.qcow2", "-F", "qcow2", "top.qcow2", str(SIZE - 512))
+    check(Path("top.qcow2"), "qcow2")
+    told = json_name(driver="raw", size=SIZE, file={"driver": "file", "filename": str(base)})
+    qemu_img("create", "-q", "-f", "qcow2", "-b", told, "-F", "raw", "told.qcow2", str(2 * SIZE))
+    check(Path("told.qcow2"), "qcow2")
+    os.truncate(base, SIZE - 1)
+    with pytest.raises(SourceError, match=r"base\.img is too short"):
+        check(Path("told.qcow2"), "qcow2")
+
+
 @pytest.mark.parametrize(
     "name, sentence",
     [
