@@ -243,8 +243,8 @@ class ImageParts:
         read = min(above.layout.size for above in self.parts if above.is_image and above.depth < part.depth)
         if part.size < read:
             raise SourceError(
-                f"{part.path} has {part.size:,} bytes, and the disk that reads from it {read:,}: whether its end was cut"
-                f" off cannot be told; if it is whole, `truncate -s {part.place.start + read} {part.path}` adds the"
+                f"{part.path} has {part.size:,} bytes, and the disk that reads from it {read:,}: whether its end was"
+                f" cut off cannot be told; if it is whole, `truncate -s {part.place.start + read} {part.path}` adds the"
                 " zeros that the disk has there anyway"
             )
 
