@@ -37,7 +37,7 @@ from pybackup.core.sinks.output_place import LONGEST_NAME
 from pybackup.core.sinks.stream import COMMAND, is_stream, own_descriptor
 from pybackup.core.sinks.target_failure import target_failure
 from pybackup.core.stores import is_url, shown
-from pybackup.core.system.device_in_use import device_in_use
+from pybackup.core.system.device_in_use import disk_in_use
 from pybackup.core.system.image_lock import ImageLock
 from pybackup.formats.vma import DriveInfo, Header
 
@@ -230,6 +230,7 @@ def _open_target(path: str, image_format: str | None, force: bool, stack: ExitSt
 
 def _lock_replaced(path: str, stack: ExitStack) -> None:
     """Refuse to replace an image that a program uses: it would go on with the old one, which has no name any more."""
+    _refuse_used(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, fd)
@@ -238,10 +239,18 @@ def _lock_replaced(path: str, stack: ExitStack) -> None:
         raise target_failure(path, error, "look at") from error
 
 
-def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarget:
-    reason = device_in_use(path)
+def _refuse_used(path: str) -> None:
+    """Refuse a device, or the file behind a loop device, that is mounted or otherwise in use."""
+    try:
+        reason = disk_in_use(path)
+    except OSError as error:
+        raise target_failure(path, error, "look at") from error
     if reason is not None:
         raise TargetError(f"{path} is in use: {reason}")
+
+
+def _open_block_device(path: str, force: bool, stack: ExitStack) -> RestoreTarget:
+    _refuse_used(path)
     if not force:
         raise TargetError(f"{path} is a block device; --force overwrites everything on it")
     device = RawDevice.open(path, writable=True, failure=TargetError)

@@ -69,12 +69,12 @@ class ControlSocket:
             task.add_done_callback(self._clients.pop)
 
     def _has_place(self) -> bool:
-        """Whether one more client may come; who has waited longest without a request gives way to it."""
+        """Whether one more client may come; who has been waited for longest gives way to it."""
         if len(self._clients) < MAX_CLIENTS:
             return True
         silent = [client for client in self._clients.values() if client.silent_since is not None]
         if silent:
-            min(silent, key=lambda client: client.silent_since or 0.0).stop()
+            min(silent, key=lambda client: client.silent_since or 0.0).give_way()
         return bool(silent)
 
     async def close(self) -> None:
@@ -183,7 +183,7 @@ class _Client:
     """One connection.
 
     Changing: what was received and not used yet, one descriptor included, since when (seconds, the loop's) it is waited
-    for a request, and the end.
+    for, to ask or to take an answer, and the end.
     """
 
     def __init__(self, sock: socket.socket, control: ControlSocket) -> None:
@@ -212,6 +212,12 @@ class _Client:
         self.silent_since = None
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
+
+    def give_way(self) -> None:
+        """Make room for another client: what this one does not take is not sent any more."""
+        self.stop()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -298,8 +304,13 @@ class _Client:
         return fd
 
     async def _send(self, message: dict[str, Any]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.get_running_loop().sock_sendall(self._sock, json.dumps(message).encode() + b"\n")
+        loop = asyncio.get_running_loop()
+        self.silent_since = loop.time()  # nobody sees it if the socket takes all at once
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await loop.sock_sendall(self._sock, json.dumps(message).encode() + b"\n")
+        finally:
+            self.silent_since = None
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from pybackup.formats.nbd_transmission import (
     RequestRules,
 )
 
+from .few_lines import FewLines
 from .long_requests import GoneError, LongWrite, pieces
 from .memory_shares import MemoryPool, MemoryShare
 from .missed_reads import MissedReads
@@ -76,12 +77,14 @@ class NbdConnection:
         received: bytes,
         payloads: PayloadBuffers,
         memory: MemoryPool,
+        lines: FewLines,
     ) -> None:
         """``peer``: the client's name in messages. ``received``: bytes behind the handshake."""
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._device = device
         self._peer = peer
+        self._lines = lines
         self._replies = StructuredReplies() if agreement.structured else SimpleReplies()
         rules = RequestRules(agreement.size, agreement.flags, block_status=agreement.block_status)
         self._payloads = payloads
@@ -169,7 +172,7 @@ class NbdConnection:
         try:
             requests = self._reader.requests(most, min(BATCH_BYTES, self._room()))
         except FormatError as error:
-            _log.warning("NBD client %s is cut off: %s", self._peer, error)
+            self._lines.warning("NBD client %s is cut off: %s", self._peer, error)
             self.abort()
             return []
         self._ending |= self._reader.closed
@@ -289,7 +292,7 @@ class NbdConnection:
             except (OSError, PybackupError) as failure:
                 if offset == request.offset:
                     raise
-                _log.warning(
+                self._lines.warning(
                     "NBD client %s is cut off: a read failed when half of it was sent: %s", self._peer, failure
                 )
                 self.abort()
@@ -363,7 +366,9 @@ class NbdConnection:
             error, message = wire.NBD_EIO, "internal error"
         if error != wire.NBD_ENOTSUP and error not in self._errors_told:
             self._errors_told.add(error)
-            _log.warning("%s: NBD command %d of client %s failed: %s", self._device.name, command, self._peer, message)
+            self._lines.warning(
+                "%s: NBD command %d of client %s failed: %s", self._device.name, command, self._peer, message
+            )
         return self._replies.error(cookie, error, message)
 
     async def _cancel_tasks(self) -> None:

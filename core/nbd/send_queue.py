@@ -23,7 +23,7 @@ class SendQueue:
     """Buffers on their way to a non-blocking socket, in order.
 
     Append to ``pending`` and call flush(); nothing may change a buffer until it is sent. Fixed: the socket and whom
-    to tell. Changing, in the event loop only: the buffers, and whether they are stuck.
+    to tell. Changing, in the event loop only: the buffers, how much of the first was sent, and whether they are stuck.
     """
 
     def __init__(
@@ -34,13 +34,14 @@ class SendQueue:
         self._sock = sock
         self._on_progress, self._on_error = on_progress, on_error
         self.pending: list[Buffer] = []
+        self._sent_of_first = 0
         self.is_stuck = False
         """Whether the socket takes no more for now; then the loop watches it."""
 
     @property
     def stuck_bytes(self) -> int:
-        """Bytes that the socket has not taken for now."""
-        return sum(map(len, self.pending)) if self.is_stuck else 0
+        """Bytes of memory that are held because the socket takes no more for now: of a buffer all or nothing."""
+        return self._sent_of_first + sum(map(len, self.pending)) if self.is_stuck else 0
 
     @property
     def is_full(self) -> bool:
@@ -56,6 +57,7 @@ class SendQueue:
     def close(self) -> None:
         """Forget what is not sent, and stop to watch the socket, which stays open."""
         self.pending.clear()
+        self._sent_of_first = 0
         self._unwatch()
 
     def _send(self) -> bool:
@@ -75,9 +77,11 @@ class SendQueue:
         for index, buffer in enumerate(self.pending):
             count -= len(buffer)
             if count < 0:
+                self._sent_of_first = (0 if index else self._sent_of_first) + len(buffer) + count
                 self.pending[: index + 1] = [memoryview(buffer)[count:]]
                 return
         self.pending.clear()
+        self._sent_of_first = 0
 
     def _on_writable(self) -> None:
         if not self._send():

@@ -20,6 +20,7 @@ from pybackup.formats.nbd_handshake import ExportInfo, ServerHandshake, export_f
 from pybackup.formats.nbd_transmission import PayloadBuffers
 
 from .connection import NbdConnection
+from .few_lines import FewLines
 from .memory_shares import MemoryPool
 
 HANDSHAKE_TIMEOUT = 10.0
@@ -67,6 +68,7 @@ class NbdServer:
         self._handshake_timeout = handshake_timeout
         self._payloads = PayloadBuffers()
         self._memory = MemoryPool()
+        self._lines = FewLines(_log)
         self._closing = False
         self._listeners: list[UnixListener | socket.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()
@@ -123,6 +125,7 @@ class NbdServer:
         for connection in self._connections:
             connection.abort()
         await wait(self._clients)
+        self._lines.sum_up()
 
     # -- clients --
 
@@ -140,7 +143,9 @@ class NbdServer:
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             if not self._has_place():
-                _log.warning("NBD client %s is turned away: there are %d already", _peer(sock), len(self._clients))
+                self._lines.warning(
+                    "NBD client %s is turned away: there are %d already", _peer(sock), len(self._clients)
+                )
                 sock.close()
                 continue
             client = loop.create_task(self._serve(sock))
@@ -205,7 +210,9 @@ class NbdServer:
         if agreement is None or self._closing:
             return
         device = self._exports[agreement.export]
-        connection = NbdConnection(sock, peer, device, agreement, handshake.rest, self._payloads, self._memory)
+        connection = NbdConnection(
+            sock, peer, device, agreement, handshake.rest, self._payloads, self._memory, self._lines
+        )
         self._connections[connection] = agreement.export
         try:
             await connection.run()

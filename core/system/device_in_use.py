@@ -2,7 +2,9 @@
 
 The kernel is asked in five places: /proc/self/mountinfo, /proc/swaps, the holders in /sys (LVM, dm-crypt, RAID), the
 loop devices, which show a file or device under another name and claim nothing, and an exclusive open, which fails while
-anybody has claimed the device, also in another mount namespace.
+anybody has claimed the device, also in another mount namespace. What is asked of a disk is asked of all that shows
+bytes of it, through any number of layers: its partitions, its whole disk, loop devices over any of them, and what is
+behind a loop device. Of a file behind one, the image lock is asked too.
 """
 
 from __future__ import annotations
@@ -11,10 +13,15 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from .image_lock import is_written
 
 DeviceNumber = Callable[[str], str | None]
+Disk: TypeAlias = str | tuple[int, int]
+"""The number of a block device ("8:16"), the device and inode of a file, or the path of what cannot be looked at."""
 
 
 def device_in_use(path: str | os.PathLike[str]) -> str | None:
@@ -22,18 +29,20 @@ def device_in_use(path: str | os.PathLike[str]) -> str | None:
 
     Raises OSError when the device cannot be looked at. Anything but a block device gives None.
     """
-    path = os.fspath(path)
-    number = _number(os.stat(path))
-    if number is None:
-        return None
-    return DeviceUsers().of(number) or _exclusive_open_fails(path)
+    return disk_in_use(path) if stat.S_ISBLK(os.stat(path).st_mode) else None
 
 
 def disk_in_use(path: str | os.PathLike[str]) -> str | None:
     """As device_in_use(), also of a regular file: it may be swap, or behind a loop device that is in use."""
     path = os.fspath(path)
     info = os.stat(path)
-    return DeviceUsers().of_file(info) if stat.S_ISREG(info.st_mode) else device_in_use(path)
+    disk = _number(info) or (info.st_dev, info.st_ino)
+    users = DeviceUsers()
+    if (reason := users.of(disk)) is not None:
+        return reason
+    if stat.S_ISBLK(info.st_mode) and _exclusive_open_fails(path):
+        return "the kernel or another program has claimed it (exclusive open: device busy)"
+    return users.claimed(disk)
 
 
 def claim(path: str) -> int | None:
@@ -60,8 +69,34 @@ def device_number(path: str) -> str | None:
         return None
 
 
+class _Loop(NamedTuple):
+    """A loop device: its number, its name, the path of what is behind it, and which disk that is."""
+
+    number: str
+    name: str
+    path: str
+    behind: Disk
+
+
+class _Layer(NamedTuple):
+    """Something that shows bytes of a disk: which, how it is called in a sentence and what comes before in that.
+
+    ``path``: where it can be asked whether another program has claimed it, if that does not go without saying.
+    """
+
+    disk: Disk
+    what: str = "it"
+    before: str = ""
+    path: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """The beginning of a sentence about it."""
+        return self.before + self.what
+
+
 class DeviceUsers:
-    """What the kernel says of the users of block devices. Nothing changes after construction; nothing is kept."""
+    """What the kernel says of the users of disks. Fixed: all, as it was at construction."""
 
     def __init__(
         self, proc: Path = Path("/proc"), sys: Path = Path("/sys"), number_of: DeviceNumber = device_number
@@ -70,56 +105,98 @@ class DeviceUsers:
         self._proc = proc
         self._sys = sys
         self._number_of = number_of
+        self._loops = list(self._find_loops())
+        self._mounts = dict(self._find_mounts())
+        self._swaps = set(self._find_swaps())
 
-    def of(self, number: str) -> str | None:
-        """Why device ``number`` ("8:16"), its partitions or its whole disk are in use; None when they are not."""
-        mounts, swaps, loops = dict(self._mounts()), dict(self._swaps()), list(self._loops())
-        if (reason := self._of(number, mounts, swaps)) is not None:
-            return reason
-        backing = next((file for loop, _, file in loops if loop == number), None)
-        for loop, name, file in loops:
-            shows_it = self._number_of(file) == number or (backing is not None and _same(file, backing))
-            if loop != number and shows_it and (reason := self._of(loop, mounts, swaps)) is not None:
-                return f"it is behind {name}, of which is known: {reason}"
+    def of(self, disk: Disk) -> str | None:
+        """Why a disk, or whatever shows bytes of it, is in use; None when it is not."""
+        return next(filter(None, (self._use(layer) for layer in self._layers(disk))), None)
+
+    def claimed(self, disk: Disk) -> str | None:
+        """Which loop device over a disk, or what behind it, another program has claimed; None for none."""
+        for layer in self._layers(disk):
+            if layer.path is not None and _is_claimed(layer.path):
+                return f"{layer.subject} is claimed, or locked to be written to, by another program"
         return None
 
-    def of_file(self, info: os.stat_result) -> str | None:
-        """Why the regular file of which ``info`` tells is in use; None when it is not."""
-        for line in _read(self._proc / "swaps").splitlines()[1:]:
-            if _is(_unescaped(line.split()[0]), info):
-                return "it is used as swap"
-        mounts, swaps = dict(self._mounts()), dict(self._swaps())
-        for loop, name, file in self._loops():
-            if _is(file, info) and (reason := self._of(loop, mounts, swaps)) is not None:
-                return f"it is behind {name}, of which is known: {reason}"
+    def _use(self, layer: _Layer) -> str | None:
+        if layer.disk in self._mounts:
+            return f"{layer.subject} is mounted on {self._mounts[layer.disk]}"
+        if layer.disk in self._swaps:
+            return f"{layer.subject} is used as swap"
+        if isinstance(layer.disk, str) and (held := _holders(self._folder(layer.disk))):
+            return f"{layer.subject} is part of {', '.join(held)}"
         return None
 
-    def _of(self, number: str, mounts: Mapping[str, str], swaps: Mapping[str, str]) -> str | None:
-        for relation, related, folder in self._relatives(number):
-            if related in mounts:
-                return f"{relation} is mounted on {mounts[related]}"
-            if related in swaps:
-                return f"{relation} is used as swap"
-            if held := _holders(folder):
-                return f"{relation} is part of {', '.join(held)}"
-        return None
+    # -- what shows bytes of what --
 
-    def _loops(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (number, name, path of what is behind it) of the loop devices."""
+    def _layers(self, disk: Disk) -> Iterator[_Layer]:
+        """All that shows bytes of a disk, itself first."""
+        seen: set[Disk] = set()
+        yield from self._above(_Layer(disk), seen)
+        yield from self._below("", disk, seen)
+
+    def _above(self, layer: _Layer, seen: set[Disk]) -> Iterator[_Layer]:
+        """It, its partitions, and the loop devices over them."""
+        if layer.disk in seen:
+            return
+        seen.add(layer.disk)
+        yield layer
+        for name, number in self._partitions(layer.disk):
+            yield from self._above(_Layer(number, f"its partition {name}", layer.before), seen)
+        yield from self._loops_over(layer, seen)
+
+    def _loops_over(self, layer: _Layer, seen: set[Disk]) -> Iterator[_Layer]:
+        for loop in self._loops:
+            if loop.behind == layer.disk:
+                before = f"{layer.subject} is behind {loop.name}, of which is known: "
+                yield from self._above(_Layer(loop.number, before=before, path=f"/dev/{loop.name}"), seen)
+
+    def _below(self, before: str, disk: Disk, seen: set[Disk]) -> Iterator[_Layer]:
+        """The whole disk, but not other partitions of it; what is behind a loop device, and what else shows that."""
+        for name, number in self._whole_disk(disk):
+            whole = _Layer(number, f"its whole disk {name}", before)
+            yield whole
+            yield from self._loops_over(whole, seen)
+            yield from self._below(before, number, seen)
+        for loop in self._loops:
+            if loop.number == disk and loop.behind not in seen:
+                below = f"{before}it shows {loop.path}, of which is known: "
+                yield from self._above(_Layer(loop.behind, before=below, path=loop.path), seen)
+                yield from self._below(below, loop.behind, seen)
+
+    def _folder(self, disk: Disk) -> Path:
+        return (self._sys / "dev" / "block" / str(disk)).resolve()
+
+    def _partitions(self, disk: Disk) -> Iterator[tuple[str, str]]:
+        """Yield (name, number)."""
+        if isinstance(disk, str):
+            for partition in sorted(self._folder(disk).glob("*/partition")):
+                yield partition.parent.name, _read(partition.parent / "dev")
+
+    def _whole_disk(self, disk: Disk) -> Iterator[tuple[str, str]]:
+        folder = self._folder(disk)
+        if isinstance(disk, str) and (folder / "partition").exists():
+            yield folder.parent.name, _read(folder.parent / "dev")
+
+    # -- what the kernel tells --
+
+    def _disk_at(self, path: str) -> Disk:
+        if number := self._number_of(path):
+            return number
+        try:
+            info = os.stat(path)
+        except OSError:
+            return path
+        return info.st_dev, info.st_ino
+
+    def _find_loops(self) -> Iterator[_Loop]:
         for backing in sorted((self._sys / "block").glob("loop*/loop/backing_file")):
-            folder = backing.parent.parent
-            yield _read(folder / "dev"), folder.name, _read(backing)
+            folder, path = backing.parent.parent, _read(backing)
+            yield _Loop(_read(folder / "dev"), folder.name, path, self._disk_at(path))
 
-    def _relatives(self, number: str) -> Iterator[tuple[str, str, Path]]:
-        """Yield (what it is in a sentence, number, folder in /sys) of the device, its partitions, its whole disk."""
-        folder = (self._sys / "dev" / "block" / number).resolve()
-        yield "it", number, folder
-        for partition in sorted(folder.glob("*/partition")):
-            yield f"its partition {partition.parent.name}", _read(partition.parent / "dev"), partition.parent
-        if (folder / "partition").exists():
-            yield f"its whole disk {folder.parent.name}", _read(folder.parent / "dev"), folder.parent
-
-    def _mounts(self) -> Iterator[tuple[str, str]]:
+    def _find_mounts(self) -> Iterator[tuple[Disk, str]]:
         """Yield (number, mount point); the source as well, for btrfs shows a number that no device has (proc(5))."""
         for line in _read(self._proc / "self" / "mountinfo").splitlines():
             left, _, right = line.partition(" - ")
@@ -129,26 +206,9 @@ class DeviceUsers:
             if len(source) > 1 and (number := self._number_of(_unescaped(source[1]))):
                 yield number, mount_point
 
-    def _swaps(self) -> Iterator[tuple[str, str]]:
+    def _find_swaps(self) -> Iterator[Disk]:
         for line in _read(self._proc / "swaps").splitlines()[1:]:
-            path = _unescaped(line.split()[0])
-            if number := self._number_of(path):
-                yield number, path
-
-
-def _is(path: str, info: os.stat_result) -> bool:
-    """Whether the file at ``path`` is the one of which ``info`` tells."""
-    try:
-        return os.path.samestat(os.stat(path), info)
-    except OSError:
-        return False
-
-
-def _same(path: str, other: str) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except OSError:
-        return path == other
+            yield self._disk_at(_unescaped(line.split()[0]))
 
 
 def _number(info: os.stat_result) -> str | None:
@@ -175,10 +235,23 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _exclusive_open_fails(path: str) -> str | None:
+def _is_claimed(path: str) -> bool:
+    """Whether another program has claimed the device at ``path``, or locked the image there to write to it."""
+    try:
+        if stat.S_ISBLK(os.stat(path).st_mode):
+            return _exclusive_open_fails(path)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return is_written(fd)
+    finally:
+        os.close(fd)
+
+
+def _exclusive_open_fails(path: str) -> bool:
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
-        if error.errno == errno.EBUSY:
-            return "the kernel or another program has claimed it (exclusive open: device busy)"
-    return None
+        return error.errno == errno.EBUSY
+    return False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -83,6 +85,37 @@ def test_clients_that_say_nothing_give_way(tmp_path: Path, said: bytes) -> None:
             await leave(silent)
 
     run(test())
+
+
+def test_clients_that_take_no_answers_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "MAX_CLIENTS", 4)
+
+    async def test() -> None:
+        async with listening(tmp_path) as (path, server):
+            deaf = [ask_without_end(path) for _ in range(control.MAX_CLIENTS)]
+            for number in range(3):
+                await until(lambda: len(server._clients) == control.MAX_CLIENTS)
+                await until(lambda: all(client.silent_since is not None for client in server._clients.values()))
+                peer = await connect(path, STATUS)
+                assert (await answer(peer))["ok"], number
+                await leave([peer])
+                await until(lambda: len(server._clients) < control.MAX_CLIENTS)
+                deaf.append(ask_without_end(path))
+            for sock in deaf:
+                sock.close()
+
+    run(test())
+
+
+def ask_without_end(path: str) -> socket.socket:
+    """A client that asks as much as can be sent, and takes no answer."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(path)
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(STATUS * 1000)
+    return sock
 
 
 @pytest.mark.parametrize("said", [SILENT, HALF])

@@ -33,10 +33,16 @@ def path(tmp_path: Path) -> str:
 
 
 def held(server: NbdServer) -> int:
-    """Bytes that connections hold of requests and replies."""
+    """Bytes that connections hold of requests and replies; a buffer of which something is left is there as a whole."""
     return sum(
-        one._bytes_in_flight + one._reader.receiving + sum(map(len, one._queue.pending)) for one in server._connections
+        one._bytes_in_flight + one._reader.receiving + sum(map(whole, one._queue.pending))
+        for one in server._connections
     )
+
+
+def whole(buffer: Buffer) -> int:
+    """Bytes of memory that a buffer keeps."""
+    return whole(buffer.obj) if isinstance(buffer, memoryview) else len(buffer)
 
 
 class Failing(Watched):
@@ -256,6 +262,40 @@ def test_greedy_clients_hold_little_and_the_others_go_on(path: str, structured: 
                 most = max(most, held(server))
             assert most <= POOL + 21 * 2 * LONG + 21 * 256 * OVERHEAD
             await leave([*greedy, checked])
+
+    run(test())
+
+
+@pytest.mark.parametrize("structured", [True, False])
+@pytest.mark.parametrize("length", [LONG, 8 * LONG])
+def test_readers_who_take_a_little_hold_a_piece_each(path: str, structured: bool, length: int) -> None:
+    """What a socket has taken of a piece frees nothing, so the next is not read before."""
+
+    async def test() -> None:
+        device = Watched(CONTENT)
+        async with serving(path, device) as server:
+            greedy = []
+            for _ in range(16):
+                reader, writer = await asyncio.open_unix_connection(path, limit=1024)
+                greedy.append(await NbdPeer(reader, writer)._begin())
+                if structured:
+                    assert (await greedy[-1].option(wire.OPT_STRUCTURED_REPLY))[-1][0] == wire.REP_ACK
+                assert await greedy[-1].go()
+                for _ in range(40):
+                    greedy[-1].start(wire.CMD_READ, 0, length)
+            calls = -1
+            while calls != len(device.calls):
+                calls = len(device.calls)
+                for _ in range(200):
+                    await asyncio.sleep(0)
+            assert (
+                16 * LONG // 2
+                < held(server)
+                <= 16 * (LONG + 256 * OVERHEAD) + sum(one._share.borrowed for one in server._connections)
+            )
+            for peer in greedy:
+                peer.writer.transport.abort()
+            await until(lambda: server.connections == 0)
 
     run(test())
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command_line import pybackup
 
 from pybackup.cli.params import Named
 from pybackup.core.endpoints.sources import SourceOptions, open_source
@@ -22,6 +23,7 @@ class Kernel:
 
     def __init__(self, folder: Path) -> None:
         self.proc, self.sys = folder / "proc", folder / "sys"
+        self.loops: dict[str, str] = {}
         (self.proc / "self").mkdir(parents=True)
         for name, number in NUMBERS.items():
             self._add(name.removeprefix("/dev/"), number)
@@ -54,12 +56,16 @@ class Kernel:
         (folder / "loop" / "backing_file").write_text(backing + "\n")
         (folder / "dev").write_text(number + "\n")
         (self.sys / "dev" / "block" / number).symlink_to(folder)
+        self.loops[f"/dev/{name}"] = number
 
     def of_file(self, path: Path) -> str | None:
-        return DeviceUsers(self.proc, self.sys, NUMBERS.get).of_file(path.stat())
+        return self.users().of((path.stat().st_dev, path.stat().st_ino))
+
+    def users(self) -> DeviceUsers:
+        return DeviceUsers(self.proc, self.sys, {**NUMBERS, **self.loops}.get)
 
     def of(self, path: str) -> str | None:
-        return DeviceUsers(self.proc, self.sys, NUMBERS.get).of(NUMBERS[path])
+        return self.users().of(NUMBERS[path])
 
 
 @pytest.fixture
@@ -113,10 +119,48 @@ def test_what_lies_behind_a_loop_device(kernel: Kernel, tmp_path: Path) -> None:
     kernel.mounts("36 35 7:0 / /mnt rw - ext4 /dev/loop0 rw", "37 35 7:1 / /srv rw - ext4 /dev/loop1 rw")
     assert kernel.of("/dev/sdb") == "it is behind loop1, of which is known: it is mounted on /srv"
     assert kernel.of_file(image) == "it is behind loop0, of which is known: it is mounted on /mnt"
-    assert DeviceUsers(kernel.proc, kernel.sys, NUMBERS.get).of("7:2") == kernel.of_file(image), "the same file"
+    assert kernel.users().of("7:2") == f"it shows {image}, of which is known: {kernel.of_file(image)}", "the same file"
     assert kernel.of_file(other) is None
     kernel.swaps(f"{other} file 1000 0 -3")
     assert kernel.of_file(other) == "it is used as swap"
+
+
+def test_what_lies_behind_many_layers(kernel: Kernel, tmp_path: Path) -> None:
+    """Whatever is mounted at one end of a chain of loop devices, each link of it is in use; a sibling is not."""
+    image = tmp_path / "disk.img"
+    image.touch()
+    kernel.loop("loop0", "7:0", str(image))
+    kernel.loop("loop1", "7:1", "/dev/loop0")
+    kernel.loop("loop2", "7:2", "/dev/loop1")
+    kernel.loop("loop3", "7:3", "/dev/sda1")
+    kernel.loop("loop4", "7:4", "/dev/sda2")
+    kernel.loop("loop5", "7:5", "/dev/sda")
+
+    def used() -> set[str]:
+        users = kernel.users()
+        found = {one for one in {**NUMBERS, **kernel.loops} if users.of(users._number_of(one) or one)}
+        return found | ({"image"} if kernel.of_file(image) else set())
+
+    chain = {"image", "/dev/loop0", "/dev/loop1", "/dev/loop2"}
+    for mounted in ("7:0", "7:1", "7:2"):
+        kernel.mounts(f"36 35 {mounted} / /mnt rw - ext4 /dev/x rw")
+        assert used() == chain
+    kernel.mounts()
+    kernel.swaps(f"{image} file 1000 0 -3")
+    assert used() == chain
+    kernel.swaps()
+    whole = {"/dev/sda", "/dev/loop5"}
+    kernel.mounts("36 35 7:3 / /mnt rw - ext4 /dev/loop3 rw")
+    assert used() == whole | {"/dev/sda1", "/dev/loop3"}
+    expected = "its partition sda1 is behind loop3, of which is known: it is mounted on /mnt"
+    assert kernel.of("/dev/sda") == expected
+    kernel.mounts("36 35 8:2 / /mnt rw - ext4 /dev/sda2 rw")
+    assert used() == whole | {"/dev/sda2", "/dev/loop4"}
+    kernel.mounts("36 35 7:5 / /mnt rw - ext4 /dev/loop5 rw")
+    assert used() == whole | {"/dev/sda1", "/dev/sda2", "/dev/loop3", "/dev/loop4"}
+    assert kernel.of("/dev/sda1") == "its whole disk sda is behind loop5, of which is known: it is mounted on /mnt"
+    kernel.mounts()
+    assert used() == set()
 
 
 def test_a_container_that_shows_nothing(tmp_path: Path) -> None:
@@ -194,6 +238,25 @@ def test_what_is_mounted_is_not_served_for_writing(loop: Path, tmp_path: Path, w
     assert served(disk) is None
 
 
+def test_a_file_that_is_mounted_is_not_replaced_by_a_restored_disk(loop: Path, tmp_path: Path) -> None:
+    """What lies behind the loop device would go on without a name, and with it all that is written from now on."""
+    image, other, target = tmp_path / "disk.img", tmp_path / "other.img", tmp_path / "mnt"
+    other.write_bytes(b"other")
+    target.mkdir()
+    assert pybackup("run", other, tmp_path / "other.vma").code == 0
+    mounted = subprocess.run(["mount", str(loop), str(target)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    try:
+        done = pybackup("restore", "--force", tmp_path / "other.vma", image)
+        assert (
+            done.code == 5 and f"{image} is in use: it is behind {loop.name}, of which is known: it is mou" in done.err
+        )
+        assert image.stat().st_size == 8 << 20
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
 def test_what_is_served_cannot_be_mounted(loop: Path, tmp_path: Path) -> None:
     async def main() -> None:
         disks = await open_served([Named(None, str(loop))], image_format="raw", read_only=False, force_share=False)
@@ -217,6 +280,23 @@ def served(disk: str, *, read_only: bool = False, force_share: bool = False) -> 
         return one.warning
 
     return asyncio.run(main())
+
+
+def test_a_file_behind_a_device_that_is_served_and_a_device_over_a_file_that_is(loop: Path, tmp_path: Path) -> None:
+    image = str(tmp_path / "disk.img")
+
+    async def main(first: str, second: str) -> None:
+        disks = await open_served([Named(None, first)], image_format="raw", read_only=False, force_share=False)
+        try:
+            with pytest.raises(BusyError, match=r"is in use: it .* claimed, or locked to be written to"):
+                await open_served([Named(None, second)], image_format="raw", read_only=False, force_share=False)
+        finally:
+            for disk in disks.values():
+                await disk.close()
+
+    asyncio.run(main(str(loop), image))
+    asyncio.run(main(image, str(loop)))
+    assert served(image) is None and served(str(loop)) is None
 
 
 def test_a_real_device_that_is_claimed(loop: Path) -> None:
