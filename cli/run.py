@@ -43,7 +43,8 @@ from pybackup.core.guest.filesystem_freeze import AgentOptions
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.runs.at_rest import DisksAtRest
-from pybackup.core.runs.course import Backup, BackupRequest, Listener, Way, backup
+from pybackup.core.runs.course import Backup, BackupRequest, Way, backup
+from pybackup.core.runs.listener import Listener
 from pybackup.core.runs.machine import MachinesDisks
 from pybackup.core.runs.served import ServedDisks
 from pybackup.core.stores import shown

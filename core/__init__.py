@@ -15,7 +15,7 @@ The way back:
     archive.open -> archive.stream, or archive.by_index -> jobs.walk -> jobs.restore -> endpoints.targets
 
 The rooms, each of which imports only from those below it (`make lint` holds them to it):
-    runs        a whole backup: the course that each takes, and the ways in which its disks are come by
+    runs        a whole backup, or restore: the course that each takes, and the ways in which disks are come by
     live        a server of disks in use: its backups, its control socket, and the client of both
     qemu        the disks of a running QEMU, over its monitor
     jobs        backup, restore, verify, compare: what all jobs have, and each one

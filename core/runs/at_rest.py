@@ -10,7 +10,8 @@ from pybackup.core.endpoints.drive_names import NamedSource, source_label, uniqu
 from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.jobs.backup import BackupJob, Drive
 
-from .course import Listener, Parts
+from .course import Parts
+from .listener import Listener
 
 
 class DisksAtRest:

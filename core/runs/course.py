@@ -22,6 +22,8 @@ from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
 from pybackup.core.trace import Trace
 
+from .listener import Listener
+
 Backup = BackupJob | RemoteBackup
 """The job that makes an archive."""
 MOST_CONFIG = (1 << 16) + 1
@@ -47,25 +49,6 @@ class BackupRequest:
     skip_unreadable: bool = False
     speed: int = 0
     tool: str = "pybackup"
-
-
-def _unheard(_sentence: str) -> None:
-    """Nobody listens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Who is told, in sentences, of what is no failure: what may make the backup worth less, and what helps to know."""
-
-    warn: Callable[[str], None] = _unheard
-    note: Callable[[str], None] = _unheard
-
-    def tell(self, warnings: Iterable[str] = (), notes: Iterable[str] = ()) -> None:
-        """Tell all of them."""
-        for sentence in warnings:
-            self.warn(sentence)
-        for sentence in notes:
-            self.note(sentence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.machine import CONFIG_NAME
 from pybackup.core.qemu.running import RunningQemu
 
-from .course import Listener, Parts
+from .course import Parts
+from .listener import Listener
 
 
 class MachinesDisks:

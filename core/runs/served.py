@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack
 
 from pybackup.core.live.client import RemoteBackup, served_drives
 
-from .course import Listener, Parts
+from .course import Parts
+from .listener import Listener
 
 
 class ServedDisks:

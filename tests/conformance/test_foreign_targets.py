@@ -123,7 +123,13 @@ def test_an_image_in_use_is_not_replaced(folder: Path, name: str, kind: str) -> 
 def test_where_a_format_makes_no_sense(folder: Path) -> None:
     for target in ("-", "nbd://localhost/x"):
         refused(
-            folder, 2, f"--format qcow2 makes new files, and {target} is none", "--format", "qcow2", "disk.vma", target
+            folder,
+            2,
+            f"qcow2 images are made as new files, and {target} is none",
+            "--format",
+            "qcow2",
+            "disk.vma",
+            target,
         )
 
 
@@ -134,8 +140,8 @@ def test_raw_that_is_told_is_raw(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nbd:new,a=b.qcow2", "json:{new}.qcow2", "a b'\"%\\.vmdk", "ü\udcff.qcow2"])
 def test_no_name_means_anything_else_to_qemu(folder: Path, name: str) -> None:
-    assert pybackup("restore", "disk.vma", name, cwd=folder).code == 0
-    assert pybackup("compare", "disk.vma", f"disk={name}", cwd=folder).code == 0
+    assert pybackup("restore", "disk.vma", f"./{name}", cwd=folder).code == 0
+    assert pybackup("compare", "disk.vma", f"disk=./{name}", cwd=folder).code == 0
 
 
 def test_an_image_has_its_own_name_inside(folder: Path) -> None:

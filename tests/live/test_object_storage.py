@@ -222,7 +222,7 @@ def test_what_may_not_be_read_or_written(store: Store, disk: bytes) -> None:
         (("info", "file:///tmp/x"), "by its path alone"),
         (("info", "nbd://localhost/x"), "nbd:// is no place for an archive"),
         (("run", "--verify", "disk.img", "s3://bucket/x"), "afterwards: pybackup verify s3://bucket/x"),
-        (("restore", "disk.img", "s3://bucket/x"), "not to other URLs"),
+        (("restore", "disk.img", "s3://bucket/x"), "drives are not restored to s3://"),
         (("serve", "disk.img", "s3://bucket/x"), "is served alone"),
     ],
 )

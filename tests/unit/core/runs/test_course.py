@@ -14,7 +14,8 @@ from pybackup.core.archive.facts import archive_facts
 from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import RequestError, SourceError, TargetError
 from pybackup.core.runs.at_rest import DisksAtRest
-from pybackup.core.runs.course import BackupRequest, Listener, backup, read_config
+from pybackup.core.runs.course import BackupRequest, backup, read_config
+from pybackup.core.runs.listener import Listener
 
 DISK = b"disk" * 16384 + bytes(1 << 16)
 
