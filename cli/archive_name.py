@@ -10,6 +10,7 @@ from datetime import datetime
 from uuid import UUID
 
 from pybackup.core.errors import RequestError
+from pybackup.core.places.kinds import LocalPath, NewArchivePlace, ShellCommand, StoreUrl
 
 FIELDS = {
     "host": "the name of this machine",
@@ -43,9 +44,16 @@ class ArchiveName:
         }
         self._created = created
 
-    def expand(self, template: str) -> str:
-        """The name with every field replaced; RequestError for a field that is unknown or would leave the folder."""
-        is_plain_only = template.startswith("|") or "://" in template
+    def expand(self, place: NewArchivePlace) -> NewArchivePlace:
+        """The place with every field replaced; RequestError for a field that is unknown or would leave the folder.
+
+        It stays of the kind that it is: no field makes a command or a URL of a path.
+        """
+        expanded = type(place).of(self._expanded(place.text, isinstance(place, ShellCommand | StoreUrl)))
+        assert expanded is not None
+        return expanded
+
+    def _expanded(self, template: str, is_plain_only: bool) -> str:
         parts = []
         for literal, field, form, conversion in _parsed(template):
             parts.append(literal)
@@ -83,13 +91,15 @@ class ArchiveName:
             raise RequestError(f"the time {self._created} cannot be written as {form!r}: {error}") from None
 
 
-def fixed_folder(template: str) -> str | None:
+def fixed_folder(place: NewArchivePlace) -> str | None:
     """The folder in a name before the first field, which must exist; None where there are no fields, or no files."""
+    if not isinstance(place, LocalPath):
+        return None
     before = ""
-    for literal, field, _, _ in _parsed(template):
+    for literal, field, _, _ in _parsed(place.path):
         before += literal
         if field is not None:
-            return None if template.startswith("|") or "://" in template else os.path.dirname(before)
+            return os.path.dirname(before)
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pybackup.cli.command import Command, later
-from pybackup.cli.elsewhere import refuse_archive, refuse_source
+from pybackup.cli.elsewhere import archive_place, disk_place
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import (
     force_share_option,
@@ -32,6 +32,7 @@ from pybackup.core.endpoints.sources import SourceOptions, open_source
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.jobs.compare import CompareJob
 from pybackup.core.jobs.walk import Extents
+from pybackup.core.places.kinds import ArchivePlace, DiskPlace
 from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo, Header
 
@@ -40,8 +41,8 @@ SHOWN = 20
 
 
 @click.command("compare", cls=Command, short_help="Tell whether a disk is what an archive holds.")
-@click.argument("archive", type=PlainPath(refuse_archive))
-@click.argument("sources", type=NamedPath(refuse_source), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
+@click.argument("archive", type=PlainPath(archive_place))
+@click.argument("sources", type=NamedPath(disk_place), nargs=-1, required=True, metavar="[NAME=]SOURCE...")
 @click.option(
     "--drive",
     default=None,
@@ -56,8 +57,8 @@ SHOWN = 20
 @json_option
 @job_options
 def command(
-    archive: str,
-    sources: tuple[Named, ...],
+    archive: ArchivePlace,
+    sources: tuple[Named[DiskPlace], ...],
     drive: str | None,
     image_format: str | None,
     force_share: bool,
@@ -74,7 +75,7 @@ def command(
     """
     tracer = make_trace(trace)
     source_options = SourceOptions(image_format, force_share=force_share, snapshot=Snapshot(snapshot))
-    plan: dict[DriveInfo, str] = {}
+    plan: dict[DriveInfo, DiskPlace] = {}
 
     def wanted(header: Header) -> list[DriveInfo]:
         return [_drive_for(header, source, drive, len(sources)) for source in sources]
@@ -89,7 +90,7 @@ def command(
     return _report(job, as_json, options)
 
 
-def _drive_for(header: Header, source: Named, drive: str | None, count: int) -> DriveInfo:
+def _drive_for(header: Header, source: Named[DiskPlace], drive: str | None, count: int) -> DriveInfo:
     name = source.name or drive
     if name is None and len(header.drives) == 1 and count == 1:
         return header.drives[0]
@@ -103,7 +104,7 @@ def _drive_for(header: Header, source: Named, drive: str | None, count: int) -> 
 
 async def _compare(
     stream: Extents,
-    plan: dict[DriveInfo, str],
+    plan: dict[DriveInfo, DiskPlace],
     source_options: SourceOptions,
     options: dict[str, Any],
     trace: Trace,

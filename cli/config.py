@@ -7,20 +7,21 @@ import sys
 import click
 
 from pybackup.cli.command import Command, later
-from pybackup.cli.elsewhere import refuse_archive
+from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.options import json_option
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.core.archive.open import archive_header
 from pybackup.core.errors import RequestError
+from pybackup.core.places.kinds import ArchivePlace
 from pybackup.formats.vma import find_name
 
 
 @click.command("config", cls=Command, short_help="Print a configuration that an archive holds.")
-@click.argument("archive", type=PlainPath(refuse_archive))
+@click.argument("archive", type=PlainPath(archive_place))
 @click.argument("name", required=False, shell_complete=later("config_names"))
 @json_option
-def command(archive: str, name: str | None, as_json: bool) -> int:
+def command(archive: ArchivePlace, name: str | None, as_json: bool) -> int:
     """Print a configuration that an archive holds, byte for byte.
 
     Without NAME the archive must hold just one; --json lists all, with their contents as text.

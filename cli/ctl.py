@@ -9,14 +9,14 @@ import click
 
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import in_words
+from pybackup.cli.elsewhere import control_place
 from pybackup.cli.numbers import counted, duration, percent, short
 from pybackup.cli.options import json_option
 from pybackup.cli.params import PlainPath, parse_size
 from pybackup.core.errors import RequestError
 from pybackup.core.live.control_client import ask
+from pybackup.core.places.kinds import RunningServer
 
-SERVE = "serve:"
-"""What stands before a control socket where a source could be something else."""
 _COMMANDS = ("backup", "status", "speed", "pause", "resume", "cancel", "quit")
 
 
@@ -81,11 +81,11 @@ class _Steer(_CommandType):
 @click.command(
     "ctl", cls=_Ctl, short_help="Steer a running server.", context_settings={"allow_interspersed_args": False}
 )
-@click.argument("control", type=PlainPath(), metavar="CONTROL")
+@click.argument("control", type=PlainPath(control_place), metavar="CONTROL")
 @click.argument("what", type=_Steer(), metavar="COMMAND")
 @click.argument("values", nargs=-1, type=click.UNPROCESSED, metavar="[VALUE]...")
 @json_option
-def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> int:
+def command(control: RunningServer, what: str, values: tuple[str, ...], as_json: bool) -> int:
     """Steer the server whose control socket is CONTROL, the path or serve:PATH as `pybackup serve` prints it.
 
     \b
@@ -98,10 +98,9 @@ def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> 
     cancel          cancel it; returns when it has ended
     quit            end the server; a running backup is cancelled
     """
-    control = control.removeprefix(SERVE)
     if what == "backup":
         return _backup(control, values, as_json)
-    answer = ask(control, {"command": what, **_arguments(what, values)})
+    answer = ask(control.control, {"command": what, **_arguments(what, values)})
     if as_json:
         print(json.dumps({key: content for key, content in answer.items() if key != "ok"}))
     elif what == "status":
@@ -109,10 +108,10 @@ def command(control: str, what: str, values: tuple[str, ...], as_json: bool) -> 
     return 0
 
 
-def _backup(control: str, values: tuple[str, ...], as_json: bool) -> int:
+def _backup(control: RunningServer, values: tuple[str, ...], as_json: bool) -> int:
     from pybackup.cli.run import command as run
 
-    arguments = [f"{SERVE}{control}", *values, *(["--json"] if as_json else [])]
+    arguments = [str(control), *values, *(["--json"] if as_json else [])]
     code: int = run.main(arguments, prog_name="pybackup ctl CONTROL backup", standalone_mode=False)
     return code
 

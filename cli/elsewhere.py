@@ -1,69 +1,96 @@
-"""Names of what lies on another machine, in ways that other programs understand: told what there is instead."""
+"""Places as they stand on the command line; of those on other machines it is told what there is instead."""
 
 from __future__ import annotations
 
-import os
-import re
 from shlex import quote
 
 from pybackup.core.errors import RequestError
-from pybackup.core.places.nbd_uri import is_nbd_uri
-from pybackup.core.stores import is_url, scheme_of, shown
+from pybackup.core.places.kinds import (
+    ArchivePlace,
+    DiskPlace,
+    NewArchivePlace,
+    RunningServer,
+    ServedPlace,
+    SourcePlace,
+    StoreUrl,
+    TargetPlace,
+)
+from pybackup.core.places.parsing import (
+    ARCHIVE,
+    DISK,
+    NEW_ARCHIVE,
+    SERVED,
+    SOURCE,
+    TARGET,
+    OtherMachineError,
+    P,
+    Role,
+    UnknownPlaceError,
+)
 
-_OF_SCP = re.compile(r"(?P<host>(?:[^\s/@:|]+@)?[^\s/@:|]+|(?:[^\s/@:|]+@)?\[[^\s/\]]+\]):(?P<path>[^:]+)")
-_OURS = ("serve:", "qmp:")
 _FETCHED = ("http", "https", "ftp")
 
 
-def _of_scp(what: str) -> tuple[str, str] | None:
-    """(user@host, path) where scp(1) would take this for a file on another machine, and no file here is called so."""
-    found = None if is_url(what) or what.startswith(_OURS) or os.path.lexists(what) else _OF_SCP.fullmatch(what)
-    if found is None or ("@" not in found["host"] and not found["path"].startswith(("/", "~"))):
-        return None
-    return found["host"], found["path"]
+def source_place(text: str) -> SourcePlace:
+    """What is backed up (RequestError)."""
+    return _disk(SOURCE, text)
 
 
-def refuse_source(what: str) -> None:
-    """RequestError for a disk on another machine that cannot be read there."""
-    if is_url(what) and not is_nbd_uri(what):
-        scheme = scheme_of(what)
-        if scheme == "file":
-            raise RequestError(f"{what}: name a local file by its path alone")
-        advice = "the URL of a disk is nbd:// or nbd+unix://"
-        if scheme in _FETCHED:
-            advice = f"try: curl -sf {quote(shown(what))} | pybackup run NAME=- --size SIZE ARCHIVE"
-        raise RequestError(f"{shown(what)}: disks are not read from {scheme}:// URLs; {advice}")
-    if place := _of_scp(what):
-        raise RequestError(
-            f"{what}: disks are not read from other machines by ssh; try:"
-            f" ssh {quote(place[0])} cat {quote(place[1])} | pybackup run NAME=- --size SIZE ARCHIVE"
-        )
+def disk_place(text: str) -> DiskPlace:
+    """A disk (RequestError)."""
+    return _disk(DISK, text)
 
 
-def _by_sftp(host: str, path: str) -> str:
+def _disk(role: Role[P], text: str) -> P:
+    into = "| pybackup run NAME=- --size SIZE ARCHIVE"
+    try:
+        return role.parse(text)
+    except OtherMachineError as error:
+        raise RequestError(f"{error}; or try: ssh {quote(error.host)} cat {quote(error.path)} {into}") from None
+    except UnknownPlaceError as error:
+        if error.scheme in _FETCHED and "://" in text:
+            raise RequestError(f"{error}; or try: curl -sf {quote(str(StoreUrl(text)))} {into}") from None
+        raise
+
+
+def archive_place(text: str) -> ArchivePlace:
+    """An archive that is read (RequestError)."""
+    try:
+        return ARCHIVE.parse(text)
+    except OtherMachineError as error:
+        advice = f"ssh {quote(error.host)} cat {quote(error.path)} | pybackup ... -"
+        raise RequestError(f"{error}; write {_by_sftp(error)}, or: {advice}") from None
+
+
+def new_archive_place(text: str) -> NewArchivePlace:
+    """An archive that is to be written (RequestError)."""
+    try:
+        return NEW_ARCHIVE.parse(text)
+    except OtherMachineError as error:
+        command = quote(f"|ssh {quote(error.host)} {quote(f'cat > {quote(error.path)}')}")
+        raise RequestError(f"{error}; write {_by_sftp(error)}, or: {command}") from None
+
+
+def _by_sftp(of: OtherMachineError) -> str:
     """The URL of a file, whose path begins at the root."""
-    return f"sftp://{host}{path}" if path.startswith("/") else f"sftp://{host}/PATH/{path.removeprefix('~/')}"
+    path = of.path if of.path.startswith("/") else f"/PATH/{of.path.removeprefix('~/')}"
+    return f"sftp://{of.host}{path}"
 
 
-def refuse_archive(what: str) -> None:
-    """RequestError for an archive that is to be read on another machine, but not named by a URL."""
-    if place := _of_scp(what):
-        host, path = place
-        advice = f"ssh {quote(host)} cat {quote(path)} | pybackup ... -"
-        raise RequestError(f"{what}: write {_by_sftp(host, path)} for a file on another machine, or: {advice}")
+def target_place(text: str) -> TargetPlace:
+    """What a drive is restored to (RequestError)."""
+    try:
+        return TARGET.parse(text)
+    except OtherMachineError as error:
+        command = quote(f"|ssh {quote(error.host)} {quote(f'dd of={quote(error.path)} bs=1M conv=fsync')}")
+        raise RequestError(f"{error}; try: {command}") from None
 
 
-def refuse_new_archive(what: str) -> None:
-    """The same for one that is to be written."""
-    if place := _of_scp(what):
-        host, path = place
-        command = quote(f"|ssh {quote(host)} {quote(f'cat > {quote(path)}')}")
-        raise RequestError(f"{what}: write {_by_sftp(host, path)} for a file on another machine, or: {command}")
+def control_place(text: str) -> RunningServer:
+    """A server, by the path of its control socket, or as `serve` prints it (RequestError)."""
+    return RunningServer.of(text) or RunningServer(text)
 
 
-def refuse_target(what: str) -> None:
-    """RequestError for a place on another machine where no drive can be restored to."""
-    if place := _of_scp(what):
-        host, path = place
-        command = quote(f"|ssh {quote(host)} {quote(f'dd of={quote(path)} bs=1M conv=fsync')}")
-        raise RequestError(f"{what}: drives are not written to other machines by themselves; try: {command}")
+def served_place(text: str) -> ServedPlace:
+    """What a server offers (RequestError)."""
+    return _disk(SERVED, text)

@@ -12,7 +12,7 @@ import click
 from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import in_words
-from pybackup.cli.elsewhere import refuse_archive
+from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.names import printable
 from pybackup.cli.numbers import percent, short
 from pybackup.cli.options import json_option, threads_option
@@ -22,11 +22,10 @@ from pybackup.cli.printable import say
 from pybackup.cli.running import threads_or_default
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.core.archive.facts import ArchiveFacts, DriveMap, archive_facts
-from pybackup.core.archive.open import STDIN
 from pybackup.core.devices.unreadable import LostRanges
 from pybackup.core.errors import ArchiveError, ExitCode
 from pybackup.core.guest.consistency import consistency_of
-from pybackup.core.stores import shown
+from pybackup.core.places.kinds import ArchivePlace, StandardStream
 from pybackup.formats.vma import DriveInfo
 
 if TYPE_CHECKING:
@@ -37,11 +36,11 @@ _SHADES = " ░▒▓█"
 
 
 @click.command("info", cls=Command, short_help="Tell what an archive holds.")
-@click.argument("archives", type=PlainPath(refuse_archive), nargs=-1, required=True, metavar="ARCHIVE...")
+@click.argument("archives", type=PlainPath(archive_place), nargs=-1, required=True, metavar="ARCHIVE...")
 @click.option("--map", "with_map", is_flag=True, help="Draw where data and zeros lie.")
 @threads_option
 @json_option
-def command(archives: tuple[str, ...], with_map: bool, threads: int | None, as_json: bool) -> int:
+def command(archives: tuple[ArchivePlace, ...], with_map: bool, threads: int | None, as_json: bool) -> int:
     """Tell what an archive holds, or several: drives with their sizes, configurations, and where it comes from.
 
     Only the index is read where there is one; other archives are read through. ARCHIVE may be - for the standard
@@ -62,7 +61,7 @@ def command(archives: tuple[str, ...], with_map: bool, threads: int | None, as_j
     return code
 
 
-def _tell(archive: str, with_map: bool, threads: int | None, as_json: bool) -> None:
+def _tell(archive: ArchivePlace, with_map: bool, threads: int | None, as_json: bool) -> None:
     facts = archive_facts(archive, threads=threads_or_default(threads))
     if as_json:
         print(json_text(_as_dict(archive, facts, with_map)))
@@ -82,7 +81,7 @@ def _row(facts: ArchiveFacts, drive: DriveInfo) -> dict[str, Any]:
     }
 
 
-def _as_dict(archive: str, facts: ArchiveFacts, with_map: bool) -> dict[str, Any]:
+def _as_dict(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> dict[str, Any]:
     header = facts.header
     drives = [_row(facts, drive) for drive in header.drives]
     if with_map:
@@ -90,7 +89,7 @@ def _as_dict(archive: str, facts: ArchiveFacts, with_map: bool) -> dict[str, Any
             drive_map = facts.maps[drive.drive_id]
             row["map"] = {"clusters_per_cell": drive_map.clusters_per_cell, "stored_clusters": drive_map.cells}
     return {
-        "archive": shown(archive),
+        "archive": str(archive),
         "uuid": str(uuid.UUID(bytes=header.uuid)),
         "created": header.created,
         "size": facts.size,
@@ -105,10 +104,10 @@ def _as_dict(archive: str, facts: ArchiveFacts, with_map: bool) -> dict[str, Any
     }
 
 
-def _print(archive: str, facts: ArchiveFacts, with_map: bool) -> None:
+def _print(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> None:
     header = facts.header
     created = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(header.created, 253402300799)))
-    called = "the standard input" if archive == STDIN else shown(archive)
+    called = "the standard input" if isinstance(archive, StandardStream) else str(archive)
     say(
         f"{called}: {'VMA' if facts.compression == 'vma' else 'VMA in ' + facts.compression},"
         f" {short(facts.size) if facts.size is not None else 'size unknown'},"

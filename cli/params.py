@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import click
 
@@ -106,42 +105,43 @@ class Whole(click.IntRange):
         return f"{self.min} or more" if self.max is None else f"{self.min} to {self.max}"
 
 
-class Named(NamedTuple):
+P = TypeVar("P")
+
+
+class Named(NamedTuple, Generic[P]):
     """Something that may have been given a name: NAME=WHAT."""
 
     name: str | None
-    what: str
+    what: P
 
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """The names that can be given to a drive or a configuration."""
 
 if TYPE_CHECKING:
-    _NamedType = click.ParamType[Named]
+    _NamedType = click.ParamType[Named[Any]]
 else:
     _NamedType = click.ParamType
 
 
 class NamedPath(_NamedType):
-    """[NAME=]PATH. A path with a slash before the first = has no name.
+    """[NAME=]PATH, or [NAME=]PLACE. A path with a slash before the first = has no name.
 
-    ``refuse`` raises for what cannot be such a path.
+    ``parse`` makes what is wanted of the path, or raises for what cannot be one.
     """
 
     name = "[name=]path"
 
-    def __init__(self, refuse: Callable[[str], None] = lambda _: None) -> None:
-        self._refuse = refuse
+    def __init__(self, parse: Callable[[str], object] = str) -> None:
+        self._parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Named:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Named[Any]:
         """Split at the first =."""
         named = value if isinstance(value, Named) else self._split(str(value))
-        if ctx is None or not ctx.resilient_parsing:
-            self._refuse(named.what)
-        return named
+        return Named(named.name, _parsed(self._parse, named.what, ctx))
 
     @staticmethod
-    def _split(value: str) -> Named:
+    def _split(value: str) -> Named[str]:
         name, equals, what = value.partition("=")
         if equals and NAME.fullmatch(name) and what:
             return Named(name, what)
@@ -160,22 +160,23 @@ class NamedPath(_NamedType):
 
 
 class PlainPath(click.Path):
-    """A path, of which whoever opens it says why it cannot be opened, and on which side.
+    """A path or a place, of which whoever opens it says why it cannot be opened, and on which side.
 
-    ``refuse`` raises for what cannot be such a path.
+    ``parse`` makes what is wanted of the path, or raises for what cannot be one.
     """
 
-    def __init__(self, refuse: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, parse: Callable[[str], object] = str) -> None:
         super().__init__(readable=False)
-        self._refuse = refuse
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As it is."""
-        if ctx is None or not ctx.resilient_parsing:
-            self._refuse(str(value))
-        return super().convert(value, param, ctx)
+        """What is made of it."""
+        return _parsed(self._parse, value, ctx)
 
 
-def same_file(one: str, other: str) -> bool:
-    """Whether both names are those of one file that exists."""
-    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+def _parsed(parse: Callable[[str], object], value: Any, ctx: click.Context | None) -> object:
+    """What is made of a text; the text itself while a command line is completed, which may be wrong as yet."""
+    if not isinstance(value, str) or (ctx is not None and ctx.resilient_parsing):
+        return value
+    return parse(value)
+

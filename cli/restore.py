@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import click
 
 from pybackup.cli.command import Command, later
-from pybackup.cli.elsewhere import refuse_archive, refuse_target
+from pybackup.cli.elsewhere import archive_place, target_place
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import Named, NamedPath, PlainPath
@@ -19,8 +19,7 @@ from pybackup.cli.running import run_in_loop, run_job, tell_report, threads_or_d
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.images.formats import ALIASES, FORMATS
 from pybackup.core.jobs.restore import RestoreJob
-from pybackup.core.places.kinds import TargetPlace
-from pybackup.core.places.parsing import TARGET
+from pybackup.core.places.kinds import ArchivePlace, TargetPlace
 from pybackup.core.runs.restore import RestoreRequest, restore
 from pybackup.core.runs.restore_plan import RestorePlan, is_folder
 from pybackup.core.sinks.stream import own_descriptor
@@ -30,10 +29,10 @@ from pybackup.core.sinks.stream import own_descriptor
 class _Request(JobRequest):
     """What was asked of `restore`. ``places``: those of --to."""
 
-    archive: str
-    targets: Sequence[Named]
+    archive: ArchivePlace
+    targets: Sequence[Named[TargetPlace]]
     names: Sequence[str]
-    places: Sequence[Named]
+    places: Sequence[Named[TargetPlace]]
     image_format: str | None
     force: bool
     with_config: bool
@@ -43,8 +42,8 @@ class _Request(JobRequest):
 
 
 @click.command("restore", cls=Command, short_help="Write an archive's drives to files, a folder, a disk or a stream.")
-@click.argument("archive", type=PlainPath(refuse_archive))
-@click.argument("targets", type=NamedPath(refuse_target), nargs=-1, metavar="[TARGET | NAME=TARGET...]")
+@click.argument("archive", type=PlainPath(archive_place))
+@click.argument("targets", type=NamedPath(target_place), nargs=-1, metavar="[TARGET | NAME=TARGET...]")
 @click.option(
     "--drive",
     "names",
@@ -56,7 +55,7 @@ class _Request(JobRequest):
 @click.option(
     "--to",
     "places",
-    type=NamedPath(refuse_target),
+    type=NamedPath(target_place),
     multiple=True,
     metavar="NAME=TARGET",
     shell_complete=later("places"),
@@ -110,7 +109,7 @@ def _for_core(request: _Request) -> RestoreRequest:
     if request.with_config and (target is None or not is_folder(target)):
         raise RequestError("--with-config needs a folder as TARGET")
     every = [place for _, place in places] if target is None else [target]
-    if request.as_json and any(own_descriptor(place.text) == 1 for place in every):
+    if request.as_json and any(own_descriptor(place) == 1 for place in every):
         raise RequestError("--json and a drive cannot both go to the standard output")
     return RestoreRequest(
         request.archive,
@@ -127,7 +126,7 @@ def _for_core(request: _Request) -> RestoreRequest:
 
 
 def _whole_and_places(
-    targets: Sequence[Named], more: Sequence[Named]
+    targets: Sequence[Named[TargetPlace]], more: Sequence[Named[TargetPlace]]
 ) -> tuple[TargetPlace | None, list[tuple[str, TargetPlace]]]:
     """(TARGET, where it has no name; all of NAME=TARGET)."""
     whole = [one.what for one in targets if one.name is None]
@@ -137,8 +136,8 @@ def _whole_and_places(
     for one in (*(one for one in targets if one.name is not None), *more):
         if one.name is None:
             raise RequestError(f"--to {one.what}: write NAME=TARGET")
-        places.append((one.name, TARGET.parse(one.what)))
-    return TARGET.parse(whole[0]) if whole else None, places
+        places.append((one.name, one.what))
+    return whole[0] if whole else None, places
 
 
 # -- the report --
@@ -149,7 +148,7 @@ def _report(job: RestoreJob, plan: RestorePlan, request: _Request) -> int:
         say(f"pybackup: lost: {damage}", err=True)
     if request.as_json:
         drives = [
-            {"name": drive.name, "size": drive.size, "target": place.text} for drive, place in plan.drives.items()
+            {"name": drive.name, "size": drive.size, "target": str(place)} for drive, place in plan.drives.items()
         ]
         tell_report(
             json_text(
@@ -163,7 +162,7 @@ def _report(job: RestoreJob, plan: RestorePlan, request: _Request) -> int:
     if request.shows_summary():
         say(
             f"restored {short(job.progress.size)} ({short(job.progress.stored)} of data) in"
-            f" {duration(job.elapsed)}: " + ", ".join(place.text for place in plan.drives.values()),
+            f" {duration(job.elapsed)}: " + ", ".join(map(str, plan.drives.values())),
             err=True,
         )
     return int(ExitCode.ARCHIVE) if job.damage else 0

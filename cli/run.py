@@ -14,7 +14,7 @@ import click
 from pybackup.cli.archive_name import fixed_folder
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import reason
-from pybackup.cli.elsewhere import refuse_new_archive, refuse_source
+from pybackup.cli.elsewhere import new_archive_place, source_place
 from pybackup.cli.failures import describe
 from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
@@ -29,7 +29,7 @@ from pybackup.cli.options import (
 )
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size, Whole
 from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.run_request import QMP, SERVE, RunRequest, check, name_archive
+from pybackup.cli.run_request import RunRequest, check, name_archive
 from pybackup.cli.running import make_trace, run_in_loop, run_job, tell_report, threads_or_default, warn
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.unreadable import unreadable_lines
@@ -40,6 +40,7 @@ from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import ExitCode
 from pybackup.core.guest.consistency import consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions
+from pybackup.core.places.kinds import LocalPath, NewArchivePlace, RunningQemu, RunningServer, SourcePlace
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.runs.at_rest import DisksAtRest
@@ -47,21 +48,20 @@ from pybackup.core.runs.course import Backup, BackupRequest, Way, backup
 from pybackup.core.runs.listener import Listener
 from pybackup.core.runs.machine import MachinesDisks
 from pybackup.core.runs.served import ServedDisks
-from pybackup.core.stores import shown
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
 
 
 @click.command("run", cls=Command, short_help="Back up one or more disks into one archive.")
 @click.argument(
-    "sources", type=NamedPath(refuse_source), nargs=-1, metavar="[NAME=]SOURCE...", callback=or_from_job_file
+    "sources", type=NamedPath(source_place), nargs=-1, metavar="[NAME=]SOURCE...", callback=or_from_job_file
 )
-@click.argument("archive", type=PlainPath(refuse_new_archive), metavar="ARCHIVE")
+@click.argument("archive", type=PlainPath(new_archive_place), metavar="ARCHIVE")
 @click.option(
     "-c",
     "--config",
     "configs",
-    type=NamedPath(),
+    type=NamedPath(LocalPath),
     multiple=True,
     metavar="[NAME=]FILE",
     help="Store a configuration file too, under its own name or NAME. Proxmox looks for qemu-server.conf.",
@@ -149,9 +149,9 @@ from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAM
 @job_options
 @unattended
 def command(
-    sources: tuple[Named, ...],
-    archive: str,
-    configs: tuple[Named, ...],
+    sources: tuple[Named[SourcePlace], ...],
+    archive: NewArchivePlace,
+    configs: tuple[Named[LocalPath], ...],
     image_format: str | None,
     size: int | None,
     compress: str,
@@ -198,14 +198,15 @@ def command(
 def _way(request: RunRequest) -> Way:
     """How the disks are come by."""
     first = request.sources[0]
-    if first.what.startswith(SERVE):
-        return ServedDisks(first.what.removeprefix(SERVE))
-    if first.what.startswith(QMP):
+    if isinstance(first.what, RunningServer):
+        return ServedDisks(first.what)
+    if isinstance(first.what, RunningQemu):
         fleecing = FleecingOptions(request.fleece or default_folder(), request.max_fleece, request.nbd_socket)
         agent = None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout)
-        path = first.what.removeprefix(QMP)
-        return MachinesDisks(path, fleecing, chosen=request.chosen, name=first.name, agent=agent)
-    return DisksAtRest(request.sources, request.source_options)
+        return MachinesDisks(first.what, fleecing, chosen=request.chosen, name=first.name, agent=agent)
+    alone = RunningServer | RunningQemu
+    disks = [Named(one.name, one.what) for one in request.sources if not isinstance(one.what, alone)]
+    return DisksAtRest(disks, request.source_options)
 
 
 def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, facts: RunFacts) -> int:
@@ -226,7 +227,7 @@ def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, f
 
 
 async def _run(request: RunRequest, way: Way, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:
-    def named(names: Sequence[str]) -> str:
+    def named(names: Sequence[str]) -> NewArchivePlace:
         return name_archive(request, names, options, facts).archive
 
     asked = BackupRequest(
@@ -273,7 +274,7 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
         tell_report(json.dumps(_summary(request, job) | told))
     if shows_summary(request.progress, request.quiet, request.verbose):
         click.echo(
-            f"{shown(request.archive)}: {short(progress.size)} in {duration(job.elapsed)},"
+            f"{request.archive}: {short(progress.size)} in {duration(job.elapsed)},"
             f" {percent(progress.zero, progress.size)} zeros,"
             f" {short(progress.stored)} stored in {short(progress.written)}"
             f" ({percent(progress.written, progress.stored)})"
@@ -281,7 +282,7 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
             + (", filesystem-consistent" if job.consistency.get("consistency") == "filesystem" else ""),
             err=True,
         )
-    listed = f"pybackup info --json {shown(request.archive)}"
+    listed = f"pybackup info --json {request.archive}"
     for line in unreadable_lines(job.lost, "could not be read and are zeros in the archive", listed):
         click.echo(f"pybackup: {line}", err=True)
     if (why := reason(job.consistency)) is not None:
@@ -292,7 +293,7 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
 def _summary(request: RunRequest, job: Backup) -> dict[str, Any]:
     progress = job.progress
     return {
-        "archive": shown(request.archive),
+        "archive": str(request.archive),
         "seconds": round(job.elapsed, 3),
         "size": progress.size,
         "zero": progress.zero,

@@ -15,23 +15,25 @@ from pybackup.core.endpoints.drive_names import unique_drive_names
 from pybackup.core.endpoints.reflink import Snapshot
 from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import RequestError
-from pybackup.core.places.nbd_uri import is_nbd_uri
+from pybackup.core.places.kinds import (
+    LocalPath,
+    NewArchivePlace,
+    RunningQemu,
+    RunningServer,
+    SourcePlace,
+    StandardStream,
+    StoreUrl,
+)
 from pybackup.core.sinks.stream import is_stream, own_descriptor
-from pybackup.core.stores import is_url, shown
-
-SERVE = "serve:"
-"""Begins a source that is a running server's control socket."""
-QMP = "qmp:"
-"""Begins a source that is the monitor of a running QEMU."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
     """What was asked of `run`, beside the archive's own options."""
 
-    sources: Sequence[Named]
-    archive: str
-    configs: Sequence[Named]
+    sources: Sequence[Named[SourcePlace]]
+    archive: NewArchivePlace
+    configs: Sequence[Named[LocalPath]]
     source_options: SourceOptions
     chosen: Sequence[str]
     fleece: str | None
@@ -56,23 +58,21 @@ def check(request: RunRequest) -> None:
             f"name the disks first, and then the archive: {request.archive} is the only name given; was the archive's"
             " name forgotten?"
         )
-    if not request.archive or not all(source.what for source in request.sources):
+    if not request.archive.text or not all(source.what.text for source in request.sources):
         raise RequestError("the name of a disk or of the archive is empty")
-    for source in request.sources:
-        if source.what in (SERVE, QMP):
-            raise RequestError(f"{source.what} names no socket: write {source.what}PATH")
     unique_drive_names(request.sources)
-    if request.source_options.size is not None and all(source.what != "-" for source in request.sources):
+    streams = [source for source in request.sources if isinstance(source.what, StandardStream)]
+    if request.source_options.size is not None and not streams:
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")
-    if sum(source.what == "-" for source in request.sources) > 1:
+    if len(streams) > 1:
         raise RequestError("the standard input can only be one of the sources")
     if request.source_options.snapshot is Snapshot.REFLINK:
         for source in request.sources:
-            if source.what == "-" or source.what.startswith((SERVE, QMP)) or is_nbd_uri(source.what):
+            if not isinstance(source.what, LocalPath):
                 raise RequestError(f"--snapshot reflink is for raw files, and {source.what} is none")
-    if len(request.sources) > 1 and any(source.what.startswith(SERVE) for source in request.sources):
+    if len(request.sources) > 1 and any(isinstance(source.what, RunningServer) for source in request.sources):
         raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
-    from_qemu = any(source.what.startswith(QMP) for source in request.sources)
+    from_qemu = any(isinstance(source.what, RunningQemu) for source in request.sources)
     if len(request.sources) > 1 and from_qemu:
         raise RequestError("a machine's disks are backed up together and alone: name one qmp:SOCKET and nothing else")
     for_qemu = (request.chosen, request.fleece, request.max_fleece, request.nbd_socket)
@@ -95,14 +95,12 @@ def name_archive(request: RunRequest, names: Sequence[str], options: ArchiveOpti
 
 
 def _check_archive(request: RunRequest) -> None:
-    if request.archive.startswith((SERVE, QMP)) or is_nbd_uri(request.archive):
-        raise RequestError(f"{request.archive} can be backed up, but is no place for an archive")
     if request.as_json and own_descriptor(request.archive) == 1:
         raise RequestError("--json and the archive cannot both go to the standard output")
-    if request.verify and is_url(request.archive):
+    if request.verify and isinstance(request.archive, StoreUrl):
         raise RequestError(
             "--verify reads an archive before it gets its name, which is possible for a file only; afterwards:"
-            f" pybackup verify {shown(request.archive)}"
+            f" pybackup verify {request.archive}"
         )
-    if request.verify and is_stream(request.archive):
+    if request.verify and (not isinstance(request.archive, LocalPath) or is_stream(request.archive)):
         raise RequestError("--verify needs an archive that is a file, to read it back")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,22 +17,22 @@ from urllib.parse import quote
 import click
 
 from pybackup.cli.command import Command
+from pybackup.cli.elsewhere import served_place
 from pybackup.cli.options import agent_options, format_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size
 from pybackup.cli.running import run_in_loop, warn
-from pybackup.cli.signals import end_event
 from pybackup.cli.version import VERSION
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.cow.fleece_file import FleecePlace
 from pybackup.core.cow.guest_copies import OnError
-from pybackup.core.device import BlockDevice
 from pybackup.core.errors import RequestError, TargetError
 from pybackup.core.guest.filesystem_freeze import AgentOptions
 from pybackup.core.jobs.backup import GuestPolicy
 from pybackup.core.live.control import ControlSocket
-from pybackup.core.live.served_disks import open_served
+from pybackup.core.live.served_disks import ServedDisk, open_served
 from pybackup.core.live.server import LiveServer
 from pybackup.core.nbd.server import NbdServer
+from pybackup.core.places.kinds import RunningServer, ServedPlace
 from pybackup.core.system.private_folder import private_folder
 from pybackup.core.system.systemd import listen_sockets, notify
 
@@ -42,7 +44,7 @@ SWITCH_INTERVAL = 0.0005
 class _Request:
     """What was asked of `serve`."""
 
-    sources: Sequence[Named]
+    sources: Sequence[Named[ServedPlace]]
     socket: str | None
     tcp: str | None
     control: str | None
@@ -62,7 +64,7 @@ class _Request:
 
 
 @click.command("serve", cls=Command, short_help="Offer disks over NBD, to be backed up while they are in use.")
-@click.argument("sources", type=NamedPath(), nargs=-1, required=True, metavar="[NAME=]SOURCE... | ARCHIVE")
+@click.argument("sources", type=NamedPath(served_place), nargs=-1, required=True, metavar="[NAME=]SOURCE... | ARCHIVE")
 @click.option(
     "--socket",
     type=PlainPath(),
@@ -151,15 +153,16 @@ def command(**options: Any) -> int:
 async def _serve(request: _Request) -> int:
     async with AsyncExitStack() as stack:
         disks = await _open_disks(request, stack)
-        told_to_end = end_event()
+        told_to_end = _told_to_end()
         given = listen_sockets()
         needs_socket = request.socket is None and request.tcp is None and not given
         folder = _private_folder(stack) if request.control is None or needs_socket else ""
-        drives = {name: disk for name, disk in disks.items() if isinstance(disk, CopyBeforeWrite)}
+        drives = {name: one.device for name, one in disks.items() if isinstance(one.device, CopyBeforeWrite)}
         fleece = await _fleece_place(request, drives.values())
         live = LiveServer(
             drives,
             policy=_policy(request),
+            labels={name: one.label for name, one in disks.items()},
             tool=f"pybackup {VERSION}",
             fleece=fleece,
             agent=None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout),
@@ -167,7 +170,7 @@ async def _serve(request: _Request) -> int:
         )
         for path in filter(None, (request.socket, request.control)):
             _make_folder(path, stack)
-        nbd = NbdServer(disks)
+        nbd = NbdServer({name: one.device for name, one in disks.items()})
         stack.push_async_callback(nbd.close)
         where = os.path.join(folder, "nbd.sock") if needs_socket else request.socket
         uris = await _listen(nbd, request.tcp, where, given, list(disks))
@@ -180,7 +183,7 @@ async def _serve(request: _Request) -> int:
     return 0
 
 
-async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, BlockDevice]:
+async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, ServedDisk]:
     disks = await open_served(
         request.sources, image_format=request.image_format, read_only=request.read_only, force_share=request.force_share
     )
@@ -188,7 +191,7 @@ async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, Blo
         stack.push_async_callback(disk.close)
         if disk.warning is not None:
             warn([disk.warning])
-    return {name: disk.device for name, disk in disks.items()}
+    return disks
 
 
 def _policy(request: _Request) -> GuestPolicy:
@@ -286,5 +289,16 @@ def _announce(request: _Request, uris: list[str], control: str) -> None:
     if not request.quiet:
         for uri in uris:
             print(uri)
-        print(f"serve:{os.path.abspath(control)}")
+        print(RunningServer(os.path.abspath(control)))
         sys.stdout.flush()
+
+
+def _told_to_end() -> asyncio.Event:
+    """Set when a signal tells so; from now on none ends us before everything is given back."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # SIGHUP that was ignored from the start (nohup) stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, told.set)
+    return told

@@ -64,15 +64,15 @@ def register() -> None:
 def _header(context: click.Context) -> Header | None:
     """The header of the archive that stands on the command line, if it can be had at once."""
     from pybackup.core.archive.open import archive_header, has_ranges
-    from pybackup.core.stores import is_url
+    from pybackup.core.places.kinds import LocalPath
 
     # Where an option still lacks its value, Click has not looked at the arguments.
     named = context.params.get("archive")
     archive = named or next((word for word in _words[1:] if not word.startswith("-") and os.path.isfile(word)), None)
-    if archive is None or is_url(archive) or not has_ranges(archive):
+    if archive is None or not has_ranges(LocalPath(archive)):
         return None
     try:
-        return archive_header(archive)
+        return archive_header(LocalPath(archive))
     except Exception:  # whatever it is, the command itself will tell
         return None
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import re
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pybackup.cli import signals
 from pybackup.cli.advice import with_advice
 from pybackup.cli.failures import describe
 from pybackup.cli.hooks import HookError, run_hook
@@ -22,16 +22,16 @@ from pybackup.cli.options import all_of
 from pybackup.cli.params import Duration, IoClass, Named, PlainPath, Whole
 from pybackup.cli.printable import say
 from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_priority
+from pybackup.cli.running import cancelling_signals, is_decided, restore_handlers
 from pybackup.core.endpoints.drive_names import drive_name
 from pybackup.core.errors import BusyError, CancelledError
 from pybackup.core.jobs.job import Progress
+from pybackup.core.places.kinds import LocalPath, NewArchivePlace, SourcePlace, StandardStream
 from pybackup.core.runs.course import Backup
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds between two tries for a lock: each pause is twice as long as the one before, up to this."""
-
-_HAS_SCHEME = re.compile(r"[a-z][a-z0-9+]*:")
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class RunFacts:
     file's.
     """
 
-    archive: str
+    archive: NewArchivePlace
     job_name: str | None
     names: Sequence[str] = ()
     job: Backup | None = None
@@ -141,9 +141,8 @@ def unattended(run: Callable[..., int]) -> Callable[..., int]:
         if metrics_file is not None:
             # Now: at the end a file more may be one too many, and the metrics are to say what the exit code says.
             from pybackup.cli import metrics  # noqa: F401
-        labels = {"archive": given["archive"], "job": facts.job_name or _label(given["sources"])}
-        raising = _Raising()
-        with signals.taken_by(raising.cancel):
+        labels = {"archive": str(given["archive"]), "job": facts.job_name or _label(given["sources"])}
+        with _signals_raise() as raising:
 
             def try_it() -> int:
                 try:
@@ -169,9 +168,10 @@ def _set_priorities(niceness: int, io_priority: IoPriority | None) -> None:
             _tell(f"{error}; going on without")
 
 
-def _label(sources: Sequence[Named]) -> str:
+def _label(sources: Sequence[Named[SourcePlace]]) -> str:
     """What a job without a file is called: the same today and tomorrow, whether it succeeds or not."""
-    return "-".join(one.what if _HAS_SCHEME.match(one.what) and not one.name else drive_name(one) for one in sources)
+    here = LocalPath | StandardStream
+    return "-".join(drive_name(one) if one.name or isinstance(one.what, here) else str(one.what) for one in sources)
 
 
 def patiently(
@@ -201,9 +201,7 @@ def patiently(
 
 
 class _Raising:
-    """A signal becomes an exception, as Python has it of SIGINT, so that we still tell how it ended.
-
-    But only the first one does, and none once it is over: they would keep us from telling.
+    """A signal becomes an exception, but only the first one, and none once it is over: they would keep us from telling.
 
     Changing: ``is_over``; and which signal waits while something is told, that is not to be told twice.
     """
@@ -224,9 +222,20 @@ class _Raising:
         """The handler."""
         if self._is_telling:
             self._waiting = number
-        elif not self.is_over and not signals.is_decided():
+        elif not self.is_over and not is_decided():
             self.is_over = True
             raise CancelledError("cancelled", number)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[_Raising]:
+    """Make a signal that cancels an exception, as Python does with SIGINT: then we still tell how it ended."""
+    raising = _Raising()
+    before = {number: signal.signal(number, raising.cancel) for number in cancelling_signals()}
+    try:
+        yield raising
+    finally:
+        restore_handlers(before)
 
 
 def _outcome(run: Callable[[], int], facts: RunFacts) -> Outcome:
@@ -274,7 +283,7 @@ def _hook(option: str, command: str, outcome: Outcome, facts: RunFacts) -> Outco
 def _environment(outcome: Outcome, facts: RunFacts) -> dict[str, str]:
     progress = facts.job.progress if facts.job is not None else Progress()
     return {
-        "PYBACKUP_ARCHIVE": facts.archive,
+        "PYBACKUP_ARCHIVE": facts.archive.text,
         "PYBACKUP_JOB": facts.job_name or "",
         "PYBACKUP_NAMES": " ".join(facts.names),
         "PYBACKUP_EXIT_CODE": str(outcome.code),

@@ -8,7 +8,7 @@ import click
 
 from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
-from pybackup.cli.elsewhere import refuse_archive
+from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.numbers import counted, duration, short
 from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import PlainPath
@@ -20,16 +20,16 @@ from pybackup.core.archive.open import open_archive
 from pybackup.core.archive.stream import ArchiveStream, Damage
 from pybackup.core.errors import ArchiveError, ExitCode
 from pybackup.core.jobs.verify import VerifyJob
-from pybackup.core.stores import shown
+from pybackup.core.places.kinds import ArchivePlace
 from pybackup.core.trace import Trace
 
 
 @click.command("verify", cls=Command, short_help="Read everything of an archive and prove that it is sound.")
-@click.argument("archives", type=PlainPath(refuse_archive), nargs=-1, required=True, metavar="ARCHIVE...")
+@click.argument("archives", type=PlainPath(archive_place), nargs=-1, required=True, metavar="ARCHIVE...")
 @threads_option
 @json_option
 @job_options
-def command(archives: tuple[str, ...], as_json: bool, trace: str, **options: Any) -> int:
+def command(archives: tuple[ArchivePlace, ...], as_json: bool, trace: str, **options: Any) -> int:
     """Read everything of one or more archives and prove that they are sound.
 
     Checked are the zstd checksums, the MD5s, the digests of extents and clusters, the index and the seek table, and
@@ -48,15 +48,15 @@ def command(archives: tuple[str, ...], as_json: bool, trace: str, **options: Any
     return code
 
 
-def _verify_one(archive: str, as_json: bool, options: dict[str, Any], trace: Trace) -> int:
+def _verify_one(archive: ArchivePlace, as_json: bool, options: dict[str, Any], trace: Trace) -> int:
     try:
         with open_archive(archive, threads=threads_or_default(options["threads"]), tolerant=True) as stream:
             job = VerifyJob(stream, speed=options["speed"], trace=trace)
             run_in_loop(run_job(job, "verify", choose(options["progress"], options["quiet"])))
     except ArchiveError as error:
-        _report(shown(archive), [Damage(with_advice(error))], as_json)
+        _report(str(archive), [Damage(with_advice(error))], as_json)
         return int(ExitCode.ARCHIVE)
-    _report(shown(archive), job.damage, as_json, stream)
+    _report(str(archive), job.damage, as_json, stream)
     if not job.damage and not as_json and not options["quiet"]:
         index = "" if stream.has_seek_table else ", without an index"
         verdict = "sound" if stream.protects_data else "structure sound, data not protected"

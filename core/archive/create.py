@@ -7,11 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pybackup.core.errors import RequestError
+from pybackup.core.places.kinds import (
+    S3_SCHEMES,
+    WRITABLE_SCHEMES,
+    LocalPath,
+    NewArchivePlace,
+    ShellCommand,
+    StandardStream,
+    StoreUrl,
+)
+from pybackup.core.places.parsing import NEW_ARCHIVE
 from pybackup.core.sinks import Sink
-from pybackup.core.sinks.command import open_stream
+from pybackup.core.sinks.command import CommandSink
 from pybackup.core.sinks.file import FileSink
-from pybackup.core.sinks.stream import is_stream
-from pybackup.core.stores import S3_SCHEMES, SFTP_SCHEMES, WRITABLE_SCHEMES, is_url, scheme_of, shown
+from pybackup.core.sinks.stream import StreamSink, is_stream
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, ArchiveEncoder
 from pybackup.formats.errors import FormatError
@@ -31,29 +40,31 @@ class ArchiveOptions:
     threads: int = 1
 
 
-def open_sink(archive: str, *, replace: bool, folders_from: str | None = None) -> Sink:
-    """The sink for an archive's name: a file, a URL, or a stream such as - for the standard output, or |COMMAND.
+def open_sink(archive: NewArchivePlace, *, replace: bool, folders_from: str | None = None) -> Sink:
+    """The sink for an archive (RequestError). ``folders_from``: a folder; those below it that a file needs are made."""
+    match archive:
+        case StoreUrl():
+            return _remote_sink(archive, replace)
+        case ShellCommand(command):
+            return CommandSink(command)
+        case StandardStream():
+            return StreamSink(archive)
+        case LocalPath(path):
+            if is_stream(archive):
+                return StreamSink(archive)
+            return FileSink(path, replace=replace, folders_from=folders_from)
 
-    ``folders_from``: a folder; those below it that a file needs are made.
-    """
-    if is_url(archive):
-        return _remote_sink(archive, replace)
-    return open_stream(archive) if is_stream(archive) else FileSink(archive, replace=replace, folders_from=folders_from)
 
-
-def _remote_sink(url: str, replace: bool) -> Sink:
-    scheme = scheme_of(url)
-    if scheme in S3_SCHEMES:
+def _remote_sink(url: StoreUrl, replace: bool) -> Sink:
+    if url.scheme not in WRITABLE_SCHEMES:
+        raise NEW_ARCHIVE.unknown(url)
+    if url.scheme in S3_SCHEMES:
         from pybackup.core.stores.s3_upload import S3Upload
 
         return S3Upload(url, replace=replace)
-    if scheme in SFTP_SCHEMES or scheme in WRITABLE_SCHEMES:
-        from pybackup.core.stores.file_upload import RemoteFileSink
+    from pybackup.core.stores.file_upload import RemoteFileSink
 
-        return RemoteFileSink(url, replace=replace)
-    if scheme == "file":
-        raise RequestError(f"{shown(url)}: name a local file by its path alone")
-    raise RequestError(f"{shown(url)}: archives are not written to {scheme}://, where a partial one might be seen")
+    return RemoteFileSink(url, replace=replace)
 
 
 def make_writer(

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pybackup.core.stores import shown
+from pybackup.core.places.kinds import ArchivePlace
 from pybackup.formats.cluster_index import RUN_ZERO, DriveCounts
 from pybackup.formats.cluster_lookup import Segment
 from pybackup.formats.vma import Header
@@ -42,13 +42,13 @@ class ArchiveFacts:
     maps: dict[int, DriveMap]
 
 
-def archive_facts(archive: str, *, threads: int = 1) -> ArchiveFacts:
+def archive_facts(archive: ArchivePlace, *, threads: int = 1) -> ArchiveFacts:
     """Gather the facts; only the index is read where there is one (ArchiveError)."""
     if not has_ranges(archive):
         return _from_reading(archive, None, threads)
     with range_reader(archive) as source:
         try:
-            return _from_index(ArchiveIndex(source.pread, source.size, shown(archive), allow_delta=True))
+            return _from_index(ArchiveIndex(source.pread, source.size, str(archive), allow_delta=True))
         except NoIndexError:
             return _from_reading(archive, source.size, threads)
 
@@ -96,7 +96,7 @@ def _count_segment(
         compressed[drive_id] += size
 
 
-def _from_reading(archive: str, size: int | None, threads: int) -> ArchiveFacts:
+def _from_reading(archive: ArchivePlace, size: int | None, threads: int) -> ArchiveFacts:
     with open_archive(archive, threads=threads, digests=Digests.NONE, allow_delta=True) as stream:
         maps = _new_maps(stream.header)
         for checked in stream:

@@ -1,4 +1,4 @@
-"""Opens an archive by the name that the user gave: a file, a URL, or - for the standard input."""
+"""Opens an archive where it lies: in a file, at a URL, or in what comes through the standard input."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from typing import NamedTuple
+from io import FileIO
+from typing import NamedTuple, TypeGuard
 
 from pybackup.core.devices.unreadable import BLOCK
 from pybackup.core.errors import ArchiveError, RequestError
-from pybackup.core.stores import is_url, shown
+from pybackup.core.places.kinds import ArchivePlace, LocalPath, StandardStream, StoreUrl
 from pybackup.core.system.pipe_reader import PipeReader
 from pybackup.formats.errors import UnsupportedError
 from pybackup.formats.vma import DriveInfo, Header
@@ -22,7 +23,6 @@ from .index import ArchiveIndex
 from .read_ahead import ReadAhead
 from .stream import ArchiveStream, Digests
 
-STDIN = "-"
 NEARLY_EMPTY = 16
 """By the index a GiB of data takes about 0.2 s longer, and without it a GiB of zeros 0.012 s (two cores)."""
 
@@ -49,26 +49,29 @@ class RangeReader(NamedTuple):
     stop: Callable[[], None]
 
 
-def has_ranges(archive: str) -> bool:
+def has_ranges(archive: ArchivePlace) -> TypeGuard[LocalPath | StoreUrl]:
     """Whether an archive can be read at any place: a URL, or a regular file."""
-    return is_url(archive) or (archive != STDIN and os.path.isfile(archive))
+    return isinstance(archive, StoreUrl) or (isinstance(archive, LocalPath) and os.path.isfile(archive.path))
 
 
 @contextmanager
-def range_reader(archive: str) -> Iterator[RangeReader]:
+def range_reader(archive: LocalPath | StoreUrl) -> Iterator[RangeReader]:
     """What reads an archive for which has_ranges() is true (ArchiveError where it cannot be opened)."""
-    if is_url(archive):
+    if isinstance(archive, StoreUrl):
         from pybackup.core.stores.remote_file import open_remote
 
         with open_remote(archive) as remote:
             yield RangeReader(remote.pread, remote.size, remote.stop)
         return
+    with _open_file(archive.path) as file:
+        yield RangeReader(pread_exactly(file.fileno(), archive.path), os.fstat(file.fileno()).st_size, _nothing)
+
+
+def _open_file(path: str) -> FileIO:
     try:
-        file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed below, as in archive_reader()
+        return open(path, "rb", buffering=0)
     except OSError as error:
-        raise ArchiveError(f"cannot open {archive}: {error.strerror}") from error
-    with file:
-        yield RangeReader(pread_exactly(file.fileno(), archive), os.fstat(file.fileno()).st_size, _nothing)
+        raise ArchiveError(f"cannot open {path}: {error.strerror}") from error
 
 
 def pread_exactly(fd: int, name: str) -> Callable[[int, int], bytes]:
@@ -108,32 +111,45 @@ def read_around(fd: int) -> Callable[[int], bytes]:
 
 
 @contextmanager
-def archive_reader(archive: str, *, tolerant: bool = False) -> Iterator[ArchiveReader]:
+def archive_reader(archive: ArchivePlace, *, tolerant: bool = False) -> Iterator[ArchiveReader]:
     """What reads on in the archive's file (ArchiveError where it cannot be opened).
 
     ``tolerant``: bytes of a file that cannot be read are zeros.
     """
-    if is_url(archive):
-        from pybackup.core.stores.remote_file import open_remote
+    match archive:
+        case StoreUrl():
+            opened = _remote_reader(archive)
+        case StandardStream():
+            opened = _standard_input_reader()
+        case LocalPath(path):
+            opened = _file_reader(path, tolerant)
+    with opened as reader:
+        yield reader
 
-        with open_remote(archive) as remote, closing(ReadAhead(remote.pread, remote.size)) as ahead:
-            # Told to stop first: closing waits for what is on the way.
-            try:
-                yield ArchiveReader(ahead.read, remote.stop)
-            finally:
-                remote.stop()
-        return
-    if archive == STDIN:
-        if os.isatty(0):
-            raise RequestError("the standard input is a terminal, not an archive")
-        with closing(PipeReader(0)) as pipe:
-            yield ArchiveReader(pipe.read, pipe.stop)
-        return
-    try:
-        file = open(archive, "rb", buffering=0)  # noqa: SIM115 - closed below, where failures of the body are no OSError of ours
-    except OSError as error:
-        raise ArchiveError(f"cannot open {archive}: {error.strerror}") from error
-    with file:
+
+@contextmanager
+def _remote_reader(archive: StoreUrl) -> Iterator[ArchiveReader]:
+    from pybackup.core.stores.remote_file import open_remote
+
+    with open_remote(archive) as remote, closing(ReadAhead(remote.pread, remote.size)) as ahead:
+        # Told to stop first: closing waits for what is on the way.
+        try:
+            yield ArchiveReader(ahead.read, remote.stop)
+        finally:
+            remote.stop()
+
+
+@contextmanager
+def _standard_input_reader() -> Iterator[ArchiveReader]:
+    if os.isatty(0):
+        raise RequestError("the standard input is a terminal, not an archive")
+    with closing(PipeReader(0)) as pipe:
+        yield ArchiveReader(pipe.read, pipe.stop)
+
+
+@contextmanager
+def _file_reader(path: str, tolerant: bool) -> Iterator[ArchiveReader]:
+    with _open_file(path) as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             yield ArchiveReader(read_around(file.fileno()) if tolerant else file.read, _nothing)
@@ -144,7 +160,7 @@ def archive_reader(archive: str, *, tolerant: bool = False) -> Iterator[ArchiveR
 
 @contextmanager
 def open_archive(
-    archive: str,
+    archive: ArchivePlace,
     *,
     threads: int,
     tolerant: bool = False,
@@ -152,12 +168,13 @@ def open_archive(
     allow_delta: bool = False,
 ) -> Iterator[ArchiveStream]:
     """An archive, open to be read once from beginning to end, with threads of its own (ArchiveError)."""
-    name = "the standard input" if archive == STDIN else shown(archive)
+    name = "the standard input" if isinstance(archive, StandardStream) else str(archive)
     with (
         archive_reader(archive, tolerant=tolerant) as reader,
         ThreadPoolExecutor(threads, thread_name_prefix="pybackup-decompress") as pool,
     ):
-        size = os.path.getsize(archive) if not is_url(archive) and os.path.isfile(archive) else None
+        path = archive.path if isinstance(archive, LocalPath) else None
+        size = os.path.getsize(path) if path is not None and os.path.isfile(path) else None
         yield ArchiveStream(
             reader.read,
             name,
@@ -172,7 +189,7 @@ def open_archive(
 
 @contextmanager
 def open_drives(
-    archive: str,
+    archive: ArchivePlace,
     wanted: Callable[[Header], Iterable[DriveInfo]],
     *,
     threads: int,
@@ -205,17 +222,17 @@ def _is_nearly_empty(archive: ArchiveIndex) -> bool:
     return bool(stored) and sum(stored) * NEARLY_EMPTY < sum(drive.size for drive in archive.header.drives)
 
 
-def _sound_index(source: RangeReader, archive: str) -> ArchiveIndex | None:
+def _sound_index(source: RangeReader, archive: LocalPath | StoreUrl) -> ArchiveIndex | None:
     """The index; None where there is none, or a damaged one: who reads the archive through tells what is wrong."""
     try:
-        return ArchiveIndex(source.pread, source.size, shown(archive))
+        return ArchiveIndex(source.pread, source.size, str(archive))
     except ArchiveError as error:
         if isinstance(error.__cause__, OSError | UnsupportedError):
             raise
         return None
 
 
-def archive_header(archive: str) -> Header:
+def archive_header(archive: ArchivePlace) -> Header:
     """The header alone (ArchiveError): of a remote archive with an index no more is fetched than that and the index."""
     with open_drives(archive, lambda _: (), threads=1, digests=Digests.NONE) as opened:
         return opened.header

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pybackup.core.errors import RequestError
-from pybackup.core.places.nbd_uri import is_nbd_uri, parse_nbd_uri
+from pybackup.core.places.kinds import NbdUri, ServedPlace, SourcePlace, StandardStream
 from pybackup.formats.text import storable, utf8_bytes
 
+W = TypeVar("W", covariant=True)
 LONGEST = 100
 """Characters of a name made of an export's, which may have thousands."""
 
 
-class NamedSource(Protocol):
-    """A source that may have been given a name."""
+class NamedPlace(Protocol[W]):
+    """A place that may have been given a name."""
 
     @property
     def name(self) -> str | None:
@@ -24,21 +25,23 @@ class NamedSource(Protocol):
         ...
 
     @property
-    def what(self) -> str:
-        """The source itself."""
+    def what(self) -> W:
+        """The place itself."""
         ...
 
 
-def drive_name(source: NamedSource) -> str:
+def drive_name(source: NamedPlace[SourcePlace | ServedPlace]) -> str:
     """The name given; or that of the export, or the file's name up to its first dot, as stored_name() has it."""
     if source.name:
         return stored_name(source.name)
-    if source.what == "-":
-        return "stdin"
-    if is_nbd_uri(source.what):
-        export = os.path.basename(parse_nbd_uri(source.what).export)
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", export).strip(".-")[:LONGEST] or "nbd"
-    return stored_name(os.path.basename(source.what).lstrip(".").split(".")[0]) or "drive"
+    match source.what:
+        case StandardStream():
+            return "stdin"
+        case NbdUri(_, address):
+            export = os.path.basename(address.export)
+            return re.sub(r"[^A-Za-z0-9_.-]+", "-", export).strip(".-")[:LONGEST] or "nbd"
+        case place:
+            return stored_name(os.path.basename(place.text).lstrip(".").split(".")[0]) or "drive"
 
 
 def stored_name(name: str) -> str:
@@ -57,12 +60,12 @@ def file_name(name: str) -> str:
     return os.fsdecode(utf8_bytes(name))
 
 
-def source_label(what: str) -> str:
+def source_label(what: SourcePlace | ServedPlace) -> str:
     """What an archive tells of its source: the last part of a path or URI, without where it lies."""
-    return stored_name(os.path.basename(parse_nbd_uri(what).export if is_nbd_uri(what) else what))
+    return stored_name(os.path.basename(what.address.export if isinstance(what, NbdUri) else what.text))
 
 
-def unique_drive_names(sources: Sequence[NamedSource]) -> list[str]:
+def unique_drive_names(sources: Sequence[NamedPlace[SourcePlace | ServedPlace]]) -> list[str]:
     """drive_name() of each; RequestError if two are alike."""
     names = [drive_name(source) for source in sources]
     for name in names:

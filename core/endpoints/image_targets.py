@@ -11,7 +11,7 @@ from pybackup.core.errors import Advice, TargetError, TargetFullError
 from pybackup.core.images.qemu_img import create_image
 from pybackup.core.images.qemu_nbd import Access, ImageFile, QemuImage, open_image
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.places.nbd_uri import parse_nbd_uri
+from pybackup.core.places.kinds import NbdUri
 from pybackup.core.sinks.partial_file import PartialFile
 from pybackup.core.sinks.target_failure import target_failure
 from pybackup.core.system.blocking_calls import BlockingCalls
@@ -117,11 +117,10 @@ class NbdExport:
 
     keeps_small_holes = False
 
-    def __init__(self, uri: str, *, force: bool) -> None:
-        """RequestError when it is no URI."""
-        self.name = uri
+    def __init__(self, place: NbdUri, *, force: bool) -> None:
+        self.name = str(place)
         self.wants_zeros = force
-        self._address = parse_nbd_uri(uri)
+        self._address = place.address
         self._disk: ExistingDisk | None = None
         self.left: str | None = None
 

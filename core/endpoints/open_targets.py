@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.errors import Advice, RequestError, TargetError
 from pybackup.core.images.probe import suffix_format
-from pybackup.core.places.kinds import LocalPath, NbdUri, TargetPlace
-from pybackup.core.sinks.command import open_stream
-from pybackup.core.sinks.stream import is_stream
+from pybackup.core.places.kinds import ArchivePlace, LocalPath, NbdUri, ShellCommand, StandardStream, TargetPlace
+from pybackup.core.places.same_file import is_same_file
+from pybackup.core.sinks.command import CommandSink
+from pybackup.core.sinks.stream import StreamSink, is_stream
 from pybackup.core.sinks.target_failure import target_failure
 from pybackup.core.system.device_in_use import disk_in_use
 from pybackup.core.system.image_lock import ImageLock
@@ -47,30 +48,41 @@ def open_target(
     ``stack`` holds what keeps others from using it meanwhile, and is closed after the restore. ``warn`` is told where
     they cannot be kept from it.
     """
-    path, told = place.text, options.image_format
-    is_disk = isinstance(place, LocalPath) and _is_block_device(path)
-    if told not in (None, "raw") and (is_disk or isinstance(place, NbdUri) or is_stream(path)):
-        raise RequestError(f"{told} images are made as new files, and {path} is none")
-    if isinstance(place, NbdUri):
-        return NbdExport(path, force=options.replace)
-    if is_stream(path):
-        return Stream(open_stream(path))
-    if is_disk:
-        return _open_block_device(path, options.replace, stack, warn)
+    told = options.image_format
+    if told not in (None, "raw") and not (isinstance(place, LocalPath) and _is_file_or_new(place)):
+        raise RequestError(f"{told} images are made as new files, and {place} is none")
+    match place:
+        case NbdUri():
+            return NbdExport(place, force=options.replace)
+        case ShellCommand(command):
+            return Stream(CommandSink(command))
+        case StandardStream():
+            return Stream(StreamSink(place))
+        case LocalPath(path):
+            if is_stream(place):
+                return Stream(StreamSink(place))
+            if _is_block_device(path):
+                return _open_block_device(path, options.replace, stack, warn)
+            return _open_file(path, options, stack)
+
+
+def _open_file(path: str, options: TargetOptions, stack: ExitStack) -> RestoreTarget:
     if options.replace and os.path.isfile(path):
         _lock_replaced(path, stack)
-    image_format = told or suffix_format(path) or "raw"
+    image_format = options.image_format or suffix_format(path) or "raw"
     if image_format == "raw":
         return NewFile(path, replace=options.replace)
     return NewImage(path, image_format, replace=options.replace)
 
 
-def refuse_own_archive(archive: str, places: Iterable[TargetPlace]) -> None:
+def refuse_own_archive(archive: ArchivePlace, places: Iterable[TargetPlace]) -> None:
     """No drive replaces the archive that it is read from (RequestError)."""
-    for place in places:
-        path = place.text
-        if os.path.exists(path) and os.path.exists(archive) and os.path.samefile(path, archive):
-            raise RequestError(f"{archive} would be replaced by what is restored from it")
+    if any(is_same_file(place, archive) for place in places):
+        raise RequestError(f"{archive} would be replaced by what is restored from it")
+
+
+def _is_file_or_new(place: LocalPath) -> bool:
+    return not _is_block_device(place.path) and not is_stream(place)
 
 
 def _is_block_device(path: str) -> bool:

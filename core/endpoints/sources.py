@@ -17,14 +17,12 @@ from pybackup.core.images.formats import source_format
 from pybackup.core.images.parts import ImageParts
 from pybackup.core.images.qemu_nbd import Access, ImageFile
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.places.nbd_uri import is_nbd_uri, parse_nbd_uri
+from pybackup.core.places.kinds import DiskPlace, LocalPath, NbdUri, StandardStream
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.device_in_use import users_of
 from pybackup.core.system.image_lock import ImageLock, forbids_reading, is_written
 
 from .reflink import NoSnapshotError, Snapshot, snapshot
-
-STDIN = "-"
 
 
 @dataclass(slots=True)
@@ -59,12 +57,18 @@ class SourceOptions:
     skip_unreadable: bool = False
 
 
-async def open_source(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None = None) -> OpenSource:
-    """Open one source (SourceError, BusyError, RequestError)."""
-    if what == STDIN:
-        return _open_stdin(options)
-    if is_nbd_uri(what):
-        return await _open_nbd(what)
+async def open_source(place: DiskPlace, options: SourceOptions, pool: ThreadPoolExecutor | None = None) -> OpenSource:
+    """Open one disk (SourceError, BusyError, RequestError)."""
+    match place:
+        case StandardStream():
+            return _open_stdin(options)
+        case NbdUri():
+            return await _open_nbd(place)
+        case LocalPath(path):
+            return await _open_path(path, options, pool)
+
+
+async def _open_path(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
     image = source_format(what, options.image_format, skip_unreadable=options.skip_unreadable)
     if image == "raw":
         return await _open_raw(what, options, pool)
@@ -197,8 +201,8 @@ def _open_stdin(options: SourceOptions) -> OpenSource:
     return OpenSource(device, _nothing, device.close, "stdin")
 
 
-async def _open_nbd(uri: str) -> OpenSource:
-    device = await NbdDevice.connect(parse_nbd_uri(uri), name=uri)
+async def _open_nbd(place: NbdUri) -> OpenSource:
+    device = await NbdDevice.connect(place.address, name=str(place))
     return OpenSource(device, _nothing, device.close, "nbd")
 
 

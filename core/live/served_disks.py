@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from pybackup.core.archive.open import range_reader
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.raw import RawDevice
-from pybackup.core.endpoints.drive_names import NamedSource, unique_drive_names
+from pybackup.core.endpoints.drive_names import NamedPlace, source_label, unique_drive_names
 from pybackup.core.errors import ArchiveError, BusyError, RequestError, SourceError
 from pybackup.core.images.checked import open_checked
 from pybackup.core.images.formats import head_and_tail, source_format
@@ -23,35 +23,32 @@ from pybackup.core.images.parts import ImageParts
 from pybackup.core.images.probe import archive_evidence
 from pybackup.core.images.qemu_nbd import Access, ImageFile, open_image
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.places.nbd_uri import is_nbd_uri, parse_nbd_uri
-from pybackup.core.stores import is_url, shown
+from pybackup.core.places.kinds import LocalPath, NbdUri, ServedPlace, StandardStream, StoreUrl
 from pybackup.core.system.device_in_use import claim, disk_in_use
 from pybackup.core.system.image_lock import ImageLock
 
 
 @dataclass(frozen=True, slots=True)
 class ServedDisk:
-    """A disk and what closes it and all that belongs to it."""
+    """A disk and what closes it and all that belongs to it. ``label``: what an archive tells of where it comes from."""
 
     device: BlockDevice
     close: Callable[[], Awaitable[None]]
+    label: str
     warning: str | None = None
     """A sentence for the user where there is no lock."""
 
 
 async def open_served(
-    sources: Sequence[NamedSource], *, image_format: str | None, read_only: bool, force_share: bool
+    sources: Sequence[NamedPlace[ServedPlace]], *, image_format: str | None, read_only: bool, force_share: bool
 ) -> dict[str, ServedDisk]:
     """The disks by their names; nothing stays open if one cannot be opened."""
-    if len(sources) == 1 and image_format is None and _archive_evidence(sources[0].what):
-        return _open_archive(sources[0].what)
-    for source in sources:
-        if image_format is None and not is_url(source.what) and (evidence := _archive_evidence(source.what)):
-            raise RequestError(f"{source.what} {evidence}, and archives are served alone, without other disks")
-        if is_url(source.what) and not is_nbd_uri(source.what):
-            raise RequestError(f"{shown(source.what)}: an archive at a URL is served alone, and as what it is")
-    if any(source.what == "-" for source in sources):
-        raise RequestError("the standard input cannot be served; it can only be read once")
+    archives = {} if image_format is not None else _archives(source.what for source in sources)
+    for place, evidence in archives.items():
+        if len(sources) == 1:
+            return _open_archive(place)
+        if isinstance(place, LocalPath):
+            raise RequestError(f"{place} {evidence}, and archives are served alone, without other disks")
     disks: dict[str, ServedDisk] = {}
     async with AsyncExitStack() as undo:
         for name, source in zip(unique_drive_names(sources), sources, strict=True):
@@ -61,9 +58,19 @@ async def open_served(
     return disks
 
 
-async def _open_disk(what: str, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
-    if is_nbd_uri(what):
-        return await _open_nbd(what, read_only)
+async def _open_disk(place: ServedPlace, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
+    match place:
+        case StoreUrl():
+            raise RequestError(f"{place}: an archive at a URL is served alone, and as what it is")
+        case StandardStream():
+            raise RequestError("the standard input cannot be served; it can only be read once")
+        case NbdUri():
+            return await _open_nbd(place, read_only)
+        case LocalPath(path):
+            return await _open_path(path, image_format, read_only, force_share)
+
+
+async def _open_path(what: str, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
     image = source_format(what, image_format)
     claimed, in_use = _claim(what, read_only, force_share)
     try:
@@ -83,7 +90,7 @@ async def _open_disk(what: str, image_format: str | None, read_only: bool, force
             _release(claimed)
 
     warnings = [one for one in (in_use, disk.warning) if one is not None]
-    return ServedDisk(disk.device, close, "; ".join(warnings) or None)
+    return replace(disk, close=close, warning="; ".join(warnings) or None)
 
 
 def _claim(what: str, read_only: bool, force_share: bool) -> tuple[int | None, str | None]:
@@ -112,9 +119,9 @@ def _release(claimed: int | None) -> None:
         os.close(claimed)
 
 
-async def _open_nbd(uri: str, read_only: bool) -> ServedDisk:
+async def _open_nbd(place: NbdUri, read_only: bool) -> ServedDisk:
     """A disk of another server, which learns to be backed up while it is in use."""
-    device = await NbdDevice.connect(parse_nbd_uri(uri), name=uri, writable=not read_only)
+    device = await NbdDevice.connect(place.address, name=str(place), writable=not read_only)
 
     async def close() -> None:
         try:
@@ -122,7 +129,7 @@ async def _open_nbd(uri: str, read_only: bool) -> ServedDisk:
         finally:
             await device.close()
 
-    return ServedDisk(CopyBeforeWrite(device), close)
+    return ServedDisk(CopyBeforeWrite(device), close, source_label(place))
 
 
 async def _open_foreign(image: ImageFile) -> ServedDisk:
@@ -147,7 +154,8 @@ async def _open_foreign(image: ImageFile) -> ServedDisk:
             await opened.close()
             parts.release()
 
-    return ServedDisk(CopyBeforeWrite(opened.device), close, "; ".join(parts.warnings) or None)
+    label = source_label(LocalPath(image.path))
+    return ServedDisk(CopyBeforeWrite(opened.device), close, label, "; ".join(parts.warnings) or None)
 
 
 async def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk:
@@ -172,13 +180,21 @@ async def _open_raw(what: str, read_only: bool, force_share: bool) -> ServedDisk
             lock.release()
         await device.close()
 
-    return ServedDisk(CopyBeforeWrite(device), close, warning)
+    return ServedDisk(CopyBeforeWrite(device), close, source_label(LocalPath(what)), warning)
 
 
-def _archive_evidence(what: str) -> str | None:
-    """A clause that says why this is an archive to be read, and no disk to be offered; None if it is not."""
-    if is_url(what):
-        return None if is_nbd_uri(what) else "is at a URL"
+def _archives(places: Iterable[ServedPlace]) -> dict[LocalPath | StoreUrl, str]:
+    """Those that are archives to be read, and no disks to be offered; each with a clause that says why."""
+    found: dict[LocalPath | StoreUrl, str] = {}
+    for place in places:
+        if isinstance(place, StoreUrl):
+            found[place] = "is at a URL"
+        elif isinstance(place, LocalPath) and (evidence := _evidence(place.path)):
+            found[place] = evidence
+    return found
+
+
+def _evidence(what: str) -> str | None:
     try:
         # A block device is a disk, whatever a guest has written to it.
         return archive_evidence(what, *head_and_tail(what)) if os.path.isfile(what) else None
@@ -186,14 +202,14 @@ def _archive_evidence(what: str) -> str | None:
         return None
 
 
-def _open_archive(path: str) -> dict[str, ServedDisk]:
+def _open_archive(place: LocalPath | StoreUrl) -> dict[str, ServedDisk]:
     with ExitStack() as stack:
-        source = stack.enter_context(range_reader(path))
+        source = stack.enter_context(range_reader(place))
         try:
-            archive = ArchiveIndex(source.pread, source.size, shown(path))
+            archive = ArchiveIndex(source.pread, source.size, str(place))
         except NoIndexError:
             raise ArchiveError(
-                f"{shown(path)} has no index (it is another program's, plain, or was cut off), so its drives cannot be"
+                f"{place} has no index (it is another program's, plain, or was cut off), so its drives cannot be"
                 " read at random; `pybackup restore` reads it through"
             ) from None
         thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive"))
@@ -204,7 +220,7 @@ def _open_archive(path: str) -> dict[str, ServedDisk]:
     for number, info in enumerate(archive.header.drives):
         drive = ArchiveDrive(archive, info, thread)
         # The last to be closed is the first.
-        disks[info.name] = ServedDisk(drive, _closer(drive, None if number else opened))
+        disks[info.name] = ServedDisk(drive, _closer(drive, None if number else opened), info.name)
     return disks
 
 

@@ -16,7 +16,6 @@ from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.cow.fleece_file import FleeceFile, FleecePlace
 from pybackup.core.cow.old_data import LEAST_BESIDE_FILE, OldData
 from pybackup.core.device import CLUSTER_SIZE
-from pybackup.core.endpoints.drive_names import source_label
 from pybackup.core.errors import BusyError, CancelledError, PybackupError, RequestError
 from pybackup.core.guest.consistency import CRASH, consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
@@ -53,8 +52,8 @@ class BackupRequest:
 class LiveServer:
     """The drives of one server, and the backup of all of them.
 
-    Fixed: drives, policy, where to fleece, agent, tool. Changing, in the event loop only: the job, and the last one's
-    outcome.
+    Fixed: drives, labels, policy, where to fleece, agent, tool. Changing, in the event loop only: the job, and the last
+    one's outcome.
     """
 
     def __init__(
@@ -63,13 +62,18 @@ class LiveServer:
         *,
         policy: GuestPolicy,
         tool: str,
+        labels: Mapping[str, str] | None = None,
         fleece: FleecePlace | None = None,
         agent: AgentOptions | None = None,
         tell: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``agent``: of the guest that uses the drives; ``tell`` is called with sentences about a guest that hangs."""
+        """``labels``: what the archive tells of where each drive comes from, by its name; else that is the name.
+
+        ``agent``: of the guest that uses the drives; ``tell`` is called with sentences about a guest that hangs.
+        """
         self.drives = dict(drives)
+        self._labels = {**{name: name for name in drives}, **(labels or {})}
         self._policy, self._tool, self._clock = policy, tool, clock
         self._fleece = fleece
         self._agent, self._tell = agent, tell
@@ -111,7 +115,7 @@ class LiveServer:
                 about={
                     "tool": self._tool,
                     "created": int(self._clock()),
-                    "sources": [{"name": source_label(one.name), "kind": "live"} for one in self.drives.values()],
+                    "sources": [{"name": self._labels[name], "kind": "live"} for name in self.drives],
                     **CRASH,
                 },
                 policy=self._policy,

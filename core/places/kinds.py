@@ -79,7 +79,7 @@ class StandardStream:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ShellCommand:
     """The standard input of a command, in a shell."""
 
     command: str
@@ -222,7 +222,7 @@ ServedPlace = DiskPlace | StoreUrl
 """What a server offers: a disk, or the drives of an archive."""
 ArchivePlace = LocalPath | StandardStream | StoreUrl
 """Where an archive is read."""
-NewArchivePlace = ArchivePlace | Command
+NewArchivePlace = ArchivePlace | ShellCommand
 """Where an archive is written to."""
-TargetPlace = LocalPath | NbdUri | StandardStream | Command
+TargetPlace = LocalPath | NbdUri | StandardStream | ShellCommand
 """What a drive is restored to. Whether a path is a folder, a device or a file to be made is seen when it is opened."""

@@ -22,7 +22,6 @@ from pybackup.core.errors import RequestError
 from .kinds import (
     WRITABLE_SCHEMES,
     ArchivePlace,
-    Command,
     DiskPlace,
     LocalPath,
     NbdUri,
@@ -31,6 +30,7 @@ from .kinds import (
     RunningQemu,
     RunningServer,
     ServedPlace,
+    ShellCommand,
     SourcePlace,
     StandardStream,
     StoreUrl,
@@ -90,9 +90,13 @@ class Role(Generic[P]):
                 return place
         raise AssertionError(f"{self} takes no paths")
 
+    def unknown(self, url: StoreUrl) -> UnknownPlaceError:
+        """What there is to say of a URL of a kind that nobody knows."""
+        return self._unknown_scheme(url.text, url.scheme)
+
     def _check_scheme(self, place: Place) -> None:
         if isinstance(place, StoreUrl) and self.schemes is not None and place.scheme not in self.schemes:
-            raise self._unknown_scheme(place.text, place.scheme)
+            raise self.unknown(place)
 
     def _check_path(self, text: str) -> None:
         """Raise for what is rather no path."""
@@ -163,7 +167,7 @@ ARCHIVE: Role[ArchivePlace] = Role(
 """An archive that is read. Which other URLs there are the packages know that speak to stores."""
 
 NEW_ARCHIVE: Role[NewArchivePlace] = Role(
-    kinds=(StandardStream, Command, StoreUrl, LocalPath),
+    kinds=(StandardStream, ShellCommand, StoreUrl, LocalPath),
     refusal=ARCHIVE.refusal + " to be written",
     forms=f"it is written to a path, - for the standard output, '|COMMAND', {_AT_URLS}",
     is_new=True,
@@ -172,7 +176,7 @@ NEW_ARCHIVE: Role[NewArchivePlace] = Role(
 """An archive that is written."""
 
 TARGET: Role[TargetPlace] = Role(
-    kinds=(StandardStream, Command, NbdUri, LocalPath),
+    kinds=(StandardStream, ShellCommand, NbdUri, LocalPath),
     refusal="drives are not restored to {}",
     forms=f"they are to a file, a folder, a block device, - for the standard output, '|COMMAND', {_NBD}",
     is_new=True,

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from pybackup.core.endpoints.drive_names import NamedSource, source_label, unique_drive_names
+from pybackup.core.endpoints.drive_names import NamedPlace, source_label, unique_drive_names
 from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.jobs.backup import BackupJob, Drive
+from pybackup.core.places.kinds import DiskPlace, SourcePlace
 
 from .course import Parts
 from .listener import Listener
@@ -20,12 +21,12 @@ class DisksAtRest:
     Fixed: the sources. Changing: those that are open.
     """
 
-    def __init__(self, sources: Sequence[NamedSource], options: SourceOptions) -> None:
+    def __init__(self, sources: Sequence[NamedPlace[DiskPlace]], options: SourceOptions) -> None:
         self._sources, self._options = sources, options
         self._opened: list[OpenSource] = []
 
     @property
-    def paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[SourcePlace]:
         """The sources."""
         return [source.what for source in self._sources]
 

@@ -13,11 +13,13 @@ from pybackup.core.archive.create import ArchiveOptions, make_writer, open_sink
 from pybackup.core.archive.open import archive_reader
 from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.archive.writer import ArchiveWriter
-from pybackup.core.endpoints.drive_names import NamedSource, stored_name
+from pybackup.core.endpoints.drive_names import NamedPlace, stored_name
 from pybackup.core.errors import RequestError, SourceError
 from pybackup.core.jobs.backup import SCAN_THREADS, BackupJob
 from pybackup.core.jobs.verify import VerifyJob
 from pybackup.core.live.client import RemoteBackup
+from pybackup.core.places.kinds import LocalPath, NewArchivePlace, SourcePlace
+from pybackup.core.places.same_file import is_same_file
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
 from pybackup.core.trace import Trace
@@ -34,15 +36,15 @@ MOST_CONFIG = (1 << 16) + 1
 class BackupRequest:
     """What is asked of a backup, wherever its disks come from.
 
-    ``archive``: a path, a URL or a stream (see open_sink()); ``folders_from``: a folder below which its folders are
+    ``archive``: where it goes; ``folders_from``: a folder below which its folders are
     made. ``replace``: an archive that is there. ``configs``: the names, where they got any, and paths of
     configurations. ``verify``: read the archive back before it gets its name, which only a file's can be.
     ``speed``: bytes a second, 0 for no limit. ``tool``: what the archive says that it was made by.
     """
 
-    archive: str
+    archive: NewArchivePlace
     options: ArchiveOptions
-    configs: Sequence[NamedSource] = ()
+    configs: Sequence[NamedPlace[LocalPath]] = ()
     replace: bool = False
     folders_from: str | None = None
     verify: bool = False
@@ -66,7 +68,7 @@ class Way(Protocol):
     """How the disks of a backup are come by. Its methods are called once each, in this order."""
 
     @property
-    def paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[SourcePlace]:
         """What is read, none of which an archive may replace."""
         ...
 
@@ -92,7 +94,7 @@ async def backup(
     way: Way,
     request: BackupRequest,
     *,
-    named: Callable[[Sequence[str]], str] | None = None,
+    named: Callable[[Sequence[str]], NewArchivePlace] | None = None,
     listener: Listener | None = None,
     trace: Trace | None = None,
 ) -> AsyncIterator[Backup]:
@@ -120,20 +122,20 @@ def _threads(count: int, name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix=f"pybackup-{name}")
 
 
-def _refuse_own_source(archive: str, read: Iterable[str]) -> None:
+def _refuse_own_source(archive: NewArchivePlace, read: Iterable[SourcePlace]) -> None:
     for what in read:
-        if os.path.exists(what) and os.path.exists(archive) and os.path.samefile(what, archive):
+        if is_same_file(what, archive):
             raise RequestError(f"{what} would be replaced by the archive made of it")
 
 
-def read_config(config: NamedSource) -> tuple[str, bytes]:
+def read_config(config: NamedPlace[LocalPath]) -> tuple[str, bytes]:
     """(name, content) of a configuration file (SourceError)."""
     try:
-        with open(config.what, "rb") as file:
+        with open(config.what.path, "rb") as file:
             content = file.read(MOST_CONFIG)
     except OSError as error:
         raise SourceError(f"cannot read the configuration {config.what}: {error.strerror}") from error
-    return stored_name(config.name or os.path.basename(config.what)), content
+    return stored_name(config.name or os.path.basename(config.what.path)), content
 
 
 def _verifier(sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]]:
@@ -143,7 +145,7 @@ def _verifier(sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[No
 
     async def verify() -> None:
         await sink.flush()
-        with archive_reader(sink.partial_path) as reader:
+        with archive_reader(LocalPath(sink.partial_path)) as reader:
             await VerifyJob(ArchiveStream(reader.read, sink.name, pool)).run()
 
     return verify

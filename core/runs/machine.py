@@ -7,11 +7,12 @@ from contextlib import AsyncExitStack
 
 from pybackup.core.guest.consistency import CRASH
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
+from pybackup.core.places.kinds import RunningQemu, SourcePlace
 from pybackup.core.qemu.backup import QemuBackup
 from pybackup.core.qemu.disks import LeftOut
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.machine import CONFIG_NAME
-from pybackup.core.qemu.running import RunningQemu
+from pybackup.core.qemu.running import RunningQemu as Machine
 
 from .course import Parts
 from .listener import Listener
@@ -27,20 +28,21 @@ class MachinesDisks:
 
     def __init__(
         self,
-        path: str,
+        qemu: RunningQemu,
         fleecing: FleecingOptions,
         *,
         chosen: Sequence[str] = (),
         name: str | None = None,
         agent: AgentOptions | None = None,
     ) -> None:
-        self._path, self._fleecing, self._chosen, self._name, self._agent = path, fleecing, chosen, name, agent
+        self._path, self._fleecing = qemu.monitor, fleecing
+        self._chosen, self._name, self._agent = chosen, name, agent
         self._listener = Listener()
-        self._machine: RunningQemu | None = None
+        self._machine: Machine | None = None
         self._job: QemuBackup | None = None
 
     @property
-    def paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[SourcePlace]:
         """Nothing that an archive could replace."""
         return ()
 
@@ -62,7 +64,7 @@ class MachinesDisks:
     async def find(self, stack: AsyncExitStack, listener: Listener) -> Sequence[str]:
         """Connect, and look for the disks (SourceError, BusyError, RequestError)."""
         self._listener = listener
-        self._machine = await RunningQemu.connect(self._path, self._chosen, self._name)
+        self._machine = await Machine.connect(self._path, self._chosen, self._name)
         stack.push_async_callback(self._machine.close)
         listener.tell(notes=(f"{name} is not backed up: {reason}" for name, reason in self.left_out))
         return [disk.name for disk in self._machine.disks]
@@ -83,10 +85,10 @@ class MachinesDisks:
         """What freezes the disks, and reads them (SourceError)."""
         assert self._machine is not None
         request = parts.request
-        self._job = QemuBackup(
-            self._machine.fleecing(self._fleecing, parts.trace),
+        self._job = self._machine.backup(
             parts.writer,
             parts.scanners,
+            fleecing=self._fleecing,
             about={
                 "tool": request.tool,
                 "created": request.options.created,

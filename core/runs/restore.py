@@ -12,7 +12,7 @@ from pybackup.core.archive.stream import ArchiveStream, Digests
 from pybackup.core.endpoints.open_targets import TargetOptions, open_target, refuse_own_archive
 from pybackup.core.endpoints.small_files import SmallFile
 from pybackup.core.jobs.restore import RestoreJob
-from pybackup.core.places.kinds import TargetPlace
+from pybackup.core.places.kinds import ArchivePlace, TargetPlace
 from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo, Header
 
@@ -31,7 +31,7 @@ class RestoreRequest:
     limit.
     """
 
-    archive: str
+    archive: ArchivePlace
     target: TargetPlace | None = None
     places: Sequence[tuple[str, TargetPlace]] = ()
     drives: Sequence[str] = ()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from pybackup.core.live.client import RemoteBackup, served_drives
+from pybackup.core.places.kinds import RunningServer, SourcePlace
 
 from .course import Parts
 from .listener import Listener
@@ -18,12 +19,12 @@ class ServedDisks:
     would wait for a server that does not answer (SourceError, BusyError).
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._drives = served_drives(path)
+    def __init__(self, server: RunningServer) -> None:
+        self._path = server.control
+        self._drives = served_drives(server.control)
 
     @property
-    def paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[SourcePlace]:
         """Nothing that an archive could replace."""
         return ()
 

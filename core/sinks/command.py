@@ -12,11 +12,11 @@ import termios
 from collections.abc import Sequence
 
 from pybackup.core.device import Buffer
-from pybackup.core.errors import RequestError, TargetError
+from pybackup.core.errors import TargetError
 from pybackup.core.system.child_group import GRACE, PERIOD, ChildGroup, describe_status
 from pybackup.core.system.death_watch import DeathWatch
 
-from .stream import COMMAND, StreamSink, pass_on
+from .stream import pass_on
 from .target_failure import target_failure
 
 PIPE_SIZE = 1 << 20
@@ -26,22 +26,15 @@ _START = 'read -r go && exec /bin/sh -c "$1"'
 """The command starts with the first line of its input, which is ours to send when its death is arranged for."""
 
 
-def open_stream(path: str) -> StreamSink | CommandSink:
-    """The sink for something for which is_stream() is true (RequestError)."""
-    return CommandSink(path) if path.startswith(COMMAND) else StreamSink(path)
-
-
 class CommandSink:
     """Fixed: the command. Changing: its processes, and our end of the pipe to it.
 
     Whatever ends us, the command is killed before its input ends; only commit() lets it read to the end.
     """
 
-    def __init__(self, path: str) -> None:
-        """``path``: the command after a |. RequestError where there is none."""
-        self._command = path.removeprefix(COMMAND).strip()
-        if not self._command:
-            raise RequestError("a command must follow the |")
+    def __init__(self, command: str) -> None:
+        """``command``: for /bin/sh."""
+        self._command = command.strip()
         self.name = f"the command {self._command!r}"
         self._pipe = -1
         self._watch: DeathWatch | None = None

@@ -11,35 +11,39 @@ from collections.abc import Sequence
 
 from pybackup.core.device import Buffer
 from pybackup.core.errors import TargetError
+from pybackup.core.places.kinds import LocalPath, Place, StandardStream
 
 from .target_failure import target_failure
 
-STDOUT = "-"
-COMMAND = "|"
-"""Begins the name of a target that is a command's standard input (see command.py)."""
 NO_READER_PERIOD = 0.05
 """Seconds between two looks whether somebody reads a FIFO."""
 
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
-def own_descriptor(path: str) -> int | None:
-    """The descriptor of ours that ``path`` names: 1 for - and /dev/stdout, 3 for /dev/fd/3; None for other paths."""
-    if path == STDOUT:
+StreamPlace = LocalPath | StandardStream
+"""What may be a stream: the standard output, a FIFO, a device."""
+
+
+def own_descriptor(place: Place) -> int | None:
+    """The descriptor of ours that is named: 1 for the standard output and /dev/stdout, 3 for /dev/fd/3; else None."""
+    if isinstance(place, StandardStream):
         return 1
-    folder, name = os.path.split(os.path.abspath(path))
+    if not isinstance(place, LocalPath):
+        return None
+    folder, name = os.path.split(os.path.abspath(place.path))
     folder = os.path.realpath(folder)
     if folder == f"/proc/{os.getpid()}/fd" and name.isdecimal():
         return int(name)
     return _STANDARD.get(os.path.join(folder, name))
 
 
-def is_stream(path: str) -> bool:
-    """Whether what is written to ``path`` goes to a stream; else it is a file, or will be one."""
-    if own_descriptor(path) is not None or path.startswith(COMMAND):
+def is_stream(path: LocalPath) -> bool:
+    """Whether what is written to a path goes to a stream; else it is a file, or will be one."""
+    if own_descriptor(path) is not None:
         return True
     try:
-        mode = os.stat(path).st_mode
+        mode = os.stat(path.path).st_mode
     except OSError:
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
@@ -72,16 +76,17 @@ async def _writable(fd: int) -> None:
 
 
 class StreamSink:
-    """Fixed: the name. Changing: the descriptor, which begin() opens and the end closes.
+    """Fixed: the name, what it names. Changing: the descriptor, which begin() opens and the end closes.
 
     The descriptor is made non-blocking where it can be, so that a slow reader never blocks a thread that cancelling
     would have to wait for.
     """
 
-    def __init__(self, path: str) -> None:
-        """``path``: something for which is_stream() is true, but no command."""
-        self.name = "the standard output" if own_descriptor(path) == 1 else path
-        self._path = path
+    def __init__(self, place: StreamPlace) -> None:
+        """``place``: the standard output, or a path for which is_stream() is true."""
+        self._own = own_descriptor(place)
+        self.name = "the standard output" if self._own == 1 else str(place)
+        self._path = place.text
         self._fd = -1
         self._was_blocking = True
 
@@ -98,9 +103,8 @@ class StreamSink:
             raise target_failure(self.name, error, "open") from error
 
     async def _open(self) -> int:
-        own = own_descriptor(self._path)
-        if own is not None:
-            return os.dup(own)
+        if self._own is not None:
+            return os.dup(self._own)
         while True:
             try:
                 return os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)

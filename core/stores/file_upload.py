@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from pybackup.core.device import Buffer
 from pybackup.core.errors import Advice, PybackupError, TargetError
+from pybackup.core.places.kinds import SFTP_SCHEMES, StoreUrl
 from pybackup.core.sinks.archive_signs import HEAD_BYTES, begins_archive
 from pybackup.core.sinks.replaced import NO_ARCHIVE
 from pybackup.core.system.blocking_calls import BlockingCalls
 
-from . import SFTP_SCHEMES, scheme_of, shown
 from .failures import is_missing, reason
 from .filesystem import open_filesystem
 from .patience import Patience
@@ -74,10 +74,10 @@ class RemoteFileSink:
     Fixed: the URL, the output. Changing: whether the output has been opened.
     """
 
-    def __init__(self, url: str, *, replace: bool = False) -> None:
-        self.name = shown(url)
+    def __init__(self, url: StoreUrl, *, replace: bool = False) -> None:
+        self.name = str(url)
         self._replace = replace
-        kind = SftpOutput if scheme_of(url) in SFTP_SCHEMES else TransactionOutput
+        kind = SftpOutput if url.scheme in SFTP_SCHEMES else TransactionOutput
         self._output: RemoteOutput = kind(url, Patience.of_environment())
         self._calls = BlockingCalls(threads=1)
 
@@ -134,14 +134,14 @@ class SftpOutput:
     killed one has left there, or one whose connection broke.
     """
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
         self._filesystem: Any = None
         self._file: Any = None
         self.is_there = False
         self._path = self._partial = ""
         self._last, self._size = b"", 0
-        self._record = UploadRecord(shown(url), shown(url))
+        self._record = UploadRecord(str(url), str(url))
 
     def open(self) -> None:
         """Connect. The temporary name is nobody else's: there are no locks over SFTP, only on our side (BusyError)."""
@@ -242,7 +242,7 @@ def _size_of(filesystem: Any, path: str) -> int | None:
 class TransactionOutput:
     """A file in a filesystem with transactions. Changing: the file, and whether the transaction is open."""
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
         self._filesystem: Any = None
         self._file: Any = None

@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from pybackup.core.errors import RequestError
+from pybackup.core.places.kinds import BUCKET_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, StoreUrl
+from pybackup.core.places.parsing import ARCHIVE
 
-from . import BUCKET_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, scheme_of, shown
 from .patience import Patience
 
 _EXTRAS = {**dict.fromkeys(S3_SCHEMES, "s3"), **dict.fromkeys(SFTP_SCHEMES, "sftp"), "gs": "gs", "gcs": "gs"}
@@ -25,15 +26,13 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for one attempt to connect, at most."""
 
 
-def open_filesystem(url: str, patience: Patience, **options: Any) -> tuple[Any, str]:
+def open_filesystem(url: StoreUrl, patience: Patience, **options: Any) -> tuple[Any, str]:
     """The filesystem, and the path in it; RequestError for what cannot be, also for want of a package.
 
     ``options`` go to the filesystem. This may connect, and then fails as the library does.
     """
-    scheme = scheme_of(url)
+    scheme = url.scheme
     _be_quiet()
-    if scheme in ("file", "local"):
-        raise RequestError(f"{shown(url)}: name a local file by its path alone")
     try:
         from fsspec import get_filesystem_class
 
@@ -41,17 +40,17 @@ def open_filesystem(url: str, patience: Patience, **options: Any) -> tuple[Any, 
     except ImportError as error:
         raise _missing(url, error) from None
     except ValueError:
-        raise RequestError(f"{shown(url)}: {scheme}:// is no place for an archive") from None
-    found = kind._get_kwargs_from_urls(url)  # noqa: SLF001 - fsspec's own way for a URL's host and user
-    path = str(kind._strip_protocol(url))  # noqa: SLF001 - likewise
+        raise ARCHIVE.unknown(url) from None
+    found = kind._get_kwargs_from_urls(url.url)  # noqa: SLF001 - fsspec's own way for a URL's host and user
+    path = str(kind._strip_protocol(url.url))  # noqa: SLF001 - likewise
     bucket, _, key = path.partition("/")
     missing = scheme in BUCKET_SCHEMES and not key
-    if missing or not path.strip("/") or url.endswith("/"):
-        raise RequestError(f"{shown(url)} names no file; an archive needs a name")
+    if missing or not path.strip("/") or url.url.endswith("/"):
+        raise RequestError(f"{url} names no file; an archive needs a name")
     if scheme in BUCKET_SCHEMES and not bucket:
-        raise RequestError(f"{shown(url)} names no bucket")
+        raise RequestError(f"{url} names no bucket")
     if scheme in SFTP_SCHEMES and not found.get("host"):
-        raise RequestError(f"{shown(url)} names no host")
+        raise RequestError(f"{url} names no host")
     return kind(skip_instance_cache=True, **{**_options(scheme, patience), **found, **options}), path
 
 
@@ -63,7 +62,7 @@ def _be_quiet() -> None:
             logger.addHandler(logging.NullHandler())
 
 
-def io_loop(url: str) -> asyncio.AbstractEventLoop:
+def io_loop(url: StoreUrl) -> asyncio.AbstractEventLoop:
     """fsspec's own event loop, which runs in a thread of its own (RequestError where fsspec is not installed)."""
     try:
         from fsspec.asyn import get_loop
@@ -73,10 +72,10 @@ def io_loop(url: str) -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _missing(url: str, error: ImportError) -> RequestError:
-    extra = _EXTRAS.get(scheme_of(url))
+def _missing(url: StoreUrl, error: ImportError) -> RequestError:
+    extra = _EXTRAS.get(url.scheme)
     advice = f"{quote(sys.executable)} -m pip install {_place(extra)}" if extra else str(error)
-    return RequestError(f"{shown(url)} needs a package that this Python does not have: {advice}")
+    return RequestError(f"{url} needs a package that this Python does not have: {advice}")
 
 
 def _place(extra: str) -> str:

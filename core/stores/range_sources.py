@@ -6,7 +6,8 @@ import asyncio
 import threading
 from typing import Any, Protocol
 
-from . import HTTP_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, scheme_of
+from pybackup.core.places.kinds import HTTP_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, StoreUrl
+
 from .failures import ReplacedError, is_missing
 from .filesystem import open_filesystem
 from .patience import Patience
@@ -32,9 +33,9 @@ class RangeSource(Protocol):
         ...
 
 
-def source_of(url: str, patience: Patience) -> RangeSource:
+def source_of(url: StoreUrl, patience: Patience) -> RangeSource:
     """What reads this URL; nothing is opened yet."""
-    scheme = scheme_of(url)
+    scheme = url.scheme
     if scheme in S3_SCHEMES:
         return S3Object(url, patience)
     if scheme in HTTP_SCHEMES:
@@ -45,7 +46,7 @@ def source_of(url: str, patience: Patience) -> RangeSource:
 class S3Object:
     """An object, or one version of it. Fixed after open(): client, place, and the ETag that every answer must have."""
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
         self._client: Any = None
         self._place: dict[str, str] = {}
@@ -56,7 +57,7 @@ class S3Object:
         if self._client is None:
             loop = asyncio.get_running_loop()
             filesystem, _ = open_filesystem(self._url, self._patience, asynchronous=True, loop=loop)
-            bucket, key, version = filesystem.split_path(self._url)
+            bucket, key, version = filesystem.split_path(self._url.url)
             self._place = {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}
             self._client = await filesystem.set_session()
         try:
@@ -93,7 +94,7 @@ class S3Object:
 class HttpFile:
     """A file of a web server, which may be asked to sign nothing but GET. Fixed after open()."""
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
         self._session: Any = None
         self._etag: str | None = None
@@ -118,7 +119,7 @@ class HttpFile:
 
         timeout = ClientTimeout(sock_connect=self._patience.stall, sock_read=self._patience.stall)
         headers = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
-        return self._session.get(self._url, headers=headers, timeout=timeout, raise_for_status=_refuse)
+        return self._session.get(self._url.url, headers=headers, timeout=timeout, raise_for_status=_refuse)
 
     async def read(self, offset: int, length: int) -> bytes:
         """One range."""
@@ -148,7 +149,7 @@ async def _refuse(answer: Any) -> None:
 class FilesystemFile:
     """A file of any filesystem that fsspec knows. Fixed after open()."""
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
         self._filesystem: Any = None
         self._path = ""
@@ -192,7 +193,7 @@ class FilesystemFile:
 class SftpFile:
     """A file over SFTP. Changing, by one thread at a time: the connection, which is made anew after a failure."""
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
         self._turn = threading.Lock()
         self._filesystem: Any = None

@@ -17,8 +17,8 @@ from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from pybackup.core.errors import ArchiveError, PybackupError
+from pybackup.core.places.kinds import StoreUrl
 
-from . import shown
 from .failures import ShortAnswerError, StalledError, reason
 from .filesystem import io_loop
 from .patience import Patience
@@ -36,9 +36,9 @@ class RemoteFile:
     whether it was stopped.
     """
 
-    def __init__(self, url: str, source: RangeSource, patience: Patience) -> None:
+    def __init__(self, url: StoreUrl, source: RangeSource, patience: Patience) -> None:
         """Nothing is opened yet."""
-        self.name, self.size = shown(url), 0
+        self.name, self.size = str(url), 0
         self._source, self._patience, self._loop = source, patience, io_loop(url)
         self._lock = threading.Lock()
         self._waiting: set[Future[Any]] = set()
@@ -113,7 +113,7 @@ async def _bounded(closing: Coroutine[Any, Any, None]) -> None:
 
 
 @contextmanager
-def open_remote(url: str) -> Iterator[RemoteFile]:
+def open_remote(url: StoreUrl) -> Iterator[RemoteFile]:
     """A file at a URL, open to be read by ranges (ArchiveError, RequestError)."""
     patience = Patience.of_environment()
     with closing(RemoteFile(url, source_of(url, patience), patience)) as remote:

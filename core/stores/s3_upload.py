@@ -15,11 +15,11 @@ from typing import Any
 
 from pybackup.core.device import Buffer
 from pybackup.core.errors import Advice, PybackupError, TargetError, TargetFullError
+from pybackup.core.places.kinds import StoreUrl
 from pybackup.core.sinks.archive_signs import HEAD_BYTES, begins_archive
 from pybackup.core.sinks.replaced import NO_ARCHIVE
 from pybackup.core.tasks import beside, end, end_within, wait_until_at_most
 
-from . import shown
 from .failures import StalledError, code_of, is_missing, reason, status_of
 from .filesystem import open_filesystem
 from .patience import Patience
@@ -49,13 +49,13 @@ class S3Upload:
 
     def __init__(
         self,
-        url: str,
+        url: StoreUrl,
         *,
         replace: bool = False,
         patience: Patience | None = None,
         plan: tuple[Step, ...] = PLAN,
     ) -> None:
-        self.name = shown(url)
+        self.name = str(url)
         self._url, self._replace = url, replace
         self._patience = patience or Patience.of_environment()
         self._steps = steps_of(plan)
@@ -86,7 +86,7 @@ class S3Upload:
 
     async def _connect(self) -> None:
         filesystem, _ = open_filesystem(self._url, self._patience, asynchronous=True, loop=asyncio.get_running_loop())
-        bucket, key, _ = filesystem.split_path(self._url)
+        bucket, key, _ = filesystem.split_path(self._url.url)
         self._place = {"Bucket": bucket, "Key": key}
         self._client = await filesystem.set_session()
 

@@ -13,6 +13,7 @@ from archives import decode, encode, frames_of, open_index, with_index
 from pybackup.core.archive.by_index import DrivesByIndex
 from pybackup.core.archive.facts import archive_facts
 from pybackup.core.errors import ArchiveError
+from pybackup.core.places.kinds import LocalPath
 from pybackup.formats import cluster_index as index
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.clusters import expand
@@ -109,7 +110,7 @@ def test_one_drive_restored_by_it_fails_and_never_crashes(lie: str, drive_id: in
 def test_info_fails_with_an_error_of_ours_or_tells_something(lie: str, tmp_path: Any) -> None:
     (tmp_path / "liar.vma").write_bytes(with_index(ARCHIVE, LIES[lie]))
     try:
-        facts = archive_facts(str(tmp_path / "liar.vma"))
+        facts = archive_facts(LocalPath(str(tmp_path / "liar.vma")))
     except ArchiveError:
         return
     assert facts.has_index
@@ -157,7 +158,7 @@ def test_a_directory_that_tells_lies_about_the_drives_is_found(
     liar = encode(DISKS, change_about=change)
     assert any("directory" in damage.what for damage in decode(liar, tolerant=True).damage)
     (tmp_path / "liar.vma").write_bytes(liar)
-    facts = archive_facts(str(tmp_path / "liar.vma"))
+    facts = archive_facts(LocalPath(str(tmp_path / "liar.vma")))
     assert facts.counts[1].stored_bytes == 37 * 4096 + 4096
 
 

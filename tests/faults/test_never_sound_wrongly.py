@@ -20,6 +20,7 @@ from command_line import pybackup
 from pybackup.core.archive.by_index import DrivesByIndex
 from pybackup.core.archive.facts import archive_facts
 from pybackup.core.errors import ArchiveError
+from pybackup.core.places.kinds import LocalPath
 from pybackup.formats import cluster_index as index
 from pybackup.formats.archive import ArchiveEncoder
 from pybackup.formats.clusters import scan
@@ -128,7 +129,7 @@ def test_a_delta_with_an_index_is_not_served_and_info_tells_what_it_is(tmp_path:
         open_index(archive)
     path = tmp_path / "delta.vma.zst"
     path.write_bytes(archive)
-    assert archive_facts(str(path)).header.is_delta
+    assert archive_facts(LocalPath(str(path))).header.is_delta
     done = pybackup("info", path)
     assert done.code == 0
     assert "only what changed since then is here" in done.out.decode()

@@ -23,6 +23,7 @@ from live.nbd_client import Nbd
 from object_store import Store, moto_server
 
 from pybackup.core.errors import TargetError, TargetFullError
+from pybackup.core.places.kinds import StoreUrl
 from pybackup.core.stores import upload_part
 from pybackup.core.stores.s3_upload import S3Upload
 from pybackup.core.stores.upload_part import Step
@@ -98,7 +99,7 @@ def test_parts_grow_and_large_ones_wait_on_disk(store: Store, monkeypatch: pytes
     content = random.Random(1).randbytes(22 * MIB)
 
     async def write(content: bytes) -> None:
-        sink = S3Upload(store.url("x"), plan=plan)
+        sink = S3Upload(StoreUrl(store.url("x")), plan=plan)
         try:
             await sink.begin()
             for at in range(0, len(content), 3 * MIB):

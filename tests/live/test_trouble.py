@@ -29,6 +29,7 @@ from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import SourceError, TargetError, TargetFullError
 from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
 from pybackup.core.jobs.walk import runs_of
+from pybackup.core.places.kinds import LocalPath
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.stream import StreamSink
 from pybackup.formats import nbd_wire as wire
@@ -167,7 +168,7 @@ def test_a_full_archive_fails_the_backup_and_never_a_guest(tmp_path: Path, on_er
 def test_a_closed_pipe_fails_the_backup_and_never_a_guest(tmp_path: Path, on_error: OnError) -> None:
     async def test(pool: ThreadPoolExecutor) -> None:
         reading, writing = os.pipe()
-        scene = Scene(pool, tmp_path, policy(on_error), StreamSink(f"/dev/fd/{writing}"), speed=0)
+        scene = Scene(pool, tmp_path, policy(on_error), StreamSink(LocalPath(f"/dev/fd/{writing}")), speed=0)
         backup = asyncio.create_task(fails(scene.job, TargetError, "Broken pipe"))
         await scene.job.frozen.wait()
         assert await scene.write(CLUSTERS - 1) == 0

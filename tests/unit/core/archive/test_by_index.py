@@ -16,6 +16,7 @@ from pybackup.core.archive.open import archive_header, open_drives
 from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.errors import ArchiveError
 from pybackup.core.jobs.walk import Run, runs_of
+from pybackup.core.places.kinds import LocalPath
 from pybackup.formats import cluster_index as index
 from pybackup.formats.vma import DriveInfo, Header
 from pybackup.formats.vma_stream import DecodedExtent
@@ -178,11 +179,11 @@ def test_a_damaged_index_does_not_hide_the_header(tmp_path: Path) -> None:
         broken = bytearray(ARCHIVE)
         broken[-at] ^= 0x10
         path.write_bytes(broken)
-        assert [drive.name for drive in archive_header(str(path)).drives] == ["a", "b", "c"]
+        assert [drive.name for drive in archive_header(LocalPath(str(path))).drives] == ["a", "b", "c"]
 
 
 def test_when_all_drives_are_wanted_the_archive_is_read_through(tmp_path: Path) -> None:
-    path = str(tmp_path / "x.vma")
+    path = LocalPath(str(tmp_path / "x.vma"))
     (tmp_path / "x.vma").write_bytes(ARCHIVE)
     for wanted, kind in (("abc", ArchiveStream), ("b", DrivesByIndex)):
 
@@ -201,7 +202,7 @@ def test_an_archive_of_nearly_nothing_but_zeros_is_read_by_its_index(tmp_path: P
     ):
         path = tmp_path / name
         path.write_bytes(encode({"a": disk}, level=None if name == "plain.vma" else 1))
-        with open_drives(str(path), lambda header: header.drives, threads=1) as opened:
+        with open_drives(LocalPath(str(path)), lambda header: header.drives, threads=1) as opened:
             assert isinstance(opened, DrivesByIndex) is by_index
             extents = [checked.extent for checked in opened.extents([1])]
         assert put_together(extents, len(disk)) == disk

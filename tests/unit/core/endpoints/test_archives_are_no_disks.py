@@ -15,6 +15,7 @@ from archives import encode
 from pybackup.core.errors import ArchiveError, PybackupError, RequestError, SourceError
 from pybackup.core.images.formats import source_format
 from pybackup.core.live.served_disks import open_served
+from pybackup.core.places.kinds import LocalPath
 
 DISK = random.Random(2).randbytes(200_192)
 OURS = encode({"a": DISK})
@@ -53,7 +54,7 @@ class Source:
     name = None
 
     def __init__(self, what: Path) -> None:
-        self.what = str(what)
+        self.what = LocalPath(str(what))
 
 
 def served(*paths: Path, image_format: str | None = None) -> None:

@@ -16,6 +16,7 @@ from pybackup.core.endpoints import reflink, sources
 from pybackup.core.endpoints.reflink import NoSnapshotError, Snapshot
 from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.errors import BusyError
+from pybackup.core.places.kinds import LocalPath
 from pybackup.core.system.image_lock import CONSISTENT_READ, WRITE, ImageLock, forbids_reading, is_written
 
 USUAL = [errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EISDIR]
@@ -46,7 +47,7 @@ def opened(disk: Path, how: Snapshot, *, force_share: bool = False) -> OpenSourc
     """The source, closed again: what it says of itself."""
 
     async def open_and_close() -> OpenSource:
-        source = await open_source(str(disk), SourceOptions(snapshot=how, force_share=force_share))
+        source = await open_source(LocalPath(str(disk)), SourceOptions(snapshot=how, force_share=force_share))
         await source.close()
         return source
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pybackup.core.endpoints.drive_names import NamedSource
+from pybackup.core.endpoints.drive_names import NamedPlace
 from pybackup.core.errors import BusyError
 from pybackup.core.live import served_disks
 from pybackup.core.live.served_disks import open_served
+from pybackup.core.places.kinds import LocalPath, ServedPlace
 from pybackup.core.system.image_lock import ImageLock
 
 
@@ -23,7 +24,7 @@ def disk(tmp_path: Path) -> Path:
 
 def warning_of(disk: Path, *, force_share: bool) -> str | None:
     async def open_and_close() -> str | None:
-        sources: list[NamedSource] = [Source(str(disk))]
+        sources: list[NamedPlace[ServedPlace]] = [Source(LocalPath(str(disk)))]
         served = (await open_served(sources, image_format=None, read_only=False, force_share=force_share))["disk"]
         await served.close()
         return served.warning
@@ -36,7 +37,7 @@ class Source:
 
     name = None
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: LocalPath) -> None:
         self.what = what
 
 

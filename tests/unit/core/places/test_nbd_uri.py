@@ -6,6 +6,7 @@ import pytest
 
 from pybackup.core.endpoints.drive_names import drive_name, source_label
 from pybackup.core.errors import RequestError
+from pybackup.core.places.kinds import NbdUri
 from pybackup.core.places.nbd_uri import NbdAddress, is_nbd_uri, parse_nbd_uri
 
 GOOD = {
@@ -97,8 +98,8 @@ class Source:
 
     name = None
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, uri: str) -> None:
+        self.what = NbdUri(uri, parse_nbd_uri(uri))
 
 
 @pytest.mark.parametrize(
@@ -121,5 +122,5 @@ def test_a_drives_name_is_that_of_its_export(uri: str, name: str) -> None:
 
 
 def test_an_archive_does_not_tell_where_its_source_lies() -> None:
-    assert source_label("nbd+unix:///vm/disk?socket=/secret/s") == "disk"
-    assert source_label("nbd://secret") == ""
+    assert source_label(Source("nbd+unix:///vm/disk?socket=/secret/s").what) == "disk"
+    assert source_label(Source("nbd://secret").what) == ""

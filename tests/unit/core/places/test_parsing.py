@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import (
-    Command,
     LocalPath,
     NbdUri,
     RunningQemu,
     RunningServer,
+    ShellCommand,
     StandardStream,
     StoreUrl,
 )
@@ -57,8 +57,8 @@ KINDS = {
     "s3://b/k": (StoreUrl, ("served", "archive", "new archive")),
     "SFTP://h/x": (StoreUrl, ("served", "archive", "new archive")),
     "https://h/x?y": (StoreUrl, ("served", "archive")),
-    "|cat > x": (Command, WRITTEN),
-    "| cat": (Command, WRITTEN),
+    "|cat > x": (ShellCommand, WRITTEN),
+    "| cat": (ShellCommand, WRITTEN),
 }
 
 
@@ -72,7 +72,7 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_name_is(text: str, role: str) -> None:
     kind, roles = KINDS[text]
     if role not in roles:
-        if kind is Command:  # a file may be called so; nothing is run to read
+        if kind is ShellCommand:  # a file may be called so; nothing is run to read
             assert ROLES[role].parse(text) == LocalPath(text)
             return
         with pytest.raises(UnknownPlaceError):
@@ -180,6 +180,7 @@ NAMES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(NAMES | st.text(max_size=20), st.sampled_from(sorted(ROLES)))
 def test_any_text_is_a_place_that_names_itself_or_refused(text: str, role: str) -> None:
     try:

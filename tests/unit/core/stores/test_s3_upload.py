@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pybackup.core.errors import TargetError
+from pybackup.core.places.kinds import StoreUrl
 from pybackup.core.stores.s3_upload import S3Upload
 
 pytest.importorskip("s3fs")
@@ -20,7 +21,7 @@ def test_parts_that_fail_together_are_one_failure() -> None:
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-        upload = S3Upload("s3://bucket/key")
+        upload = S3Upload(StoreUrl("s3://bucket/key"))
         upload._send = fail  # type: ignore[method-assign]
         for _ in range(3):
             await upload._open_part()

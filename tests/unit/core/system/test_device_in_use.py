@@ -13,6 +13,7 @@ from pybackup.cli.params import Named
 from pybackup.core.endpoints.sources import SourceOptions, open_source
 from pybackup.core.errors import BusyError
 from pybackup.core.live.served_disks import open_served
+from pybackup.core.places.kinds import LocalPath
 from pybackup.core.system.device_in_use import DeviceUsers, device_in_use, device_number
 
 NUMBERS = {"/dev/sda": "8:0", "/dev/sda1": "8:1", "/dev/sda2": "8:2", "/dev/sdb": "8:16"}
@@ -211,7 +212,7 @@ def warnings_of(disk: Path) -> list[str]:
     """What a backup of this disk warns of."""
 
     async def main() -> list[str]:
-        source = await open_source(str(disk), SourceOptions())
+        source = await open_source(LocalPath(str(disk)), SourceOptions())
         await source.close()
         return list(source.warnings)
 
@@ -259,7 +260,8 @@ def test_a_file_that_is_mounted_is_not_replaced_by_a_restored_disk(loop: Path, t
 
 def test_what_is_served_cannot_be_mounted(loop: Path, tmp_path: Path) -> None:
     async def main() -> None:
-        disks = await open_served([Named(None, str(loop))], image_format="raw", read_only=False, force_share=False)
+        sources = [Named(None, LocalPath(str(loop)))]
+        disks = await open_served(sources, image_format="raw", read_only=False, force_share=False)
         command = ["mount", str(loop), str(tmp_path)]
         tried = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
         assert tried.returncode and "already mounted or mount point busy" in tried.stderr
@@ -274,7 +276,8 @@ def served(disk: str, *, read_only: bool = False, force_share: bool = False) -> 
     """What a server that offers this disk warns of."""
 
     async def main() -> str | None:
-        disks = await open_served([Named(None, disk)], image_format="raw", read_only=read_only, force_share=force_share)
+        sources = [Named(None, LocalPath(disk))]
+        disks = await open_served(sources, image_format="raw", read_only=read_only, force_share=force_share)
         (one,) = disks.values()
         await one.close()
         return one.warning
