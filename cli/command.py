@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pybackup.cli.interrupts import cleaned_up
+from pybackup.cli.signals import cleaned_up
 from pybackup.core.errors import CancelledError
 
 _MEANT = {

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import click
 
+from pybackup.cli import debugging
 from pybackup.cli.advice import with_advice
 from pybackup.cli.command import UnforeseenError
-from pybackup.cli.interrupts import DEBUG
 from pybackup.cli.printable import say
 from pybackup.cli.standard_streams import ReportError, forget_report
 from pybackup.core.errors import ExitCode, PybackupError
@@ -70,7 +70,8 @@ def _bug(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f", in {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"a failure that pybackup does not know, which is a bug of it: {what}{where}; {DEBUG}=1 shows all about it"
+    how = f"{debugging.VARIABLE}=1 shows all about it"
+    return f"a failure that pybackup does not know, which is a bug of it: {what}{where}; {how}"
 
 
 def tell(error: BaseException, arguments: Sequence[str]) -> int:
@@ -89,7 +90,7 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
 
 
 def _wants_traceback(error: BaseException, arguments: Sequence[str]) -> bool:
-    if os.environ.get(DEBUG, "0") not in ("", "0"):
+    if debugging.is_asked_for():
         return True
     foreseen = isinstance(error, PybackupError | click.ClickException | click.Abort | KeyboardInterrupt | FormatError)
     asked = any(one == "--verbose" or re.fullmatch("-[a-z]*v[a-z]*", one) for one in arguments)

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from pybackup.cli import standard_streams
-from pybackup.cli.interrupts import end_with
 from pybackup.cli.main import COMMANDS
+from pybackup.cli.signals import end_with
 from pybackup.cli.version import VERSION
 
 EXIT_CODES = {

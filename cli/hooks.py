@@ -6,9 +6,9 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from pybackup.cli.running import cancelling_signals, restore_handlers
+from pybackup.cli import signals
 from pybackup.core.errors import CancelledError, PybackupError
 from pybackup.core.system.child_group import describe_status
 
@@ -24,7 +24,8 @@ def run_hook(option: str, command: str, environment: Mapping[str, str]) -> None:
     (CancelledError).
     """
     given = {name: value.replace("\0", "") for name, value in environment.items()}
-    with _signals_noted() as noted:
+    noted = _Noted()
+    with signals.taken_by(noted.take):
         try:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", command],
@@ -66,13 +67,3 @@ class _Noted:
     def _end(self, group: int) -> None:
         with contextlib.suppress(OSError):
             os.killpg(group, signal.SIGTERM if len(self.numbers) == 1 else signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _signals_noted() -> Iterator[_Noted]:
-    noted = _Noted()
-    before = {number: signal.signal(number, noted.take) for number in cancelling_signals()}
-    try:
-        yield noted
-    finally:
-        restore_handlers(before)

@@ -1,20 +1,17 @@
-"""Runs a job: the event loop, the signals, the display."""
+"""Runs a job: in an event loop, cancelled by signals, with a display."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import signal
-import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 import click
 
+from pybackup.cli import signals
 from pybackup.cli.printable import say
 from pybackup.cli.progress import PERIOD, Display
 from pybackup.cli.standard_streams import ReportError, forget_report
@@ -25,62 +22,25 @@ from pybackup.core.trace import Trace
 
 T = TypeVar("T")
 
-_CANCELLING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def cancelling_signals() -> list[int]:
-    """The signals that cancel what we do; SIGHUP that was ignored from the start (nohup) stays ignored."""
-    return [number for number in _CANCELLING if signal.getsignal(number) is not signal.SIG_IGN]
-
-
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work in an event loop of its own; a signal cancels it (CancelledError).
 
     One that comes while the loop is made, or taken apart, is no exception there, which would be told by a traceback:
     the first is noted, and cancels the work; the second changes nothing any more.
     """
-    early: list[int] = []
+    early = signals.Noted()
     whole = _cancelled_by_signals(work, early)
-    handlers = {number: signal.signal(number, partial(_note, early)) for number in cancelling_signals()}
-    try:
-        keep_freed_memory()
-        return asyncio.run(whole)
-    finally:
-        # Neither has begun where there could be no loop.
-        whole.close()
-        work.close()
-        restore_handlers(handlers)
+    with signals.taken_by(early.take):
+        try:
+            keep_freed_memory()
+            return asyncio.run(whole)
+        finally:
+            # Neither has begun where there could be no loop.
+            whole.close()
+            work.close()
 
 
-_jobs: list[Job] = []
-"""The job that runs, or ran last."""
-
-
-def is_decided() -> bool:
-    """Whether the job has done what cannot be undone: a signal that comes now is too late to cancel anything."""
-    return bool(_jobs) and _jobs[-1].is_decided
-
-
-def restore_handlers(handlers: Mapping[int, Any]) -> None:
-    """Give the signals to who had them; nobody gets them, up to the end of the program, once all is decided."""
-    for number, handler in handlers.items():
-        signal.signal(number, _too_late if is_decided() and "pybackup.cli.program" in sys.modules else handler)
-
-
-def _too_late(*_: object) -> None:
-    """The archive, or the disk, has its name, and the exit code says so."""
-
-
-def _note(early: list[int], number: int, _frame: object) -> None:
-    if is_decided():
-        return
-    if number == signal.SIGINT and number in early:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    early.append(number)
-
-
-async def _cancelled_by_signals(work: Coroutine[Any, Any, T], early: list[int]) -> T:
+async def _cancelled_by_signals(work: Coroutine[Any, Any, T], early: signals.Noted) -> T:
     """asyncio.run() would cancel in the midst of a callback of the loop, which then complains; so the loop does it."""
     task = asyncio.current_task()
     assert task is not None
@@ -91,9 +51,9 @@ async def _cancelled_by_signals(work: Coroutine[Any, Any, T], early: list[int]) 
         task.cancel()
 
     try:
-        with _signals_cancel(cancel):
-            if early:
-                raise CancelledError("cancelled", early[0])
+        with signals.cancelling(cancel):
+            if early.numbers:
+                raise CancelledError("cancelled", early.numbers[0])
             return await work
     except asyncio.CancelledError:
         if reasons:
@@ -103,9 +63,9 @@ async def _cancelled_by_signals(work: Coroutine[Any, Any, T], early: list[int]) 
 
 async def run_job(job: Job, verb: str, display: Display) -> None:
     """Run a job to its end; a signal cancels it, a second SIGINT ends the program at once."""
-    _jobs[:] = [job]
+    signals.decided_by(job)
     task = asyncio.create_task(job.run())
-    with _signals_cancel(job.cancel), _told_to_continue(display.continued):
+    with signals.cancelling(job.cancel), signals.told_to_continue(display.continued):
         display.start(job, verb)
         try:
             while not task.done():
@@ -117,81 +77,6 @@ async def run_job(job: Job, verb: str, display: Display) -> None:
     task.result()
     if job.late_error is not None:
         warn([f"what was asked is done, but afterwards: {job.late_error}"])
-
-
-@contextlib.contextmanager
-def _told_to_continue(tell: Callable[[], None]) -> Iterator[None]:
-    """Within the body SIGCONT calls ``tell``, before the event loop does anything else."""
-    before = signal.signal(signal.SIGCONT, lambda *_: tell())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCONT, before)
-
-
-_told: list[Callable[[CancelledError], None]] = []
-"""Who is told of a signal: the last, for a job within a command's work knows best how to end."""
-
-
-@contextlib.contextmanager
-def _signals_cancel(tell: Callable[[CancelledError], None]) -> Iterator[None]:
-    """Within the body a signal calls ``tell``; a second SIGINT ends the program at once."""
-    _told.append(tell)
-    try:
-        with _signal_handlers() if len(_told) == 1 else contextlib.nullcontext():
-            yield
-    finally:
-        _told.pop()
-
-
-@contextlib.contextmanager
-def _signal_handlers() -> Iterator[None]:
-    """Not the loop's own handlers: between its and those that come after it, a signal would end the process."""
-    loop = asyncio.get_running_loop()
-    seen: list[int] = []
-
-    def cancel(number: int) -> None:
-        if is_decided():
-            return
-        if number == signal.SIGINT and number in seen:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        seen.append(number)
-        _told[-1](CancelledError("cancelled", number))
-
-    with _woken_by_signals(loop):
-        handler = partial(_pass_on, loop, cancel)
-        before = {number: signal.signal(number, handler) for number in cancelling_signals()}
-        try:
-            yield
-        finally:
-            restore_handlers(before)
-
-
-def _pass_on(loop: asyncio.AbstractEventLoop, tell: Callable[[int], None], number: int, _frame: object) -> None:
-    loop.call_soon_threadsafe(tell, number)
-
-
-@contextlib.contextmanager
-def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Within the body the loop wakes when a signal comes, whichever thread gets it, and the handlers are called."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        for one in (ours, theirs):
-            one.setblocking(False)
-        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        loop.add_reader(ours, _drain, ours)
-        try:
-            yield
-        finally:
-            loop.remove_reader(ours)
-            signal.set_wakeup_fd(before)
-
-
-def _drain(sock: socket.socket) -> None:
-    with contextlib.suppress(BlockingIOError):
-        while sock.recv(4096):
-            pass
 
 
 def warn(sentences: Iterable[str], word: str = "warning") -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,6 +19,7 @@ from pybackup.cli.elsewhere import served_place
 from pybackup.cli.options import agent_options, format_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size
 from pybackup.cli.running import run_in_loop, warn
+from pybackup.cli.signals import end_event
 from pybackup.cli.version import VERSION
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.cow.fleece_file import FleecePlace
@@ -153,7 +152,7 @@ def command(**options: Any) -> int:
 async def _serve(request: _Request) -> int:
     async with AsyncExitStack() as stack:
         disks = await _open_disks(request, stack)
-        told_to_end = _told_to_end()
+        told_to_end = end_event()
         given = listen_sockets()
         needs_socket = request.socket is None and request.tcp is None and not given
         folder = _private_folder(stack) if request.control is None or needs_socket else ""
@@ -291,14 +290,3 @@ def _announce(request: _Request, uris: list[str], control: str) -> None:
             print(uri)
         print(RunningServer(os.path.abspath(control)))
         sys.stdout.flush()
-
-
-def _told_to_end() -> asyncio.Event:
-    """Set when a signal tells so; from now on none ends us before everything is given back."""
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # SIGHUP that was ignored from the start (nohup) stays ignored.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, told.set)
-    return told

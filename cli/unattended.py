@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from pybackup.cli import signals
 from pybackup.cli.advice import with_advice
 from pybackup.cli.failures import describe
 from pybackup.cli.hooks import HookError, run_hook
@@ -22,7 +21,6 @@ from pybackup.cli.options import all_of
 from pybackup.cli.params import Duration, IoClass, Named, PlainPath, Whole
 from pybackup.cli.printable import say
 from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_priority
-from pybackup.cli.running import cancelling_signals, is_decided, restore_handlers
 from pybackup.core.endpoints.drive_names import drive_name
 from pybackup.core.errors import BusyError, CancelledError
 from pybackup.core.jobs.job import Progress
@@ -142,7 +140,8 @@ def unattended(run: Callable[..., int]) -> Callable[..., int]:
             # Now: at the end a file more may be one too many, and the metrics are to say what the exit code says.
             from pybackup.cli import metrics  # noqa: F401
         labels = {"archive": str(given["archive"]), "job": facts.job_name or _label(given["sources"])}
-        with _signals_raise() as raising:
+        raising = _Raising()
+        with signals.taken_by(raising.cancel):
 
             def try_it() -> int:
                 try:
@@ -201,7 +200,9 @@ def patiently(
 
 
 class _Raising:
-    """A signal becomes an exception, but only the first one, and none once it is over: they would keep us from telling.
+    """A signal becomes an exception, as Python has it of SIGINT, so that we still tell how it ended.
+
+    But only the first one does, and none once it is over: they would keep us from telling.
 
     Changing: ``is_over``; and which signal waits while something is told, that is not to be told twice.
     """
@@ -222,20 +223,9 @@ class _Raising:
         """The handler."""
         if self._is_telling:
             self._waiting = number
-        elif not self.is_over and not is_decided():
+        elif not self.is_over and not signals.is_decided():
             self.is_over = True
             raise CancelledError("cancelled", number)
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[_Raising]:
-    """Make a signal that cancels an exception, as Python does with SIGINT: then we still tell how it ended."""
-    raising = _Raising()
-    before = {number: signal.signal(number, raising.cancel) for number in cancelling_signals()}
-    try:
-        yield raising
-    finally:
-        restore_handlers(before)
 
 
 def _outcome(run: Callable[[], int], facts: RunFacts) -> Outcome:

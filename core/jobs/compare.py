@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pybackup.core.archive.stream import CheckedExtent
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.errors import SourceError
 from pybackup.core.tasks import end
+from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo
 
 from .walk import ArchiveWalk, Extents, Run, runs_of
@@ -39,8 +39,10 @@ class CompareJob(ArchiveWalk):
 
     MOST_RANGES = 10_000
 
-    def __init__(self, stream: Extents, disks: dict[DriveInfo, BlockDevice], **options: Any) -> None:
-        super().__init__(stream, list(disks), **options)
+    def __init__(
+        self, stream: Extents, disks: dict[DriveInfo, BlockDevice], *, speed: int = 0, trace: Trace | None = None
+    ) -> None:
+        super().__init__(stream, list(disks), speed=speed, trace=trace)
         self._disks = {drive.drive_id: disk for drive, disk in disks.items()}
         self.differences: list[Difference] = []
         self.different = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from pybackup.core.archive.stream import CheckedExtent
@@ -11,6 +11,7 @@ from pybackup.core.endpoints.small_files import SmallFile
 from pybackup.core.endpoints.targets import Piece, RestoreTarget, cut
 from pybackup.core.errors import PybackupError
 from pybackup.core.tasks import end, see_through, wait_until_at_most
+from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo
 
 from .walk import ArchiveWalk, Extents, runs_of
@@ -30,9 +31,10 @@ class RestoreJob(ArchiveWalk):
         targets: dict[DriveInfo, RestoreTarget],
         *,
         files: Sequence[SmallFile] = (),
-        **options: Any,
+        speed: int = 0,
+        trace: Trace | None = None,
     ) -> None:
-        super().__init__(stream, list(targets), **options)
+        super().__init__(stream, list(targets), speed=speed, trace=trace)
         self._targets = {drive.drive_id: target for drive, target in targets.items()}
         self._whole = {drive_id for drive_id, target in self._targets.items() if not target.keeps_small_holes}
         self._files = files
@@ -99,8 +101,8 @@ class RestoreJob(ArchiveWalk):
             self._write(self._targets[drive_id].write(some))
         await wait_until_at_most(self._writes, WRITES_AHEAD)
 
-    def _write(self, write: Any) -> None:
-        self._writes.add(asyncio.ensure_future(write))
+    def _write(self, write: Coroutine[Any, Any, None]) -> None:
+        self._writes.add(asyncio.create_task(write))
 
     async def _drop_writes(self) -> None:
         await end(self._writes)

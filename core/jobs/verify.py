@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pybackup.core.archive.stream import ArchiveStream, CheckedExtent
+from pybackup.core.trace import Trace
 
 from .walk import ArchiveWalk
 
@@ -12,8 +11,8 @@ from .walk import ArchiveWalk
 class VerifyJob(ArchiveWalk):
     """Reads and checks all of an archive; ``damage`` lists what was found, nothing means it is sound."""
 
-    def __init__(self, stream: ArchiveStream, **options: Any) -> None:
-        super().__init__(stream, list(stream.header.drives), **options)
+    def __init__(self, stream: ArchiveStream, *, speed: int = 0, trace: Trace | None = None) -> None:
+        super().__init__(stream, list(stream.header.drives), speed=speed, trace=trace)
 
     async def _work(self) -> None:
         await self._walk()

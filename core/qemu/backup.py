@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pybackup.core.archive.intake import Intake
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.jobs.backup import BackupJob, Drive
 from pybackup.core.tasks import end, uninterrupted
+from pybackup.core.trace import Trace
 
 from .disks import QemuDisk
 from .fleecing import Fleecing
+
+if TYPE_CHECKING:
+    from pybackup.core.guest.filesystem_freeze import FilesystemFreeze
 
 
 class FrozenDisk(ReadOnlyDevice):
@@ -54,15 +58,30 @@ class QemuBackup(BackupJob):
         writer: Intake,
         pool: ThreadPoolExecutor,
         *,
+        about: dict[str, Any] | None = None,
+        skip_unreadable: bool = False,
         before_commit: Callable[[], Awaitable[None]] | None = None,
-        **options: Any,
+        filesystems: FilesystemFreeze | None = None,
+        speed: int = 0,
+        trace: Trace | None = None,
     ) -> None:
+        """As for every backup; ``before_commit`` is awaited when the machine has been let go."""
         self._fleecing, self._verify = fleecing, before_commit
         self._disks = [FrozenDisk(disk) for disk in fleecing.disks]
         self._watch: asyncio.Task[None] | None = None
         self.left: list[str] = []
         drives = [Drive(number, disk.name, disk) for number, disk in enumerate(self._disks, 1)]
-        super().__init__(drives, writer, pool, before_commit=self._before, **options)
+        super().__init__(
+            drives,
+            writer,
+            pool,
+            about=about,
+            skip_unreadable=skip_unreadable,
+            before_commit=self._before,
+            filesystems=filesystems,
+            speed=speed,
+            trace=trace,
+        )
 
     @property
     def unplugged(self) -> Sequence[str]:

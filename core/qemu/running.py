@@ -1,16 +1,12 @@
-"""A running QEMU, from the connection to its monitor to the job that backs up its disks."""
+"""A running QEMU, from the connection to its monitor to what freezes its disks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-from pybackup.core.archive.intake import Intake
 from pybackup.core.errors import RequestError, SourceError
 from pybackup.core.trace import Trace
 
-from .backup import QemuBackup
 from .disks import LeftOut, QemuDisk, find_disks, select
 from .fleecing import Fleecing, FleecingOptions
 from .leftovers import remove_leftovers
@@ -73,18 +69,9 @@ class RunningQemu:
             await monitor.close()
             raise
 
-    def backup(
-        self,
-        writer: Intake,
-        pool: ThreadPoolExecutor,
-        *,
-        fleecing: FleecingOptions,
-        trace: Trace | None = None,
-        **options: Any,
-    ) -> QemuBackup:
-        """The job (SourceError)."""
-        frozen = Fleecing(self._monitor, self.disks, fleecing, trace or Trace())
-        return QemuBackup(frozen, writer, pool, trace=trace, **options)
+    def fleecing(self, options: FleecingOptions, trace: Trace | None = None) -> Fleecing:
+        """What freezes the disks, for one backup."""
+        return Fleecing(self._monitor, self.disks, options, trace or Trace())
 
     async def close(self) -> None:
         """Leave the monitor."""

@@ -85,10 +85,10 @@ class MachinesDisks:
         """What freezes the disks, and reads them (SourceError)."""
         assert self._machine is not None
         request = parts.request
-        self._job = self._machine.backup(
+        self._job = QemuBackup(
+            self._machine.fleecing(self._fleecing, parts.trace),
             parts.writer,
             parts.scanners,
-            fleecing=self._fleecing,
             about={
                 "tool": request.tool,
                 "created": request.options.created,
