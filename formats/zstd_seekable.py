@@ -270,12 +270,16 @@ class SeekTableDigest:
 
 
 class SeekTableSeen(NamedTuple):
-    """A seek table that lies in a file: where, the length of its frame, its number of rows and their BLAKE3."""
+    """A seek table that lies in a file: where, the length of its frame, its number of rows and their BLAKE3.
+
+    ``names_index``: its last frame has no content, as that of an index.
+    """
 
     offset: int
     length: int
     rows: int
     digest: bytes
+    names_index: bool
 
 
 def take_seek_table(feed: ByteFeed, chunk: int = 1 << 20) -> SeekTableSeen:
@@ -285,16 +289,19 @@ def take_seek_table(feed: ByteFeed, chunk: int = 1 << 20) -> SeekTableSeen:
     rows_size = size - SEEK_FOOTER.size
     if rows_size < 0 or rows_size > MAX_SEEK_ROWS * SEEK_ROW.size:
         raise FormatError(f"the seek table claims {size} bytes", offset)
-    hashed, left = blake3(), rows_size
+    hashed, left, last = blake3(), rows_size, b""
     while left:
-        hashed.update(feed.take(min(chunk, left)))
-        left -= min(chunk, left)
+        rows = feed.take(min(chunk, left))
+        hashed.update(rows)
+        left -= len(rows)
+        last = (last + rows[-SEEK_ROW.size :])[-SEEK_ROW.size :]
     count, descriptor, number = SEEK_FOOTER.unpack(feed.take(SEEK_FOOTER.size))
     # Other writers may leave out the checksums.
     row = SEEK_ROW.size if descriptor & SEEK_DESCRIPTOR else SEEK_ROW.size - CHECKSUM_SIZE
     if number != SEEKABLE_NUMBER or descriptor & 0x7F or count * row != rows_size:
         raise FormatError("the seek table is damaged", offset)
-    return SeekTableSeen(offset, SKIPPABLE_HEADER.size + size, count, hashed.digest())
+    names_index = row == len(last) == SEEK_ROW.size and not SEEK_ROW.unpack(last)[1]
+    return SeekTableSeen(offset, SKIPPABLE_HEADER.size + size, count, hashed.digest(), names_index)
 
 
 class SeekTable:

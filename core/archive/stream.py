@@ -414,9 +414,11 @@ class ArchiveStream:
             self._spoil(f"there is a second seek table at byte {seen.offset}")
         self.has_seek_table = True
         agrees = (seen.rows, seen.digest) == (self._seek_table.rows, self._seek_table.digest())
-        if self._intact and self._has_segments and not agrees:
+        # Of others that compress so, who know no index, a table need not be as ours are.
+        is_ours = self._has_segments or (seen.names_index and self.header.extent_digests)
+        if self._intact and is_ours and not agrees:
             self._spoil(f"the seek table does not agree with the frames (at byte {seen.offset})")
-        if self._has_segments and not self._has_directory:
+        if is_ours and not self._has_directory:
             self._spoil(f"the index has no directory (at byte {seen.offset})")
         self._seek_table.add(seen.length, 0, 0)
 

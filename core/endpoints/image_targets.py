@@ -29,7 +29,7 @@ class NewImage:
     """An image of another format than raw, in one file, that gets its name when it is whole.
 
     qemu-img makes it of our partial file, and qemu-nbd writes to it; a failed one is left as ``NAME.partial``.
-    Changing: the image, open or not, and how many bytes were written to it.
+    Changing: the image, open or not, how many bytes were written to it, and whether it is whole and durable.
     """
 
     wants_zeros = False
@@ -41,6 +41,7 @@ class NewImage:
         self._image: QemuImage | None = None
         self._disk: ExistingDisk | None = None
         self._written = 0
+        self._is_whole = False
         self.left: str | None = None
         self._calls = BlockingCalls(threads=1)
 
@@ -93,6 +94,7 @@ class NewImage:
         if code:
             raise TargetError(f"cannot finish {self.name}: qemu-nbd ended with exit code {code}")
         await self._calls.run(self._file.sync)
+        self._is_whole = True
 
     async def commit(self) -> None:
         """Give it its name."""
@@ -106,7 +108,7 @@ class NewImage:
                 await self._image.close()
         await self._calls.close()
         self._file.abort(worth_keeping=bool(self._written))
-        self.left = what_is_left(self._file, self._written)
+        self.left = what_is_left(self._file, self._written, is_whole=self._is_whole)
 
 
 class NbdExport:

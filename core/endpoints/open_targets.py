@@ -21,7 +21,7 @@ from pybackup.core.places.same_file import is_same_file
 from pybackup.core.sinks.command import CommandSink
 from pybackup.core.sinks.stream import StreamSink, is_stream
 from pybackup.core.sinks.target_failure import target_failure
-from pybackup.core.system.device_in_use import disk_in_use
+from pybackup.core.system.device_in_use import disk_in_use, loop_over
 from pybackup.core.system.image_lock import ImageLock
 
 from .image_targets import NbdExport, NewImage
@@ -90,9 +90,14 @@ def _is_block_device(path: str) -> bool:
 
 
 def _lock_replaced(path: str, stack: ExitStack) -> None:
-    """Refuse to replace an image that a program uses: it would go on with the old one, which has no name any more."""
+    """Refuse to replace an image that a program uses: it would go on with the old one, which has no name any more.
+
+    So would who mounts a loop device over it, and another drive that is restored to that.
+    """
     _refuse_used(path)
     try:
+        if (loop := loop_over(path)) is not None:
+            raise TargetError(f"{path} is in use: it is behind {loop}; `losetup -d {loop}` lets go of it")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, fd)
         stack.enter_context(ImageLock.for_writing(fd, path))

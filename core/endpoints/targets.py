@@ -92,7 +92,7 @@ class RestoreTarget(Protocol):
 class NewFile:
     """A sparse file that gets its name when it is whole; a failed one is left as ``NAME.partial``.
 
-    Changing: how many bytes were written to it.
+    Changing: how many bytes were written to it, and whether all that it is to hold is there, durably.
     """
 
     wants_zeros = False
@@ -103,6 +103,7 @@ class NewFile:
         self._calls = BlockingCalls(executor or ThreadPoolExecutor(WRITERS, thread_name_prefix="pybackup-restore"))
         self._writer: DirectWriter | None = None
         self._written = 0
+        self._is_whole = False
         self.left: str | None = None
 
     @property
@@ -144,6 +145,7 @@ class NewFile:
     async def sync(self) -> None:
         """fsync."""
         await self._calls.run(self._file.sync)
+        self._is_whole = True
 
     async def commit(self) -> None:
         """Give it its name; quick, and no thread's (see FileSink)."""
@@ -159,13 +161,15 @@ class NewFile:
         """Leave what there is as ``NAME.partial``; nothing where nothing was written."""
         await self._close()
         self._file.abort(worth_keeping=bool(self._written))
-        self.left = what_is_left(self._file, self._written)
+        self.left = what_is_left(self._file, self._written, is_whole=self._is_whole)
 
 
-def what_is_left(file: PartialFile, written: int) -> str | None:
+def what_is_left(file: PartialFile, written: int, *, is_whole: bool) -> str | None:
     """What there is to say of a failed file; ``written`` in bytes."""
     if file.kept is None:
         return None
+    if is_whole:  # what failed is its name, or another drive
+        return f"{file.kept} holds all that was to be restored"
     return f"{file.kept} is what was restored until then ({written:,} bytes were written), and not the whole disk"
 
 
@@ -178,6 +182,7 @@ class ExistingDisk:
     def __init__(self, device: BlockDevice) -> None:
         self._device = device
         self._written = 0
+        self._is_whole = False
         self.left: str | None = None
 
     @property
@@ -218,6 +223,7 @@ class ExistingDisk:
             await self._device.close()
         except OSError as error:
             raise target_failure(self.name, error, "finish") from error
+        self._is_whole = True
 
     async def commit(self) -> None:
         """Nothing is left to do."""
@@ -226,7 +232,9 @@ class ExistingDisk:
         """Close; what was overwritten is overwritten."""
         with contextlib.suppress(OSError):
             await self._device.close()
-        if self._written:
+        if self._is_whole:
+            self.left = f"{self.name} is complete"
+        elif self._written:
             self.left = f"{self.name} is overwritten in part, and holds neither the old disk nor the whole new one"
 
 

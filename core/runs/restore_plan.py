@@ -67,10 +67,19 @@ def _plan_places(
             raise RequestError(f"drive {name} is named twice")
         if is_folder(place):
             place = _file_in(place, drive, ending)
-        if place in plan.values():
-            raise RequestError(f"the target {place.text} is named twice")
+        if (same := next((one for one in plan.values() if _is_same(place, one)), None)) is not None:
+            raise RequestError(f"the target {place.text} is named twice" + ("" if same == place else f": it is {same}"))
         plan[drive] = place
     return plan
+
+
+def _is_same(one: TargetPlace, other: TargetPlace) -> bool:
+    """Whether two targets are one, by whatever names; also of files that do not exist yet."""
+    if not (isinstance(one, LocalPath) and isinstance(other, LocalPath)):
+        return one == other
+    if os.path.realpath(one.path) == os.path.realpath(other.path):
+        return True
+    return os.path.exists(one.path) and os.path.exists(other.path) and os.path.samefile(one.path, other.path)
 
 
 def _file_in(folder: TargetPlace, drive: DriveInfo, ending: str) -> LocalPath:

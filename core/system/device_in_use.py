@@ -45,6 +45,12 @@ def disk_in_use(path: str | os.PathLike[str]) -> str | None:
     return users.claimed(disk)
 
 
+def loop_over(path: str) -> str | None:
+    """The path of a loop device that shows the regular file at ``path``, used or not (OSError); None for none."""
+    info = os.stat(path)
+    return DeviceUsers().loop_over((info.st_dev, info.st_ino))
+
+
 def claim(path: str) -> int | None:
     """Claim the block device at ``path``, so that nobody can mount it, or claim it, until the descriptor is closed.
 
@@ -119,6 +125,10 @@ class DeviceUsers:
             if layer.path is not None and _is_claimed(layer.path):
                 return f"{layer.subject} is claimed, or locked to be written to, by another program"
         return None
+
+    def loop_over(self, disk: Disk) -> str | None:
+        """The path of a loop device that shows a disk, used or not; None for none."""
+        return next((f"/dev/{loop.name}" for loop in self._loops if loop.behind == disk), None)
 
     def _use(self, layer: _Layer) -> str | None:
         if layer.disk in self._mounts:

@@ -186,6 +186,7 @@ def test_parts_of_the_end_that_are_missing_are_told() -> None:
         (segment, directory),
         (segment, table),
         (directory, table),
+        (table,),
         (segment, directory, table, table),
     ):
         assert decode(b"".join((*data, *end)), tolerant=True).damage, end

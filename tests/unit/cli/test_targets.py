@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import random
@@ -11,6 +12,12 @@ from pathlib import Path
 import pytest
 from command_line import listing, pybackup
 
+from pybackup.core.archive.open import open_archive
+from pybackup.core.devices.memory import MemoryDevice
+from pybackup.core.endpoints.small_files import SmallFile
+from pybackup.core.endpoints.targets import ExistingDisk, NewFile
+from pybackup.core.errors import TargetError
+from pybackup.core.jobs.restore import RestoreJob
 from pybackup.core.sinks.archive_signs import is_archive
 
 DISK = random.Random(11).randbytes(200_000)
@@ -144,3 +151,49 @@ def test_configurations_get_their_names_with_the_disks_or_not_at_all(folder: Pat
     assert (folder / "out" / "a.conf").is_symlink()
     assert (folder / "kept.conf").read_text() == "cores: 2\n"
     assert (folder / "out" / "disk.raw").read_bytes() == DISK
+
+
+def test_one_target_for_two_drives_is_told_by_whatever_name(folder: Path) -> None:
+    (folder / "e.img").write_bytes(DISK[::-1])
+    assert pybackup("run", "disk.img", "e.img", "two.vma", cwd=folder).code == 0
+    (folder / "place").mkdir()
+    (folder / "also").symlink_to("place")
+    os.link(folder / "e.img", folder / "hard.img")
+    before = listing(folder)
+    for one, other in (
+        ("new", "./new"),
+        ("new", str(folder / "new")),
+        ("place/new", "also/new"),
+        ("e.img", "hard.img"),
+        ("-", "-"),
+    ):
+        done = pybackup("restore", "--force", "two.vma", f"disk={one}", f"e={other}", cwd=folder)
+        assert (done.code, done.out) == (2, b"")
+        assert f"the target {other} is named twice" in done.err
+    assert listing(folder) == before
+
+
+def test_what_is_whole_is_not_called_partial_when_another_fails(folder: Path) -> None:
+    (folder / "e.img").write_bytes(DISK[::-1])
+    assert pybackup("run", "disk.img", "e.img", "two.vma", cwd=folder).code == 0
+
+    class Fails(SmallFile):
+        async def commit(self) -> None:
+            raise TargetError("no name for it")
+
+    async def restore() -> str:
+        disk, new = MemoryDevice(len(DISK)), NewFile(str(folder / "new"), replace=False)
+        with open_archive(str(folder / "two.vma"), threads=1) as stream:
+            targets = dict(zip(stream.header.drives, (ExistingDisk(disk), new), strict=True))
+            first = Fails(str(folder / "config"), b"config", replace=False)
+            job = RestoreJob(stream, targets, files=[first])
+            # As where a folder took the name meanwhile, once everything is written.
+            job._take_names = first.commit  # type: ignore[method-assign]
+            with pytest.raises(TargetError) as failure:
+                await job.run()
+        assert await disk.pread(0, len(DISK)) == DISK
+        return str(failure.value)
+
+    told = asyncio.run(restore())
+    assert told == f"no name for it; memory is complete; {folder}/new.partial holds all that was to be restored"
+    assert (folder / "new.partial").read_bytes() == DISK[::-1]

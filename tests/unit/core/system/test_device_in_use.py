@@ -208,6 +208,16 @@ def test_a_real_device_that_is_mounted(loop: Path, tmp_path: Path) -> None:
     assert warnings_of(loop) == []
 
 
+def test_no_disk_is_restored_over_what_a_loop_device_shows(loop: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.img").write_bytes(b"new" * 10_000)
+    assert pybackup("run", "new.img", "new.vma", cwd=tmp_path).code == 0
+    image = (tmp_path / "disk.img").read_bytes()
+    done = pybackup("restore", "--force", "new.vma", "disk.img", cwd=tmp_path)
+    told = f"pybackup: disk.img is in use: it is behind {loop}; `losetup -d {loop}` lets go of it\n"
+    assert (done.code, done.err) == (5, told)
+    assert (tmp_path / "disk.img").read_bytes() == image
+
+
 def warnings_of(disk: Path) -> list[str]:
     """What a backup of this disk warns of."""
 
