@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from dataclasses import dataclass
 
 import click
 
@@ -21,8 +22,8 @@ from pybackup.cli.options import (
 from pybackup.cli.params import Named, NamedPath, PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
-from pybackup.cli.progress import choose, shows_summary
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default, warn
+from pybackup.cli.request import JobRequest, takes
+from pybackup.cli.running import run_in_loop, run_job, threads_or_default
 from pybackup.core.archive.open import open_drives
 from pybackup.core.archive.stream import Digests
 from pybackup.core.device import BlockDevice
@@ -38,6 +39,20 @@ from pybackup.formats.vma import DriveInfo, Header
 
 SHOWN = 20
 """Differences listed for a person; --json has all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request(JobRequest):
+    """What was asked of `compare`."""
+
+    archive: ArchivePlace
+    sources: Sequence[Named[DiskPlace]]
+    drive: str | None
+    image_format: str | None
+    force_share: bool
+    snapshot: str
+    threads: int | None
+    as_json: bool
 
 
 @click.command("compare", cls=Command, short_help="Tell whether a disk is what an archive holds.")
@@ -56,38 +71,28 @@ SHOWN = 20
 @threads_option
 @json_option
 @job_options
-def command(
-    archive: ArchivePlace,
-    sources: tuple[Named[DiskPlace], ...],
-    drive: str | None,
-    image_format: str | None,
-    force_share: bool,
-    snapshot: str,
-    as_json: bool,
-    trace: str,
-    **options: Any,
-) -> int:
+@takes(_Request)
+def command(request: _Request) -> int:
     """Tell whether disks are what an archive holds. The exit code is 0 if so, and 1 if they differ.
 
     A disk may be larger than the drive, as one that it was restored to may be: what lies behind is not compared.
     NAME is the drive that SOURCE is compared with. Without it, the archive must have just one drive, or one with the
     file's name up to its first dot. ARCHIVE may be - for the standard input, or a URL.
     """
-    tracer = make_trace(trace)
-    source_options = SourceOptions(image_format, force_share=force_share, snapshot=Snapshot(snapshot))
+    tracer = request.tracer()
     plan: dict[DriveInfo, DiskPlace] = {}
 
     def wanted(header: Header) -> list[DriveInfo]:
-        return [_drive_for(header, source, drive, len(sources)) for source in sources]
+        return [_drive_for(header, source, request.drive, len(request.sources)) for source in request.sources]
 
-    threads = threads_or_default(options["threads"])
-    with open_drives(archive, wanted, threads=threads, digests=Digests.UNPROVEN) as stream:
-        for source, info in zip(sources, wanted(stream.header), strict=True):
+    threads = threads_or_default(request.threads)
+    with open_drives(request.archive, wanted, threads=threads, digests=Digests.UNPROVEN) as stream:
+        for source, info in zip(request.sources, wanted(stream.header), strict=True):
             if info in plan:
                 raise RequestError(f"drive {info.name} is compared twice")
             plan[info] = source.what
-        job = run_in_loop(_compare(stream, plan, source_options, options, tracer))
-    return _report(job, as_json, options)
+        job = run_in_loop(_compare(stream, plan, request, tracer))
+    return _report(job, request)
 
 
 def _drive_for(header: Header, source: Named[DiskPlace], drive: str | None, count: int) -> DriveInfo:
@@ -102,35 +107,29 @@ def _drive_for(header: Header, source: Named[DiskPlace], drive: str | None, coun
     return found
 
 
-async def _compare(
-    stream: Extents,
-    plan: dict[DriveInfo, DiskPlace],
-    source_options: SourceOptions,
-    options: dict[str, Any],
-    trace: Trace,
-) -> CompareJob:
+async def _compare(stream: Extents, plan: dict[DriveInfo, DiskPlace], request: _Request, trace: Trace) -> CompareJob:
+    options = SourceOptions(request.image_format, force_share=request.force_share, snapshot=Snapshot(request.snapshot))
+    listener = request.listener()
     async with AsyncExitStack() as stack:
         disks: dict[DriveInfo, BlockDevice] = {}
         for drive, what in plan.items():
-            one = await open_source(what, source_options)
+            one = await open_source(what, options)
             stack.push_async_callback(one.close)
-            warn(one.warnings)
-            if shows_summary(options["progress"], options["quiet"], options["verbose"]):
-                warn(one.notes, "note")
+            listener.tell(one.warnings, one.notes)
             disks[drive] = one.device
-        job = CompareJob(stream, disks, speed=options["speed"], trace=trace)
-        await run_job(job, "compare", choose(options["progress"], options["quiet"]))
+        job = CompareJob(stream, disks, speed=request.speed, trace=trace)
+        await run_job(job, "compare", request.display())
     return job
 
 
-def _report(job: CompareJob, as_json: bool, options: dict[str, Any]) -> int:
+def _report(job: CompareJob, request: _Request) -> int:
     equal = not job.different
-    if as_json:
+    if request.as_json:
         ranges = [{"drive": name, "offset": at, "length": size} for name, at, size in job.differences]
         print(
             json_text({"equal": equal, "different_bytes": job.different, "differences": ranges, "larger": job.larger})
         )
-    elif not options["quiet"]:
+    elif not request.quiet:
         for name, offset, length in job.differences[:SHOWN]:
             say(f"drive {name}: {length} bytes at byte {offset} differ")
         if len(job.differences) > SHOWN:

@@ -179,4 +179,3 @@ def _parsed(parse: Callable[[str], object], value: Any, ctx: click.Context | Non
     if not isinstance(value, str) or (ctx is not None and ctx.resilient_parsing):
         return value
     return parse(value)
-

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,24 +26,20 @@ from pybackup.cli.options import (
     threads_option,
 )
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size, Whole
-from pybackup.cli.progress import choose, shows_summary
 from pybackup.cli.run_request import RunRequest, check, name_archive
-from pybackup.cli.running import make_trace, run_in_loop, run_job, tell_report, threads_or_default, warn
+from pybackup.cli.running import run_in_loop, run_job, tell_report, warn
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.cli.version import VERSION
 from pybackup.core.archive.create import ArchiveOptions
-from pybackup.core.endpoints.reflink import Snapshot
-from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import ExitCode
 from pybackup.core.guest.consistency import consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions
-from pybackup.core.places.kinds import LocalPath, NewArchivePlace, RunningQemu, RunningServer, SourcePlace
+from pybackup.core.places.kinds import LocalPath, NewArchivePlace, RunningQemu, RunningServer
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.runs.at_rest import DisksAtRest
 from pybackup.core.runs.course import Backup, BackupRequest, Way, backup
-from pybackup.core.runs.listener import Listener
 from pybackup.core.runs.machine import MachinesDisks
 from pybackup.core.runs.served import ServedDisks
 from pybackup.core.trace import Trace
@@ -147,26 +141,8 @@ from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAM
 )
 @json_option
 @job_options
-@unattended
-def command(
-    sources: tuple[Named[SourcePlace], ...],
-    archive: NewArchivePlace,
-    configs: tuple[Named[LocalPath], ...],
-    image_format: str | None,
-    size: int | None,
-    compress: str,
-    level: int,
-    frame_size: int,
-    threads: int | None,
-    archive_uuid: uuid.UUID | None,
-    created: int | None,
-    allow_changing: bool,
-    force_share: bool,
-    snapshot: str,
-    trace: str,
-    facts: RunFacts,
-    **request: Any,
-) -> int:
+@unattended(RunRequest)
+def command(request: RunRequest, facts: RunFacts) -> int:
     """Back up one or more disks into one archive.
 
     SOURCE is an image file (raw, qcow2, vmdk, vdi, vhdx, vhd...), a block device, nbd://HOST[:PORT]/EXPORT,
@@ -177,22 +153,11 @@ def command(
     In its name {host}, {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace. Folders with fields in their
     names, and those below them, are made. --force replaces archives and empty files, and nothing else.
     """
-    options = ArchiveOptions(
-        uuid=(archive_uuid or uuid.uuid4()).bytes,
-        created=int(time.time()) if created is None else created,
-        level=level if compress == "zstd" else None,
-        frame_size=frame_size,
-        threads=threads_or_default(threads),
-    )
-    source_options = SourceOptions(
-        image_format, size, force_share, allow_changing, Snapshot(snapshot), request["skip_unreadable"]
-    )
-    asked = RunRequest(sources=sources, archive=archive, configs=configs, source_options=source_options, **request)
-    check(asked)
-    tracer = make_trace(trace)
+    check(request)
+    tracer, options = request.tracer(), request.archive_options()
     # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
-    way = _way(asked)
-    return _carry_out(_run(asked, way, options, tracer, facts), asked, way, facts)
+    way = _way(request)
+    return _carry_out(_run(request, way, options, tracer, facts), request, way, facts)
 
 
 def _way(request: RunRequest) -> Way:
@@ -206,7 +171,7 @@ def _way(request: RunRequest) -> Way:
         return MachinesDisks(first.what, fleecing, chosen=request.chosen, name=first.name, agent=agent)
     alone = RunningServer | RunningQemu
     disks = [Named(one.name, one.what) for one in request.sources if not isinstance(one.what, alone)]
-    return DisksAtRest(disks, request.source_options)
+    return DisksAtRest(disks, request.source_options())
 
 
 def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, facts: RunFacts) -> int:
@@ -241,15 +206,9 @@ async def _run(request: RunRequest, way: Way, options: ArchiveOptions, trace: Tr
         speed=request.speed,
         tool=f"pybackup {VERSION}",
     )
-    async with backup(way, asked, named=named, listener=_listener(request), trace=trace) as job:
+    async with backup(way, asked, named=named, listener=request.listener(), trace=trace) as job:
         facts.job = job
-        await run_job(job, "backup", choose(request.progress, request.quiet))
-
-
-def _listener(request: RunRequest) -> Listener:
-    if shows_summary(request.progress, request.quiet, request.verbose):
-        return Listener(lambda told: warn([told]), lambda told: warn([told], "note"))
-    return Listener(lambda told: warn([told]))
+        await run_job(job, "backup", request.display())
 
 
 def _tell_of_the_end(way: Way) -> None:
@@ -272,7 +231,7 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
     progress = job.progress
     if request.as_json:
         tell_report(json.dumps(_summary(request, job) | told))
-    if shows_summary(request.progress, request.quiet, request.verbose):
+    if request.shows_summary():
         click.echo(
             f"{request.archive}: {short(progress.size)} in {duration(job.elapsed)},"
             f" {percent(progress.zero, progress.size)} zeros,"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +11,8 @@ import click
 
 from pybackup.cli.archive_name import ArchiveName
 from pybackup.cli.params import Named
+from pybackup.cli.request import JobRequest
+from pybackup.cli.running import threads_or_default
 from pybackup.cli.unattended import RunFacts
 from pybackup.core.archive.create import ArchiveOptions
 from pybackup.core.endpoints.drive_names import unique_drive_names
@@ -27,28 +31,55 @@ from pybackup.core.places.kinds import (
 from pybackup.core.sinks.stream import is_stream, own_descriptor
 
 
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What was asked of `run`, beside the archive's own options."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest(JobRequest):
+    """What was asked of `run`."""
 
     sources: Sequence[Named[SourcePlace]]
     archive: NewArchivePlace
     configs: Sequence[Named[LocalPath]]
-    source_options: SourceOptions
+    image_format: str | None
+    size: int | None
+    force_share: bool
+    allow_changing: bool
+    snapshot: str
+    skip_unreadable: bool
     chosen: Sequence[str]
     fleece: str | None
     max_fleece: int | None
     nbd_socket: str | None
     guest_agent: str | None
     freeze_timeout: float
+    compress: str
+    level: int
+    frame_size: int
+    threads: int | None
+    archive_uuid: uuid.UUID | None
+    created: int | None
     force: bool
-    skip_unreadable: bool
     verify: bool
-    speed: int
-    progress: str
-    quiet: bool
-    verbose: bool
     as_json: bool
+
+    def source_options(self) -> SourceOptions:
+        """How to open disks at rest."""
+        return SourceOptions(
+            self.image_format,
+            self.size,
+            self.force_share,
+            self.allow_changing,
+            Snapshot(self.snapshot),
+            self.skip_unreadable,
+        )
+
+    def archive_options(self) -> ArchiveOptions:
+        """How to write the archive: each time another one, unless its uuid and time were given."""
+        return ArchiveOptions(
+            uuid=(self.archive_uuid or uuid.uuid4()).bytes,
+            created=int(time.time()) if self.created is None else self.created,
+            level=self.level if self.compress == "zstd" else None,
+            frame_size=self.frame_size,
+            threads=threads_or_default(self.threads),
+        )
 
 
 def check(request: RunRequest) -> None:
@@ -62,11 +93,11 @@ def check(request: RunRequest) -> None:
         raise RequestError("the name of a disk or of the archive is empty")
     unique_drive_names(request.sources)
     streams = [source for source in request.sources if isinstance(source.what, StandardStream)]
-    if request.source_options.size is not None and not streams:
+    if request.size is not None and not streams:
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")
     if len(streams) > 1:
         raise RequestError("the standard input can only be one of the sources")
-    if request.source_options.snapshot is Snapshot.REFLINK:
+    if Snapshot(request.snapshot) is Snapshot.REFLINK:
         for source in request.sources:
             if not isinstance(source.what, LocalPath):
                 raise RequestError(f"--snapshot reflink is for raw files, and {source.what} is none")

@@ -22,6 +22,7 @@ from pybackup.core.trace import Trace
 
 T = TypeVar("T")
 
+
 def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work in an event loop of its own; a signal cancels it (CancelledError).
 

@@ -18,6 +18,7 @@ from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import served_place
 from pybackup.cli.options import agent_options, format_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size
+from pybackup.cli.request import takes
 from pybackup.cli.running import run_in_loop, warn
 from pybackup.cli.signals import end_event
 from pybackup.cli.version import VERSION
@@ -129,7 +130,8 @@ class _Request:
 @click.option("--no-fleece", is_flag=True, help="Keep old data in memory alone; guests wait when it is full.")
 @agent_options()
 @click.option("-q", "--quiet", is_flag=True, help="Do not print where to connect.")
-def command(**options: Any) -> int:
+@takes(_Request)
+def command(request: _Request) -> int:
     """Offer disks over NBD, read-write, and let them be backed up at any time while they are in use.
 
     `pybackup run serve:CONTROL ARCHIVE` makes a backup, `pybackup ctl CONTROL ...` steers. All disks of a server are
@@ -142,7 +144,6 @@ def command(**options: Any) -> int:
     The addresses to connect to are printed on stdout, one a line, when everything is ready. The server ends with
     SIGINT, SIGTERM or `pybackup ctl CONTROL quit`.
     """
-    request = _Request(**options)
     if request.no_fleece and (request.fleece or request.fleece_size):
         raise RequestError("--no-fleece goes with neither --fleece nor --fleece-size")
     sys.setswitchinterval(SWITCH_INTERVAL)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -115,47 +115,80 @@ _options = all_of(
 )
 
 
-def unattended(run: Callable[..., int]) -> Callable[..., int]:
-    """Give the command `run` the options of this module, and a parameter ``facts``, which it fills in (RunFacts)."""
+class Unattended(Protocol):
+    """What is known of a request that is carried out unattended."""
 
-    @functools.wraps(run)
-    def whole_run(
-        *,
-        job: str | None,
-        lock_wait: float,
-        metrics_file: str | None,
-        on_success: str | None,
-        on_failure: str | None,
-        niceness: int,
-        io_priority: IoPriority | None,
-        **given: Any,
-    ) -> int:
-        _set_priorities(niceness, io_priority)
-        wishes = Wishes(lock_wait, metrics_file, on_success, on_failure)
-        facts = RunFacts(given["archive"], None if job is None else Path(job).stem)
-        attempt = functools.partial(run, facts=facts, **given)
-        if wishes == Wishes(0, None, None, None):
-            return attempt()
-        if metrics_file is not None:
-            # Now: at the end a file more may be one too many, and the metrics are to say what the exit code says.
-            from pybackup.cli import metrics  # noqa: F401
-        labels = {"archive": str(given["archive"]), "job": facts.job_name or _label(given["sources"])}
-        raising = _Raising()
-        with signals.taken_by(raising.cancel):
+    @property
+    def sources(self) -> Sequence[Named[SourcePlace]]:
+        """What is backed up."""
+        ...
 
-            def try_it() -> int:
-                try:
-                    return patiently(attempt, lock_wait, quiet=given["quiet"], tell=raising.tell)
-                finally:
-                    raising.is_over = True
+    @property
+    def archive(self) -> NewArchivePlace:
+        """Where to, with fields in its name."""
+        ...
 
-            outcome = _outcome(try_it, facts)
-            outcome = _after(outcome, wishes, facts, labels)
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.code
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing but failures is told."""
+        ...
 
-    return _options(whole_run)
+
+R = TypeVar("R", bound=Unattended)
+
+
+def unattended(request: Callable[..., R]) -> Callable[[Callable[[R, RunFacts], int]], Callable[..., int]]:
+    """A decorator for the function of the command `run`, which takes a ``request``, and facts that it fills in.
+
+    It gives the command the options of this module. For all others see request.takes().
+    """
+
+    def decorate(run: Callable[[R, RunFacts], int]) -> Callable[..., int]:
+        @functools.wraps(run)
+        def whole_run(
+            *,
+            job: str | None,
+            lock_wait: float,
+            metrics_file: str | None,
+            on_success: str | None,
+            on_failure: str | None,
+            niceness: int,
+            io_priority: IoPriority | None,
+            **given: Any,
+        ) -> int:
+            _set_priorities(niceness, io_priority)
+            wishes = Wishes(lock_wait, metrics_file, on_success, on_failure)
+            asked = request(**given)
+            facts = RunFacts(asked.archive, None if job is None else Path(job).stem)
+            return _carry_out(functools.partial(run, asked, facts), asked, facts, wishes)
+
+        return _options(whole_run)
+
+    return decorate
+
+
+def _carry_out(attempt: Callable[[], int], asked: Unattended, facts: RunFacts, wishes: Wishes) -> int:
+    """Do as was wished before and after the run, which may be tried several times; the exit code."""
+    if wishes == Wishes(0, None, None, None):
+        return attempt()
+    if wishes.metrics_file is not None:
+        # Now: at the end a file more may be one too many, and the metrics are to say what the exit code says.
+        from pybackup.cli import metrics  # noqa: F401
+    labels = {"archive": str(asked.archive), "job": facts.job_name or _label(asked.sources)}
+    raising = _Raising()
+    with signals.taken_by(raising.cancel):
+
+        def try_it() -> int:
+            try:
+                return patiently(attempt, wishes.lock_wait, quiet=asked.quiet, tell=raising.tell)
+            finally:
+                raising.is_over = True
+
+        outcome = _outcome(try_it, facts)
+        outcome = _after(outcome, wishes, facts, labels)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.code
 
 
 def _set_priorities(niceness: int, io_priority: IoPriority | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -14,8 +16,8 @@ from pybackup.cli.options import job_options, json_option, threads_option
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
-from pybackup.cli.progress import choose
-from pybackup.cli.running import make_trace, run_in_loop, run_job, threads_or_default
+from pybackup.cli.request import JobRequest, takes
+from pybackup.cli.running import run_in_loop, run_job, threads_or_default
 from pybackup.core.archive.open import open_archive
 from pybackup.core.archive.stream import ArchiveStream, Damage
 from pybackup.core.errors import ArchiveError, ExitCode
@@ -24,12 +26,22 @@ from pybackup.core.places.kinds import ArchivePlace
 from pybackup.core.trace import Trace
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request(JobRequest):
+    """What was asked of `verify`."""
+
+    archives: Sequence[ArchivePlace]
+    threads: int | None
+    as_json: bool
+
+
 @click.command("verify", cls=Command, short_help="Read everything of an archive and prove that it is sound.")
 @click.argument("archives", type=PlainPath(archive_place), nargs=-1, required=True, metavar="ARCHIVE...")
 @threads_option
 @json_option
 @job_options
-def command(archives: tuple[ArchivePlace, ...], as_json: bool, trace: str, **options: Any) -> int:
+@takes(_Request)
+def command(request: _Request) -> int:
     """Read everything of one or more archives and prove that they are sound.
 
     Checked are the zstd checksums, the MD5s, the digests of extents and clusters, the index and the seek table, and
@@ -41,23 +53,24 @@ def command(archives: tuple[ArchivePlace, ...], as_json: bool, trace: str, **opt
     false in JSON. Extents of one plain archive in another of the same uuid and time go unnoticed too, for only an index
     knows which belong together.
     """
-    tracer = make_trace(trace)
+    tracer = request.tracer()
     code = 0
-    for archive in archives:
-        code = max(code, _verify_one(archive, as_json, options, tracer))
+    for archive in request.archives:
+        code = max(code, _verify_one(archive, request, tracer))
     return code
 
 
-def _verify_one(archive: ArchivePlace, as_json: bool, options: dict[str, Any], trace: Trace) -> int:
+def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> int:
+    as_json = request.as_json
     try:
-        with open_archive(archive, threads=threads_or_default(options["threads"]), tolerant=True) as stream:
-            job = VerifyJob(stream, speed=options["speed"], trace=trace)
-            run_in_loop(run_job(job, "verify", choose(options["progress"], options["quiet"])))
+        with open_archive(archive, threads=threads_or_default(request.threads), tolerant=True) as stream:
+            job = VerifyJob(stream, speed=request.speed, trace=trace)
+            run_in_loop(run_job(job, "verify", request.display()))
     except ArchiveError as error:
         _report(str(archive), [Damage(with_advice(error))], as_json)
         return int(ExitCode.ARCHIVE)
     _report(str(archive), job.damage, as_json, stream)
-    if not job.damage and not as_json and not options["quiet"]:
+    if not job.damage and not as_json and not request.quiet:
         index = "" if stream.has_seek_table else ", without an index"
         verdict = "sound" if stream.protects_data else "structure sound, data not protected"
         say(

@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import click
 import pytest
 
-from pybackup.cli.params import NamedPath, parse_duration
+from pybackup.cli.params import NamedPath, PlainPath, parse_duration
 from pybackup.cli.priority import IoPriority, parse_io_priority
-from pybackup.cli.unattended import LONGEST_PAUSE, patiently, unattended
+from pybackup.cli.unattended import LONGEST_PAUSE, RunFacts, patiently, unattended
 from pybackup.core.errors import BusyError, TargetError
+from pybackup.core.places.kinds import LocalPath
 
 
 class Clock:
@@ -128,11 +129,11 @@ def test_nobody_gets_less_nice() -> None:
 
 def test_a_mistake_of_ours_is_told_to_those_who_wait(tmp_path: Path) -> None:
     @click.command()
-    @click.argument("sources", type=NamedPath(), nargs=-1)
-    @click.argument("archive")
+    @click.argument("sources", type=NamedPath(LocalPath), nargs=-1)
+    @click.argument("archive", type=PlainPath(LocalPath))
     @click.option("--quiet", is_flag=True)
-    @unattended
-    def command(**given: Any) -> int:
+    @unattended(SimpleNamespace)
+    def command(asked: SimpleNamespace, facts: RunFacts) -> int:
         raise ZeroDivisionError("oops")
 
     hook = f'echo "$PYBACKUP_EXIT_CODE $PYBACKUP_ERROR" > {tmp_path}/told'
