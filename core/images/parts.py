@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from shlex import quote
 from typing import TypeAlias
 
 from pybackup.core.devices.raw import Fingerprint, fingerprint_of
@@ -71,7 +72,7 @@ class ImageParts:
         self._paths: dict[str, Fingerprint | None] = {}
         self._unlocked: list[str] = []
         self._undo = ExitStack()
-        self._changing = False
+        self._written: set[str] = set()
 
     @classmethod
     def find(cls, path: str, image_format: str, *, force_share: bool = False, writable: bool = False) -> ImageParts:
@@ -170,7 +171,7 @@ class ImageParts:
     def _lock(self, fd: int, path: str, take: Lock | None) -> None:
         if self._force_share:
             if is_written(fd):
-                self._changing = True
+                self._written.add(path)
                 self.warnings.append(f"{path} is in use by another program; what is read may be of no one moment")
         elif take is not None:
             lock = take(fd, path)
@@ -181,10 +182,16 @@ class ImageParts:
     # -- what is checked --
 
     @property
+    def _changing(self) -> set[int]:
+        """The depths of the images of which another program writes to a file: all others can be checked."""
+        return {part.depth for part in self.parts if part.path in self._written}
+
+    @property
     def unclosed(self) -> str | None:
         """A sentence about what was not closed properly; None where all was."""
-        names = [part.path for part in self.parts if part.layout.unclosed]
-        if not names or self._changing:
+        changing = self._changing
+        names = [part.path for part in self.parts if part.layout.unclosed and part.depth not in changing]
+        if not names:
             return None
         return (
             f"{', '.join(names)}: not closed properly; the backup holds what had been flushed, as after a power failure"
@@ -202,8 +209,9 @@ class ImageParts:
 
     @property
     def images(self) -> Sequence[ImagePart]:
-        """Those that a program can check: none, where another program is changing them."""
-        return [] if self._changing else [part for part in self.parts if part.is_image and part.image_format != "raw"]
+        """Those that a program can check: none that another is changing, and none that reads from such a one."""
+        settled = max(self._changing, default=-1) + 1
+        return [part for part in self.parts if part.is_image and part.image_format != "raw" and part.depth >= settled]
 
     def options_to_check(self, part: ImagePart) -> str:
         """One of the images, in QEMU's words."""
@@ -215,10 +223,11 @@ class ImageParts:
 
         UnreadableError where a table cannot be read.
         """
-        if self._changing:
-            return
+        changing = self._changing
         for part in self.parts:
             _check_length(part, part.size, part.needs)
+            if part.depth in changing:
+                continue
             own = data = 0
             try:
                 for end in self._ends(part):
@@ -242,10 +251,11 @@ class ImageParts:
             return
         read = min(above.layout.size for above in self.parts if above.is_image and above.depth < part.depth)
         if part.size < read:
+            longer = f"truncate -s {part.place.start + read} {quote(part.path)}"
             raise SourceError(
                 f"{part.path} has {part.size:,} bytes, and the disk that reads from it {read:,}: whether its end was"
-                f" cut off cannot be told; if it is whole, `truncate -s {part.place.start + read} {part.path}` adds the"
-                " zeros that the disk has there anyway"
+                f" cut off cannot be told; if it is whole, `{longer}` adds"
+                " the zeros that the disk has there anyway"
             )
 
     def _ends(self, part: ImagePart) -> Iterator[End]:
@@ -273,7 +283,7 @@ class ImageParts:
     def check_size(self, size: int) -> None:
         """See to it that QEMU reads as much as the image says, up to the end of a sector (SourceError)."""
         told = self.parts[0].layout.size
-        if not told <= size < told + 512 and not self._changing:
+        if not told <= size < told + 512 and 0 not in self._changing:
             raise SourceError(
                 f"cannot use {self.parts[0].path}: it says a size of {told:,} bytes, and QEMU reads {size:,} of it"
             )

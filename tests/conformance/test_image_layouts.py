@@ -170,6 +170,27 @@ def test_a_raw_backing_file_that_is_shorter_than_the_disk(tmp_path: Path, lackin
     assert check(Path("top.qcow2"), "qcow2") == ["top.qcow2", "middle.qcow2", "base.img"]
 
 
+@pytest.mark.parametrize("kind", [Kind("qcow2", "qcow2"), Kind("vmdk", "vmdk"), Kind("raw", "raw")], ids=str)
+def test_what_lies_below_an_image_in_use_is_checked_all_the_same(tmp_path: Path, kind: Kind) -> None:
+    base = make(tmp_path, kind)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base.name, "-F", kind.image_format, "top.qcow2")
+
+    def checked() -> list[str]:
+        parts = ImageParts.find("top.qcow2", "qcow2", force_share=True)
+        try:
+            parts.check_lengths()
+            assert "top.qcow2 is in use" in parts.warnings[0]
+            return [image.path for image in parts.images]
+        finally:
+            parts.release()
+
+    with open("top.qcow2", "rb") as file, ImageLock.for_writing(file.fileno(), "top"):
+        assert checked() == ([] if kind.image_format == "raw" else [base.name])
+        os.truncate(base, base.stat().st_size - 100_000)
+        with pytest.raises(SourceError, match=base.name):
+            checked()
+
+
 def test_raw_backing_files_of_which_no_more_is_read(tmp_path: Path) -> None:
     """A disk that is shorter than what lies between, and a length that the name tells."""
     base = tmp_path / "base.img"
