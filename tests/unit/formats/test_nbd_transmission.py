@@ -6,7 +6,17 @@ from pybackup.formats import nbd_wire as wire
 from pybackup.formats.errors import FormatError
 from pybackup.formats.nbd_client_wire import encode_request
 from pybackup.formats.nbd_handshake import export_flags
-from pybackup.formats.nbd_transmission import BUFFER_SIZE, PayloadBuffers, Request, RequestReader, RequestRules
+from pybackup.formats.nbd_transmission import (
+    BUFFER_SIZE,
+    LONG,
+    LONG_READ,
+    WRITE_END,
+    WRITE_PART,
+    PayloadBuffers,
+    Request,
+    RequestReader,
+    RequestRules,
+)
 
 SIZE = 64 << 20
 FLAGS = export_flags(read_only=False) | wire.FLAG_SEND_DF
@@ -45,12 +55,16 @@ def test_many_requests_come_at_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("length", [0, 1, 65535, 65536, 65537, BUFFER_SIZE, 1 << 20, 32 << 20])
+@pytest.mark.parametrize("length", [0, 1, 65535, 65536, 65537, BUFFER_SIZE, LONG, LONG + 1, 32 << 20])
 def test_a_write_of_any_length_is_whole(length: int) -> None:
     payload = bytes(range(256)) * (length // 256) + bytes(length % 256)
     data = encode_request(wire.CMD_WRITE, 1, 7, length) + payload + encode_request(wire.CMD_READ, 2, 0, 1)
-    write, read = feed(reader(), data)
-    assert write[5] == payload
+    *parts, read = feed(reader(), data)
+    assert b"".join(part[5] for part in parts) == payload
+    assert [part[3] for part in parts] == [7 + at for at in range(0, max(length, 1), LONG)]
+    whole = len(parts) == 1
+    assert [part[0] for part in parts] == ([wire.CMD_WRITE] if whole else [WRITE_PART] * (len(parts) - 1) + [WRITE_END])
+    assert {part[2] for part in parts} == {1}
     assert read[2] == 2
 
 
@@ -105,7 +119,8 @@ def test_a_batch_has_limits() -> None:
 )
 def test_bad_requests_have_their_errors(command: int, flags: int, offset: int, length: int, error: int) -> None:
     data = encode_request(command, 9, offset, length, flags)
-    assert feed(reader(), data) == [(command, flags, 9, offset, length, b"", error)]
+    told = LONG_READ if command == wire.CMD_READ and length > LONG and not error else command
+    assert feed(reader(), data) == [(told, flags, 9, offset, length, b"", error)]
 
 
 @pytest.mark.parametrize(
