@@ -131,7 +131,7 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
         (["--tcp", "nowhere", str(tmp_path / "disk.img")], 2),
         (["--socket", str(tmp_path / "file"), str(tmp_path / "disk.img")], 5),
         (["--control", str(tmp_path / "file"), str(tmp_path / "disk.img")], 5),
-        (["--control", str(tmp_path / "no" / "folder"), str(tmp_path / "disk.img")], 5),
+        (["--control", str(tmp_path / "file" / "socket"), str(tmp_path / "disk.img")], 5),
         ([str(tmp_path / "nothing.img")], 3),
         ([str(tmp_path / "disk.img"), str(tmp_path / "disk.img")], 2),
         (["-"], 2),
