@@ -109,7 +109,7 @@ def _open_patiently(file: PartialFile) -> None:
         time.sleep(PAUSE)
 
 
-def _no_older_one(fd: int) -> str | None:
+def _no_older_one(fd: int, _name: str) -> str | None:
     start = os.pread(fd, len(_FIRST_LINE), 0)
     return None if start == _FIRST_LINE.encode() else "the file that is there is none of ours"
 

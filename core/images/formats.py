@@ -17,8 +17,9 @@ import os
 import stat
 
 from pybackup.core.errors import SourceError
+from pybackup.core.sinks.archive_evidence import archive_evidence
 
-from .probe import HEAD_BYTES, TAIL_BYTES, archive_evidence, image_format, suffix_format
+from .probe import HEAD_BYTES, TAIL_BYTES, image_format, suffix_format
 
 FORMATS = ("qcow2", "qcow", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels")
 """QEMU's names of the formats, beside raw, that are read and made."""

@@ -20,10 +20,10 @@ from pybackup.core.errors import ArchiveError, BusyError, RequestError, SourceEr
 from pybackup.core.images.checked import open_checked
 from pybackup.core.images.formats import head_and_tail, source_format
 from pybackup.core.images.parts import ImageParts
-from pybackup.core.images.probe import archive_evidence
 from pybackup.core.images.qemu_nbd import Access, ImageFile, open_image
 from pybackup.core.nbd.client import NbdDevice
 from pybackup.core.places.kinds import LocalPath, NbdUri, ServedPlace, StandardStream, StoreUrl
+from pybackup.core.sinks.archive_evidence import archive_evidence
 from pybackup.core.system.device_in_use import claim, disk_in_use
 from pybackup.core.system.image_lock import ImageLock
 

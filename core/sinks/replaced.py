@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pybackup.core.errors import Advice, TargetError
 
+from .archive_evidence import TAIL_BYTES, marks_of_archive
 from .archive_signs import is_archive
 from .output_place import OutputPlace
 from .target_failure import target_failure
@@ -26,11 +27,11 @@ _KINDS = {
 class Replaced:
     """What may be replaced by one kind of output.
 
-    ``refusal``: of an open regular file that is not empty, why it may not, as the end of "PATH ..."; None where it
-    may (OSError). ``question``: what is said of what is no regular file at all.
+    ``refusal``: of an open regular file that is not empty, and its name, why it may not, as the end of "PATH ...";
+    None where it may (OSError). ``question``: what is said of what is no regular file at all.
     """
 
-    refusal: Callable[[int], str | None]
+    refusal: Callable[[int, str], str | None]
     question: str = ""
 
 
@@ -39,12 +40,16 @@ NO_ARCHIVE = f"is no archive, and only archives and empty files are replaced: {_
 """Why an archive does not replace what is there, as the end of "PATH exists already, and it"."""
 
 
-def _no_archive(fd: int) -> str | None:
+def _no_archive(fd: int, _name: str) -> str | None:
     return None if is_archive(fd) else NO_ARCHIVE
 
 
-def _an_archive(fd: int) -> str | None:
-    return "is an archive, which no restored disk replaces: remove it first, if you mean it" if is_archive(fd) else None
+def _an_archive(fd: int, name: str) -> str | None:
+    """Also a damaged one, of which most may yet be saved."""
+    size = os.fstat(fd).st_size
+    head, tail = os.pread(fd, TAIL_BYTES, 0), os.pread(fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
+    marks = "is an archive" if is_archive(fd) else marks_of_archive(name, head, tail)
+    return marks and f"{marks}, which no restored disk replaces: remove it first, if you mean it"
 
 
 ARCHIVES = Replaced(_no_archive, f": {_FORGOTTEN}")
@@ -76,6 +81,6 @@ def _refusal(place: OutputPlace, replaced: Replaced) -> str | None:
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(place.name, flags, dir_fd=place.fd)
     try:
-        return replaced.refusal(fd)
+        return replaced.refusal(fd, place.name)
     finally:
         os.close(fd)

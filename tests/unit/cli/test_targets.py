@@ -18,6 +18,7 @@ from pybackup.core.endpoints.small_files import SmallFile
 from pybackup.core.endpoints.targets import ExistingDisk, NewFile
 from pybackup.core.errors import TargetError
 from pybackup.core.jobs.restore import RestoreJob
+from pybackup.core.places.kinds import LocalPath
 from pybackup.core.sinks.archive_signs import is_archive
 
 DISK = random.Random(11).randbytes(200_000)
@@ -183,7 +184,7 @@ def test_what_is_whole_is_not_called_partial_when_another_fails(folder: Path) ->
 
     async def restore() -> str:
         disk, new = MemoryDevice(len(DISK)), NewFile(str(folder / "new"), replace=False)
-        with open_archive(str(folder / "two.vma"), threads=1) as stream:
+        with open_archive(LocalPath(str(folder / "two.vma")), threads=1) as stream:
             targets = dict(zip(stream.header.drives, (ExistingDisk(disk), new), strict=True))
             first = Fails(str(folder / "config"), b"config", replace=False)
             job = RestoreJob(stream, targets, files=[first])
@@ -197,3 +198,20 @@ def test_what_is_whole_is_not_called_partial_when_another_fails(folder: Path) ->
     told = asyncio.run(restore())
     assert told == f"no name for it; memory is complete; {folder}/new.partial holds all that was to be restored"
     assert (folder / "new.partial").read_bytes() == DISK[::-1]
+
+
+def test_no_restored_disk_replaces_an_archive_that_is_damaged(folder: Path) -> None:
+    plain, ours = (folder / "plain.vma").read_bytes(), (folder / "ours.vma").read_bytes()
+    zstd = subprocess.run(["zstd", "-c"], input=plain, capture_output=True, check=True).stdout
+    for name, content in (
+        ("one", b"X" + plain[1:]),
+        ("one", b"X" + ours[1:]),
+        ("one", b"X" * 4096 + ours[4096:-1] + b"X"),
+        ("one", plain[:30]),
+        ("one.vma.zst", zstd[:20] + b"XXXX" + zstd[24:]),
+        ("one.VMA", b"X" * 5000),
+    ):
+        (folder / name).write_bytes(content)
+        done = pybackup("restore", "--force", "ours.vma", name, cwd=folder)
+        assert (done.code, "which no restored disk replaces" in done.err) == (5, True), done.err
+        assert (folder / name).read_bytes() == content

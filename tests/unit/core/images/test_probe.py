@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from pybackup.core.images.probe import archive_format, image_format, suffix_format
+from pybackup.core.images.probe import image_format, suffix_format
+from pybackup.core.sinks.archive_evidence import archive_format
 
 
 @pytest.mark.parametrize(
