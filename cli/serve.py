@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import click
 
+from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import served_place
 from pybackup.cli.options import agent_options, format_option
@@ -167,6 +168,7 @@ async def _serve(request: _Request) -> int:
             fleece=fleece,
             agent=None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout),
             tell=lambda told: warn([told]),
+            in_words=with_advice,
         )
         for path in filter(None, (request.socket, request.control)):
             _make_folder(path, stack)
@@ -213,7 +215,7 @@ async def _fleece_place(request: _Request, drives: Iterable[CopyBeforeWrite]) ->
     warning = await place.check()
     if warning is None:
         return place
-    warn([warning])
+    warn([with_advice(warning)])
     # What was asked for is tried again at each backup, which fails without it.
     return place if place.is_asked_for else None
 

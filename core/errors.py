@@ -36,6 +36,44 @@ class Advice(Enum):
     """Choose another name for the file of a drive."""
     EXACT_SIZE = auto()
     """Use a format whose images can have any size."""
+    SKIP_UNREADABLE = auto()
+    """Take what can be read."""
+    RUN_SKIP_UNREADABLE = auto()
+    """The same, of a backup, where the failure may be of another command."""
+    SNAPSHOT = auto()
+    """Back up a snapshot, or bear that the disk changes."""
+    RAW_BYTES = auto()
+    """Take a file byte for byte, whatever it looks like."""
+    RAW_DAMAGE_AND_ALL = auto()
+    """The same of a damaged image."""
+    DISK_IN_IMAGE = auto()
+    """Read the disk in an image of the format ``about``, or the file byte for byte."""
+    THIS_FORMAT_OR_RAW = auto()
+    """Read a file as what it looks like, the format ``about``, or byte for byte."""
+    RESTORE_FIRST = auto()
+    """Get the disks out of an archive, or take it byte for byte."""
+    FLEECE_ELSEWHERE = auto()
+    """Put old data, or QEMU's temporary images, into another folder."""
+    FLEECE_MORE = auto()
+    """Allow more old data than the ``about`` bytes, or be faster."""
+    FLEECE_ANYWHERE = auto()
+    """Name a folder for old data, which waits in memory alone."""
+    MORE_ROOM = auto()
+    """Have more room for old data."""
+    SHARE_NBD_SERVER = auto()
+    """Wait for the end of QEMU's NBD server, or share it."""
+    ONE_DRIVE = auto()
+    """Choose one disk."""
+    SERVE_READ_ONLY = auto()
+    """Serve a disk in use to be read, or in spite of its other user."""
+    SHARE_READ_ONLY = auto()
+    """Serve an image that others may write only to be read."""
+    TELL_SIZE = auto()
+    """Tell the size of a disk."""
+    SIZE_SAYS = auto()
+    """Tell the right size of a disk; ``about`` is what was told."""
+    THAT_SIZE_SAYS = auto()
+    """Tell the right size of a disk, which the sentence has just named."""
 
 
 class PybackupError(Exception):

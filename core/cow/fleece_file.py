@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from bitarray.util import zeros
 
 from pybackup.core.device import CLUSTER_SIZE, Buffer
-from pybackup.core.errors import TargetError
+from pybackup.core.errors import Advice, TargetError
 from pybackup.core.system import fallocate
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.direct_write import AlignedWriter
@@ -156,13 +156,13 @@ class FleecePlace:
             _log.warning("%s; this backup's old data waits in memory alone", error)
             return None
 
-    async def check(self) -> str | None:
-        """Try it out: a sentence for the user where there will be no fleecing."""
+    async def check(self) -> TargetError | None:
+        """Try it out: what the user should know where there will be no fleecing."""
         try:
             file = FleeceFile(self.folder, CLUSTER_SIZE)
         except TargetError as error:
             if self.is_asked_for:
-                return f"{error}; backups will fail until it can be used"
+                return TargetError(f"{error}; backups will fail until it can be used")
             why = str(error)
         else:
             in_memory = file.in_memory
@@ -170,4 +170,4 @@ class FleecePlace:
             if self.is_asked_for or not in_memory:
                 return None
             why = f"{self.folder} is in memory itself"
-        return f"{why}; old data waits in memory alone (--cow-buffer), unless --fleece names another folder"
+        return TargetError(f"{why}; old data waits in memory alone", advice=Advice.FLEECE_ANYWHERE)

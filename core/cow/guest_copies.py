@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
-from pybackup.core.errors import PybackupError, SourceError, TargetError
+from pybackup.core.errors import Advice, PybackupError, SourceError, TargetError
 from pybackup.core.inflight import Range
 from pybackup.core.trace import Trace
 
@@ -150,8 +150,8 @@ class GuestCopies:
         except TimeoutError:
             raise TargetError(
                 f"the archive is too slow: a guest's request to drive {self._name} at byte {offset} waited"
-                f" {self._timeout:g} s for room; a larger --cow-buffer would help, or --fleece with a folder that has"
-                " more room"
+                f" {self._timeout:g} s for room",
+                advice=Advice.MORE_ROOM,
             ) from None
 
     def _put(self, claimed: Range, content: Buffer) -> None:

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable, Sequence
 
 from pybackup.core.device import BlockStatus, Buffer
-from pybackup.core.errors import SourceError
+from pybackup.core.errors import Advice, SourceError
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.pipe_reader import PipeReader
 from pybackup.core.tasks import ended
@@ -42,9 +42,10 @@ class SequentialDevice(ReadOnlyDevice):
             content = await self._run(self._read, length)
             self._at += len(content)
             if len(content) < length:
-                raise SourceError(f"{self.name} ended after {self._at:,} bytes; --size says {self.size:,}")
+                sentence = f"{self.name} ended after {self._at:,} bytes"
+                raise SourceError(sentence, advice=Advice.SIZE_SAYS, about=f"{self.size:,}")
             if self._at == self.size and await self._run(self._read, 1):
-                raise SourceError(f"{self.name} has more than the {self.size:,} bytes that --size says")
+                raise SourceError(f"{self.name} has more than the {self.size:,} bytes", advice=Advice.THAT_SIZE_SAYS)
         return content
 
     async def _run(self, read: Callable[[int], bytes], length: int) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.raw import Fingerprint, RawDevice
 from pybackup.core.devices.sequential import SequentialDevice
-from pybackup.core.errors import BusyError, RequestError, SourceChangedError, SourceError
+from pybackup.core.errors import Advice, BusyError, RequestError, SourceChangedError, SourceError
 from pybackup.core.images.checked import open_checked
 from pybackup.core.images.formats import source_format
 from pybackup.core.images.parts import ImageParts
@@ -73,7 +73,7 @@ async def _open_path(what: str, options: SourceOptions, pool: ThreadPoolExecutor
     if image == "raw":
         return await _open_raw(what, options, pool)
     if options.snapshot is Snapshot.REFLINK:
-        raise RequestError(f"--snapshot reflink is for raw files, and {what} is a {image} image")
+        raise RequestError(f"a reflink is for raw files, and {what} is a {image} image")
     return await _open_foreign(what, image, options)
 
 
@@ -194,7 +194,7 @@ def _shared(what: str) -> str:
 
 def _open_stdin(options: SourceOptions) -> OpenSource:
     if not options.size:
-        raise RequestError("the standard input as a source needs its size: --size")
+        raise RequestError("the standard input as a source needs its size", advice=Advice.TELL_SIZE)
     if os.isatty(0):
         raise RequestError("the standard input is a terminal, not a disk")
     device = SequentialDevice(0, options.size, "the standard input")
@@ -213,6 +213,6 @@ def _nothing() -> None:
 def _check_unchanged(before: Fingerprint | None, after: Fingerprint | None, what: str) -> None:
     if before is not None and after != before:
         raise SourceChangedError(
-            f"{what} changed while it was read, so what was read is not the disk of any one moment;"
-            " use a snapshot, or --allow-changing if that does not matter"
+            f"{what} changed while it was read, so what was read is not the disk of any one moment",
+            advice=Advice.SNAPSHOT,
         )

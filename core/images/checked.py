@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from pybackup.core.errors import SourceError, UnreadableError
+from pybackup.core.errors import Advice, SourceError, UnreadableError
 from pybackup.core.system.blocking_calls import BlockingCalls
 
 from .parts import ImageParts
@@ -28,7 +28,7 @@ async def open_checked(image: ImageFile, parts: ImageParts, skip_unreadable: boo
                 await check_image(part.path, parts.options_to_check(part), part.layout.unclosed)
         except UnreadableError as error:
             if not skip_unreadable:
-                raise UnreadableError(f"{error}; pybackup run --skip-unreadable saves what can be read") from error
+                raise UnreadableError(str(error), advice=Advice.RUN_SKIP_UNREADABLE) from error
             parts.warnings.append(f"{error}; whether all of it is there is not known")
     except BaseException:
         await opened.close()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import stat
 
-from pybackup.core.errors import SourceError
+from pybackup.core.errors import Advice, SourceError
 from pybackup.core.sinks.archive_evidence import archive_evidence
 
 from .probe import HEAD_BYTES, TAIL_BYTES, image_format, suffix_format
@@ -40,19 +40,19 @@ def source_format(path: str, told: str | None, *, skip_unreadable: bool = False)
         return "raw"
     head, tail = head_and_tail(path, skip_unreadable)
     said, found = suffix_format(path), image_format(head, tail)
-    raw = "--format raw takes it as it is, byte for byte"
     if (evidence := archive_evidence(path, head, tail)) is not None:
-        raise SourceError(f"{path} {evidence}, not a disk: `pybackup restore` gets the disks out of it; {raw}")
+        raise SourceError(f"{path} {evidence}, not a disk", advice=Advice.RESTORE_FIRST)
     if said == found:
         return said or "raw"
     if said is None:
         raise SourceError(
-            f"{path} looks like a {found} image, and its name does not say so: --format {found} reads the disk in it,"
-            f" {raw}"
+            f"{path} looks like a {found} image, and its name does not say so",
+            advice=Advice.DISK_IN_IMAGE,
+            about=str(found),
         )
     looks = f"looks like {found}" if found else "does not look like that"
-    other = f"--format {found} reads it as that, " if found else ""
-    raise SourceError(f"{path} is called a {said} image and {looks}; {other}{raw}")
+    advice = Advice.THIS_FORMAT_OR_RAW if found else Advice.RAW_BYTES
+    raise SourceError(f"{path} is called a {said} image and {looks}", advice=advice, about=found or "")
 
 
 def _is_file(path: str) -> bool:
@@ -89,9 +89,8 @@ def _read(fd: int, path: str, offset: int, lengths: tuple[int, ...], skip_unread
             failure = error
     if skip_unreadable or failure is None:
         return b""
-    raise SourceError(
-        f"cannot read {path} at byte {offset}: {failure.strerror}; --skip-unreadable saves what can be read"
-    ) from failure
+    sentence = f"cannot read {path} at byte {offset}: {failure.strerror}"
+    raise SourceError(sentence, advice=Advice.SKIP_UNREADABLE) from failure
 
 
 def _cannot_open(path: str, error: OSError) -> SourceError:

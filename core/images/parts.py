@@ -15,7 +15,7 @@ from shlex import quote
 from typing import TypeAlias
 
 from pybackup.core.devices.raw import Fingerprint, fingerprint_of
-from pybackup.core.errors import SourceChangedError, SourceError, UnreadableError
+from pybackup.core.errors import Advice, SourceChangedError, SourceError, UnreadableError
 from pybackup.core.system.device_in_use import users_of
 from pybackup.core.system.image_lock import ImageLock, is_written
 from pybackup.core.system.opened_files import identity_of, may_read, open_for_reading, opened_by
@@ -297,8 +297,8 @@ class ImageParts:
                 raise SourceError(f"cannot look at {path}: {error.strerror}") from error
             if before != after:
                 raise SourceChangedError(
-                    f"{path} changed while it was read, so what was read is not the disk of any one moment; use a"
-                    " snapshot, or --allow-changing if that does not matter"
+                    f"{path} changed while it was read, so what was read is not the disk of any one moment",
+                    advice=Advice.SNAPSHOT,
                 )
 
     def release(self) -> None:
@@ -358,8 +358,8 @@ def _check_length(part: ImagePart, size: int, needs: int) -> None:
 
 
 def _damaged(part: ImagePart, what: str) -> SourceError:
-    raw = "; --format raw takes the file as it is, damage and all" if part.is_image and not part.depth else ""
-    return SourceError(f"{part.path} is damaged: {what}{raw}")
+    advice = Advice.RAW_DAMAGE_AND_ALL if part.is_image and not part.depth else None
+    return SourceError(f"{part.path} is damaged: {what}", advice=advice)
 
 
 def _refuse_bundle(path: str, image_format: str) -> None:

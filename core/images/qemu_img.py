@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from pybackup.core.errors import SourceError, TargetError, UnreadableError
+from pybackup.core.errors import Advice, SourceError, TargetError, UnreadableError
 from pybackup.core.system.child_death import dying_with_us
 from pybackup.core.system.private_folder import private_folder
 
@@ -51,7 +51,7 @@ async def check_image(path: str, options: str, unclosed: bool = False) -> None:
     if os.strerror(errno.EIO) in reason:
         raise UnreadableError(f"cannot check {path}: {reason}")
     damage = f"qemu-img check says: {reason}" if reason else "qemu-img check finds errors in it"
-    raise SourceError(f"{path} is damaged: {damage}; --format raw takes the file as it is, damage and all")
+    raise SourceError(f"{path} is damaged: {damage}", advice=Advice.RAW_DAMAGE_AND_ALL)
 
 
 async def create_image(file: str, image_format: str, size: int, *, name: str) -> None:

@@ -23,7 +23,7 @@ from pybackup.core.cow.guest_copies import GuestCopies, OnError
 from pybackup.core.cow.old_data import OldData
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
 from pybackup.core.devices.unreadable import LostRanges, read_around_errors
-from pybackup.core.errors import RequestError, SourceError, TargetFullError
+from pybackup.core.errors import Advice, RequestError, SourceError, TargetFullError
 from pybackup.core.guest.consistency import CRASH
 from pybackup.core.inflight import Range
 from pybackup.core.tasks import end, uninterrupted
@@ -338,8 +338,8 @@ class BackupJob(Job):
         except OSError as error:
             if not self._skip_unreadable:
                 raise SourceError(
-                    f"cannot read drive {copying.drive.name} at byte {offset}: {error.strerror or error};"
-                    " --skip-unreadable saves what can be read"
+                    f"cannot read drive {copying.drive.name} at byte {offset}: {error.strerror or error}",
+                    advice=Advice.SKIP_UNREADABLE,
                 ) from error
         return await self._read_around(copying, offset, size)
 

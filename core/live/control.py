@@ -104,6 +104,10 @@ class ControlSocket:
             raise RequestError(f"there is no command {name!r}; there are {', '.join(commands)}")
         return await commands[name](request, client)
 
+    def failure(self, error: Exception) -> dict[str, Any]:
+        """The answer that says so."""
+        return {"ok": False, "error": self._server.in_words(error), "exit_code": exit_code_of(error)}
+
     async def _status(self, request: dict[str, Any], client: _Client) -> dict[str, Any]:
         return {**self._server.status(), **self._extra_status()}
 
@@ -149,7 +153,7 @@ class ControlSocket:
             if not work.done():
                 # Either the client has gone, or it wants to end: what else could it say now.
                 await self._server.cancel(sender.reason())
-            return LiveServer.describe(await work)
+            return self._server.describe(await work)
         finally:
             await end([gone, work])
 
@@ -225,14 +229,14 @@ class _Client:
             if not isinstance(request, dict):
                 raise ValueError
         except (ValueError, RecursionError):
-            return _failure(RequestError("a request is one JSON object on a line"))
+            return self._control.failure(RequestError("a request is one JSON object on a line"))
         try:
             return {"ok": True, **await self._control.answer(request, self)}
         except PybackupError as error:
-            return _failure(error)
+            return self._control.failure(error)
         except Exception as error:
             _log.error("the request %s failed by a bug", line[:80], exc_info=error)
-            return _failure(error)
+            return self._control.failure(error)
 
     async def _read_line(self) -> bytes | None:
         """The next request; None when the client has gone, or does not end what it has begun.
@@ -311,7 +315,3 @@ class _Client:
                 await loop.sock_sendall(self._sock, json.dumps(message).encode() + b"\n")
         finally:
             self.silent_since = None
-
-
-def _failure(error: Exception) -> dict[str, Any]:
-    return {"ok": False, "error": str(error), "exit_code": exit_code_of(error)}

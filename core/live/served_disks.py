@@ -16,7 +16,7 @@ from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.endpoints.drive_names import NamedPlace, source_label, unique_drive_names
-from pybackup.core.errors import ArchiveError, BusyError, RequestError, SourceError
+from pybackup.core.errors import Advice, ArchiveError, BusyError, RequestError, SourceError
 from pybackup.core.images.checked import open_checked
 from pybackup.core.images.formats import head_and_tail, source_format
 from pybackup.core.images.parts import ImageParts
@@ -108,8 +108,8 @@ def _claim(what: str, read_only: bool, force_share: bool) -> tuple[int | None, s
         used = "another program claimed it just now"
     if not read_only and not force_share:
         raise BusyError(
-            f"{what} is in use: {used}. Two that write to one disk destroy what is on it; --read-only serves it as it"
-            " is, and --force-share all the same"
+            f"{what} is in use: {used}. Two that write to one disk destroy what is on it",
+            advice=Advice.SERVE_READ_ONLY,
         )
     return None, f"{what} is in use ({used}), and is served all the same"
 
@@ -135,7 +135,8 @@ async def _open_nbd(place: NbdUri, read_only: bool) -> ServedDisk:
 async def _open_foreign(image: ImageFile) -> ServedDisk:
     """An image of another format, through qemu-nbd; a guest's flush is one of the image."""
     if image.force_share and image.access is not Access.READ:
-        raise RequestError(f"{image.path}: of {image.image_format} images, --force-share serves only with --read-only")
+        sentence = f"{image.path}: {image.image_format} images that others may write are served only to be read"
+        raise RequestError(sentence, advice=Advice.SHARE_READ_ONLY)
     parts = ImageParts.find(image.path, image.image_format, force_share=image.force_share, writable=image.writable)
     try:
         opened = await open_checked(replace(image, access=Access.READ), parts)

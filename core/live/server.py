@@ -66,17 +66,19 @@ class LiveServer:
         fleece: FleecePlace | None = None,
         agent: AgentOptions | None = None,
         tell: Callable[[str], None] = lambda _: None,
+        in_words: Callable[[BaseException], str] = str,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``labels``: what the archive tells of where each drive comes from, by its name; else that is the name.
 
         ``agent``: of the guest that uses the drives; ``tell`` is called with sentences about a guest that hangs.
+        ``in_words``: what clients are told of an error.
         """
         self.drives = dict(drives)
         self._labels = {**{name: name for name in drives}, **(labels or {})}
         self._policy, self._tool, self._clock = policy, tool, clock
         self._fleece = fleece
-        self._agent, self._tell = agent, tell
+        self._agent, self._tell, self.in_words = agent, tell, in_words
         self.job: BackupJob | None = None
         self.last: dict[str, Any] | None = None
         self._finished = asyncio.Event()
@@ -156,8 +158,7 @@ class LiveServer:
 
     # -- telling --
 
-    @staticmethod
-    def describe(job: BackupJob) -> dict[str, Any]:
+    def describe(self, job: BackupJob) -> dict[str, Any]:
         """A job's state and progress; bytes and seconds."""
         progress = job.progress
         error = job.error
@@ -177,7 +178,7 @@ class LiveServer:
             "unreadable": [one.as_json() for one in islice(job.lost, MOST_TOLD)],
             "unreadable_bytes": job.lost.lost,
             **consistency_of(job.consistency),
-            "error": None if error is None else str(error),
+            "error": None if error is None else self.in_words(error),
             "exit_code": exit_code_of(error) if job.state is State.CONCLUDED else None,
         }
 

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from pybackup.core.errors import BusyError, PybackupError, SourceError, TargetError
+from pybackup.core.errors import Advice, BusyError, PybackupError, SourceError, TargetError
 from pybackup.core.nbd.client import NbdDevice
 from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.core.system.watchdog import Watchdog
@@ -123,7 +123,8 @@ class Fleecing:
             await self._monitor.execute("blockdev-add", file)
         except RefusedError as error:
             raise TargetError(
-                f"{error}; QEMU must be able to use temporary images in {handover.parent}: choose another --fleece"
+                f"{error}; QEMU must be able to use temporary images in {handover.parent}",
+                advice=Advice.FLEECE_ELSEWHERE,
             ) from None
         handover.is_open(filename)
         await self._format(f"{name}-create", {"driver": "qcow2", "file": f"{name}-file", "size": disk.size})
@@ -148,8 +149,8 @@ class Fleecing:
             self._serves = False
             if "already" in error.reason:
                 raise BusyError(
-                    f"QEMU at {self._monitor.path} runs its NBD server for somebody else, and has only one: wait for"
-                    " its end (a migration, another backup), or say where it listens: --nbd-socket"
+                    f"QEMU at {self._monitor.path} runs its NBD server for somebody else, and has only one",
+                    advice=Advice.SHARE_NBD_SERVER,
                 ) from None
             raise
         self._trace("qemu.serve")
@@ -265,13 +266,15 @@ class Fleecing:
         most, taken = self._options.max_size, handover.allocated()
         if most is not None and taken > most:
             raise TargetError(
-                f"the temporary images have grown to {taken:,} bytes of what the guest overwrote, and --max-fleece"
-                f" allows {most:,}; a faster backup needs less"
+                f"the temporary images have grown to {taken:,} bytes of what the guest overwrote",
+                advice=Advice.FLEECE_MORE,
+                about=f"{most:,}",
             )
         if handover.free() < RESERVE:
             raise TargetError(
                 f"only {handover.free():,} bytes are free in {handover.parent}, and {RESERVE:,} must stay free beside"
-                " the temporary images, lest a guest's write fails; choose another --fleece"
+                " the temporary images, lest a guest's write fails",
+                advice=Advice.FLEECE_ELSEWHERE,
             )
 
     async def _jobs(self) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ import socket
 import tempfile
 from typing import Any
 
-from pybackup.core.errors import RequestError, TargetError
+from pybackup.core.errors import Advice, RequestError, TargetError
 from pybackup.core.system.marked_folder import MarkedFolder, remove_stale
 
 from .monitor import Monitor
@@ -42,7 +42,7 @@ class Handover:
         self.socket = os.path.join(folder_of(parent, run), _SOCKET)
         self._images: list[int] = []
         if len(os.fsencode(self.socket)) > LONGEST_SOCKET:
-            raise RequestError(f"the path {parent} is too long for a socket; choose another --fleece")
+            raise RequestError(f"the path {parent} is too long for a socket", advice=Advice.FLEECE_ELSEWHERE)
         self._by_descriptor = monitor.knows("add-fd") and monitor.knows("getfd")
         try:
             _remove_stale_folders(parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pybackup.core.errors import RequestError, SourceError
+from pybackup.core.errors import Advice, RequestError, SourceError
 from pybackup.core.trace import Trace
 
 from .disks import LeftOut, QemuDisk, find_disks, select
@@ -102,5 +102,5 @@ def _renamed(disks: Sequence[QemuDisk], name: str | None) -> Sequence[QemuDisk]:
         return disks
     if len(disks) > 1:
         known = ", ".join(disk.name for disk in disks)
-        raise RequestError(f"{name}= names one disk, and the machine has {known}; choose one with --drive")
+        raise RequestError(f"{name}= names one disk, and the machine has {known}", advice=Advice.ONE_DRIVE)
     return [disks[0]._replace(name=name)]

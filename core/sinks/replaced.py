@@ -1,4 +1,4 @@
-"""What an output may replace, when it is told to (--force): never something of another kind than itself."""
+"""What an output may replace, when it is told to: never something of another kind than itself."""
 
 from __future__ import annotations
 

@@ -1,10 +1,20 @@
 """What the command line adds to what `core` says."""
 
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
 import pytest
 
+import pybackup.core
 from pybackup.cli.advice import WORDS, with_advice
 from pybackup.cli.failures import describe
+from pybackup.cli.group import group
 from pybackup.core.errors import Advice, BusyError, TargetError
+
+CORE = Path(pybackup.core.__file__ or "").parent
 
 
 def test_an_error_without_advice_is_told_as_it_is() -> None:
@@ -20,5 +30,35 @@ def test_advice_ends_the_sentence() -> None:
 @pytest.mark.parametrize("advice", list(Advice))
 def test_there_are_words_for_every_advice(advice: Advice) -> None:
     error = BusyError("no", advice=advice, about="qcow2")
-    assert with_advice(error) == f"no; {WORDS[advice].format(about='qcow2')}"
+    assert with_advice(error) == f"no{WORDS[advice].format(about='qcow2')}"
     assert "{" not in with_advice(error)
+
+
+def options() -> set[str]:
+    """Every option of every command."""
+    context = click.Context(group)
+    commands = [group.get_command(context, name) for name in group.list_commands(context)]
+    params = [param for one in commands if one is not None for param in one.params]
+    return {name for param in params for name in param.opts if name.startswith("--")}
+
+
+def literals(path: Path) -> Iterator[str]:
+    """The strings of a module, but for its docstrings."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
+def test_core_names_no_option_of_the_command_line() -> None:
+    ours, modules = options(), sorted(CORE.rglob("*.py"))
+    assert "--force" in ours and len(modules) > 100
+    named = {
+        (path.name, word)
+        for path in modules
+        for text in literals(path)
+        for word in re.findall(r"--[a-z][a-z-]*", text)
+        if word in ours
+    }
+    assert named == {("qemu_nbd.py", "--read-only")}, "these are words for `cli`"

@@ -64,7 +64,7 @@ def test_the_end_is_waited_for_and_the_loop_goes_on(pipe: tuple[int, int]) -> No
         await until_it_waits(device, reading)
         assert not reading.done()
         os.write(pipe[1], b"!")
-        with pytest.raises(SourceError, match="stdin has more than the 4 bytes that --size says"):
+        with pytest.raises(SourceError, match="stdin has more than the 4 bytes"):
             await reading
         await device.close()
 

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 from archives import encode
 
-from pybackup.core.errors import ArchiveError, PybackupError, RequestError, SourceError
+from pybackup.core.errors import Advice, ArchiveError, PybackupError, RequestError, SourceError
 from pybackup.core.images.formats import source_format
 from pybackup.core.live.served_disks import open_served
 from pybackup.core.places.kinds import LocalPath
@@ -76,8 +76,9 @@ def test_it_is_refused_as_a_disk_unless_that_is_told(case: str, tmp_path: Path) 
     path, other = tmp_path / name, tmp_path / "disk.img"
     path.write_bytes(content)
     other.write_bytes(DISK)
-    with pytest.raises(SourceError, match="--format raw takes it as it is"):
+    with pytest.raises(SourceError) as refused:
         source_format(str(path), None)
+    assert refused.value.advice is Advice.RESTORE_FIRST
     assert source_format(str(path), "raw") == "raw"
     with pytest.raises(RequestError, match="served alone"):
         served(path, other)

@@ -11,7 +11,7 @@ from command_line import pybackup
 
 from pybackup.cli.params import Named
 from pybackup.core.endpoints.sources import SourceOptions, open_source
-from pybackup.core.errors import BusyError
+from pybackup.core.errors import Advice, BusyError
 from pybackup.core.live.served_disks import open_served
 from pybackup.core.places.kinds import LocalPath
 from pybackup.core.system.device_in_use import DeviceUsers, device_in_use, device_number
@@ -239,8 +239,9 @@ def test_what_is_mounted_is_not_served_for_writing(loop: Path, tmp_path: Path, w
     if mounted.returncode:
         pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
     try:
-        with pytest.raises(BusyError, match=f"is in use: .*is mounted on {target}.*--force-share"):
+        with pytest.raises(BusyError, match=f"is in use: .*is mounted on {target}") as refused:
             served(disk)
+        assert refused.value.advice is Advice.SERVE_READ_ONLY
         told = served(disk, read_only=True)
         assert told is not None and told.endswith("and is served all the same")
         assert served(disk, force_share=True) == told
