@@ -1,4 +1,4 @@
-"""The command line: the group of commands, and the one place where a failure becomes an exit code.
+"""The command line: its commands, and where it begins. group.py is where a failure becomes an exit code.
 
 Start-up is part of speed: the version is answered before Click is loaded, and a command's module when it is called.
 """
