@@ -106,12 +106,23 @@ class StreamSink:
         if self._own is not None:
             return os.dup(self._own)
         while True:
+            self._refuse_planted()
             try:
                 return os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
             except OSError as error:
                 if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(self._path).st_mode):
                     raise
             await asyncio.sleep(NO_READER_PERIOD)
+
+    def _refuse_planted(self) -> None:
+        """A FIFO that another user put where everybody can (TargetError, OSError): its maker would read the disk."""
+        found = os.stat(self._path)
+        folder = os.stat(os.path.dirname(os.path.realpath(self._path)))
+        others = found.st_uid not in (os.geteuid(), folder.st_uid)
+        if stat.S_ISFIFO(found.st_mode) and folder.st_mode & stat.S_IWOTH and others:
+            raise TargetError(
+                f"cannot open {self._path}: it is a FIFO that another user has made in a folder where everybody can"
+            )
 
     @property
     def _is_regular(self) -> bool:

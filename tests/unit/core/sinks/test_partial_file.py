@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from pybackup.core.errors import Advice, BusyError, TargetError
+from pybackup.core.places.kinds import LocalPath
 from pybackup.core.sinks import leftover
 from pybackup.core.sinks.output_place import open_place
 from pybackup.core.sinks.partial_file import PartialFile
+from pybackup.core.sinks.stream import StreamSink
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make files of another user's")
 NEW = b"what is written"
@@ -297,3 +300,16 @@ def test_the_own_path_leads_to_the_open_file(tmp_path: Path) -> None:
     os.rename(file.partial, tmp_path / "moved")
     assert subprocess.run(["cat", file.own_path], stdout=subprocess.PIPE, check=True).stdout == NEW
     file.abort()
+
+
+@needs_root
+def test_a_fifo_that_another_user_has_put_there_gets_nothing(tmp_path: Path) -> None:
+    """Its maker would read the disk."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    os.mkfifo(folder / "out")
+    os.chown(folder / "out", NOBODY, NOBODY)
+    sink = StreamSink(LocalPath(str(folder / "out")))
+    with pytest.raises(TargetError, match="a FIFO that another user has made"):
+        asyncio.run(sink.begin())
