@@ -36,9 +36,9 @@ MOST_CONFIG = (1 << 16) + 1
 class BackupRequest:
     """What is asked of a backup, wherever its disks come from.
 
-    ``archive``: where it goes; ``folders_from``: a folder below which its folders are
-    made. ``replace``: an archive that is there. ``configs``: the names, where they got any, and paths of
-    configurations. ``verify``: read the archive back before it gets its name, which only a file's can be.
+    ``archive``: where it goes; ``folders_from``: a folder below which its folders are made. ``replace``: an archive
+    that is there. ``configs``: the names, where they got any, and paths of configurations. ``verify``: read the archive
+    back before it gets its name, which only a file's can be.
     ``speed``: bytes a second, 0 for no limit. ``tool``: what the archive says that it was made by.
     """
 

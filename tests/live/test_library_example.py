@@ -1,4 +1,4 @@
-"""The example of pybackup-api(7), of using pybackup as a library, does what the page says."""
+"""The examples of pybackup-api(7), of using pybackup as a library, do what the page says."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from archives import encode
 from live.processes import restored
 from manual_pages import MAN, examples
 
@@ -14,9 +15,8 @@ SIZE = 3 << 20
 
 
 def example() -> str:
-    """The program that the page shows."""
-    (code,) = examples(MAN / "pybackup-api.7")
-    return code
+    """The first program that the page shows."""
+    return examples(MAN / "pybackup-api.7")[0]
 
 
 def test_the_example_of_the_page(tmp_path: Path) -> None:
@@ -36,3 +36,12 @@ def test_the_example_says_what_went_wrong(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", example()], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "exists already" in done.stderr
     assert (tmp_path / "disk.vma.zst").read_text() == "not to be replaced"
+
+
+def test_the_example_of_a_restore(tmp_path: Path) -> None:
+    (tmp_path / "disk.vma.zst").write_bytes(encode({"disk": bytes(range(256)) * 1024}))
+    _, code = examples(MAN / "pybackup-api.7")
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "restored.raw").read_bytes() == bytes(range(256)) * 1024
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "restored.raw exists already" in done.stderr
