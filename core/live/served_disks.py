@@ -26,6 +26,7 @@ from pybackup.core.places.kinds import LocalPath, NbdUri, ServedPlace, StandardS
 from pybackup.core.sinks.archive_evidence import archive_evidence
 from pybackup.core.system.device_in_use import claim, disk_in_use
 from pybackup.core.system.image_lock import ImageLock
+from pybackup.core.system.opened_files import identity_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,23 @@ def _claim(what: str, read_only: bool, force_share: bool) -> tuple[int | None, s
     return None, f"{what} is in use ({used}), and is served all the same"
 
 
-def _release(claimed: int | None) -> None:
-    if claimed is not None:
-        os.close(claimed)
+def _claim_parts(image: str, parts: ImageParts, claimed: list[int]) -> None:
+    """Add to ``claimed`` the claims on the other files of an image that are written to (BusyError, SourceError)."""
+    known = {identity_of(os.stat(image))}
+    for part in parts.parts:
+        identity = identity_of(os.stat(part.path))
+        if part.depth or identity in known:
+            continue
+        known.add(identity)
+        one, _ = _claim(part.path, read_only=False, force_share=False)
+        if one is not None:
+            claimed.append(one)
+
+
+def _release(*claimed: int | None) -> None:
+    for one in claimed:
+        if one is not None:
+            os.close(one)
 
 
 async def _open_nbd(place: NbdUri, read_only: bool) -> ServedDisk:
@@ -138,13 +153,17 @@ async def _open_foreign(image: ImageFile) -> ServedDisk:
         sentence = f"{image.path}: {image.image_format} images that others may write are served only to be read"
         raise RequestError(sentence, advice=Advice.SHARE_READ_ONLY)
     parts = ImageParts.find(image.path, image.image_format, force_share=image.force_share, writable=image.writable)
+    claimed: list[int] = []
     try:
+        if image.writable:
+            _claim_parts(image.path, parts, claimed)
         opened = await open_checked(replace(image, access=Access.READ), parts)
         if image.writable:
             await opened.close()
             opened = await open_image(replace(image, more=parts.options))
             parts.check_opened(opened.process)
     except BaseException:
+        _release(*claimed)
         parts.release()
         raise
 
@@ -153,6 +172,7 @@ async def _open_foreign(image: ImageFile) -> ServedDisk:
             await opened.device.flush()
         finally:
             await opened.close()
+            _release(*claimed)
             parts.release()
 
     label = source_label(LocalPath(image.path))

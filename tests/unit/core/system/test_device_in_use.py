@@ -230,6 +230,28 @@ def warnings_of(disk: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("what", ["device", "file"])
+def test_an_image_whose_data_are_mounted_is_not_served_for_writing(
+    loop: Path, tmp_path: Path, need: Callable[..., None], what: str
+) -> None:
+    need("qemu-img", "qemu-nbd")
+    image, target = str(tmp_path / "image.qcow2"), tmp_path / "mnt"
+    target.mkdir()
+    options = f"data_file={loop if what == 'device' else tmp_path / 'disk.img'},data_file_raw=on"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, image, "8M"], check=True)
+    assert served(image, image_format="qcow2") is None
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(loop)], check=True)
+    mounted = subprocess.run(["mount", str(loop), str(target)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(BusyError, match=f"is in use: .*is mounted on {target}"):
+            served(image, image_format="qcow2")
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+    assert served(image, image_format="qcow2") is None
+
+
+@pytest.mark.parametrize("what", ["device", "file"])
 def test_what_is_mounted_is_not_served_for_writing(loop: Path, tmp_path: Path, what: str) -> None:
     target = tmp_path / "mnt"
     target.mkdir()
@@ -283,12 +305,12 @@ def test_what_is_served_cannot_be_mounted(loop: Path, tmp_path: Path) -> None:
     assert device_in_use(loop) is None, "the claim is given back"
 
 
-def served(disk: str, *, read_only: bool = False, force_share: bool = False) -> str | None:
+def served(disk: str, *, image_format: str = "raw", read_only: bool = False, force_share: bool = False) -> str | None:
     """What a server that offers this disk warns of."""
 
     async def main() -> str | None:
         sources = [Named(None, LocalPath(disk))]
-        disks = await open_served(sources, image_format="raw", read_only=read_only, force_share=force_share)
+        disks = await open_served(sources, image_format=image_format, read_only=read_only, force_share=force_share)
         (one,) = disks.values()
         await one.close()
         return one.warning
@@ -300,10 +322,14 @@ def test_a_file_behind_a_device_that_is_served_and_a_device_over_a_file_that_is(
     image = str(tmp_path / "disk.img")
 
     async def main(first: str, second: str) -> None:
-        disks = await open_served([Named(None, first)], image_format="raw", read_only=False, force_share=False)
+        disks = await open_served(
+            [Named(None, LocalPath(first))], image_format="raw", read_only=False, force_share=False
+        )
         try:
             with pytest.raises(BusyError, match=r"is in use: it .* claimed, or locked to be written to"):
-                await open_served([Named(None, second)], image_format="raw", read_only=False, force_share=False)
+                await open_served(
+                    [Named(None, LocalPath(second))], image_format="raw", read_only=False, force_share=False
+                )
         finally:
             for disk in disks.values():
                 await disk.close()
