@@ -35,7 +35,7 @@ from pybackup.core.archive.create import ArchiveOptions
 from pybackup.core.errors import ExitCode
 from pybackup.core.guest.consistency import consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions
-from pybackup.core.places.kinds import LocalPath, NewArchivePlace, RunningQemu, RunningServer
+from pybackup.core.places.kinds import LocalPath, NewArchivePlace, RunningQemu, RunningServer, StandardInput
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.runs.at_rest import DisksAtRest
@@ -170,8 +170,10 @@ def _way(request: RunRequest) -> Way:
         agent = None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout)
         return MachinesDisks(first.what, fleecing, chosen=request.chosen, name=first.name, agent=agent)
     alone = RunningServer | RunningQemu
-    disks = [Named(one.name, one.what) for one in request.sources if not isinstance(one.what, alone)]
-    return DisksAtRest(disks, request.source_options())
+    disks = [(one.name, one.what) for one in request.sources if not isinstance(one.what, alone)]
+    sized = StandardInput(request.size)
+    named = [Named(name, sized if isinstance(what, StandardInput) else what) for name, what in disks]
+    return DisksAtRest(named, request.source_options())
 
 
 def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, facts: RunFacts) -> int:

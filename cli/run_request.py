@@ -25,7 +25,7 @@ from pybackup.core.places.kinds import (
     RunningQemu,
     RunningServer,
     SourcePlace,
-    StandardStream,
+    StandardInput,
     StoreUrl,
 )
 from pybackup.core.sinks.stream import is_stream, own_descriptor
@@ -64,7 +64,6 @@ class RunRequest(JobRequest):
         """How to open disks at rest."""
         return SourceOptions(
             self.image_format,
-            self.size,
             self.force_share,
             self.allow_changing,
             Snapshot(self.snapshot),
@@ -92,7 +91,7 @@ def check(request: RunRequest) -> None:
     if not request.archive.text or not all(source.what.text for source in request.sources):
         raise RequestError("the name of a disk or of the archive is empty")
     unique_drive_names(request.sources)
-    streams = [source for source in request.sources if isinstance(source.what, StandardStream)]
+    streams = [source for source in request.sources if isinstance(source.what, StandardInput)]
     if request.size is not None and not streams:
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")
     if len(streams) > 1:

@@ -24,7 +24,7 @@ from pybackup.cli.priority import IoPriority, PriorityError, be_nice, set_io_pri
 from pybackup.core.endpoints.drive_names import drive_name
 from pybackup.core.errors import BusyError, CancelledError
 from pybackup.core.jobs.job import Progress
-from pybackup.core.places.kinds import LocalPath, NewArchivePlace, SourcePlace, StandardStream
+from pybackup.core.places.kinds import LocalPath, NewArchivePlace, SourcePlace, StandardInput
 from pybackup.core.runs.course import Backup
 
 FIRST_PAUSE = 0.1
@@ -202,7 +202,7 @@ def _set_priorities(niceness: int, io_priority: IoPriority | None) -> None:
 
 def _label(sources: Sequence[Named[SourcePlace]]) -> str:
     """What a job without a file is called: the same today and tomorrow, whether it succeeds or not."""
-    here = LocalPath | StandardStream
+    here = LocalPath | StandardInput
     return "-".join(drive_name(one) if one.name or isinstance(one.what, here) else str(one.what) for one in sources)
 
 

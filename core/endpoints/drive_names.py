@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from pybackup.core.errors import RequestError
-from pybackup.core.places.kinds import NbdUri, ServedPlace, SourcePlace, StandardStream
+from pybackup.core.places.kinds import NbdUri, ServedPlace, SourcePlace, StandardInput
 from pybackup.formats.text import storable, utf8_bytes
 
 W = TypeVar("W", covariant=True)
@@ -35,7 +35,7 @@ def drive_name(source: NamedPlace[SourcePlace | ServedPlace]) -> str:
     if source.name:
         return stored_name(source.name)
     match source.what:
-        case StandardStream():
+        case StandardInput():
             return "stdin"
         case NbdUri(_, address):
             export = os.path.basename(address.export)

@@ -17,7 +17,7 @@ from pybackup.core.images.formats import source_format
 from pybackup.core.images.parts import ImageParts
 from pybackup.core.images.qemu_nbd import Access, ImageFile
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.places.kinds import DiskPlace, LocalPath, NbdUri, StandardStream
+from pybackup.core.places.kinds import DiskPlace, LocalPath, NbdUri, StandardInput
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.device_in_use import users_of
 from pybackup.core.system.image_lock import ImageLock, forbids_reading, is_written
@@ -44,13 +44,12 @@ class OpenSource:
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How to open sources: the format told by the user, the size of the standard input in bytes, and leniencies.
+    """How to open sources: the format told by the user, and leniencies.
 
     ``snapshot`` is for raw files; AUTO falls back to reading under a lock.
     """
 
     image_format: str | None = None
-    size: int | None = None
     force_share: bool = False
     allow_changing: bool = False
     snapshot: Snapshot = Snapshot.NONE
@@ -60,8 +59,8 @@ class SourceOptions:
 async def open_source(place: DiskPlace, options: SourceOptions, pool: ThreadPoolExecutor | None = None) -> OpenSource:
     """Open one disk (SourceError, BusyError, RequestError)."""
     match place:
-        case StandardStream():
-            return _open_stdin(options)
+        case StandardInput(size):
+            return _open_stdin(size)
         case NbdUri():
             return await _open_nbd(place)
         case LocalPath(path):
@@ -192,12 +191,12 @@ def _shared(what: str) -> str:
     return f"{what} is in use by another program; what is read may be of no one moment"
 
 
-def _open_stdin(options: SourceOptions) -> OpenSource:
-    if not options.size:
+def _open_stdin(size: int | None) -> OpenSource:
+    if not size:
         raise RequestError("the standard input as a source needs its size", advice=Advice.TELL_SIZE)
     if os.isatty(0):
         raise RequestError("the standard input is a terminal, not a disk")
-    device = SequentialDevice(0, options.size, "the standard input")
+    device = SequentialDevice(0, size, "the standard input")
     return OpenSource(device, _nothing, device.close, "stdin")
 
 

@@ -22,7 +22,7 @@ from pybackup.core.images.formats import head_and_tail, source_format
 from pybackup.core.images.parts import ImageParts
 from pybackup.core.images.qemu_nbd import Access, ImageFile, open_image
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.places.kinds import LocalPath, NbdUri, ServedPlace, StandardStream, StoreUrl
+from pybackup.core.places.kinds import LocalPath, NbdUri, ServedPlace, StandardInput, StoreUrl
 from pybackup.core.sinks.archive_evidence import archive_evidence
 from pybackup.core.system.device_in_use import claim, disk_in_use
 from pybackup.core.system.image_lock import ImageLock
@@ -63,7 +63,7 @@ async def _open_disk(place: ServedPlace, image_format: str | None, read_only: bo
     match place:
         case StoreUrl():
             raise RequestError(f"{place}: an archive at a URL is served alone, and as what it is")
-        case StandardStream():
+        case StandardInput():
             raise RequestError("the standard input cannot be served; it can only be read once")
         case NbdUri():
             return await _open_nbd(place, read_only)

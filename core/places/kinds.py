@@ -59,8 +59,29 @@ class LocalPath:
 
 
 @dataclass(frozen=True, slots=True)
+class StandardInput:
+    """A disk that comes through the standard input. ``size`` in bytes, which only its user knows; None: not told."""
+
+    size: int | None = None
+    TEXT: ClassVar[str] = "-"
+
+    @classmethod
+    def of(cls, text: str) -> Self | None:
+        """A dash alone."""
+        return cls() if text == cls.TEXT else None
+
+    @property
+    def text(self) -> str:
+        """The dash."""
+        return self.TEXT
+
+    def __str__(self) -> str:
+        return self.TEXT
+
+
+@dataclass(frozen=True, slots=True)
 class StandardStream:
-    """The standard input, where something is read, and the standard output, where something is written."""
+    """An archive or a drive: in the standard input, where it is read, and the standard output, where it is written."""
 
     TEXT: ClassVar[str] = "-"
 
@@ -214,7 +235,7 @@ def _behind(begin: str, text: str) -> str | None:
     return text.removeprefix(begin)
 
 
-DiskPlace = LocalPath | StandardStream | NbdUri
+DiskPlace = LocalPath | StandardInput | NbdUri
 """One disk that can be read."""
 SourcePlace = DiskPlace | RunningServer | RunningQemu
 """What is backed up: a disk, or all disks of one who uses them."""

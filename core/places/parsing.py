@@ -32,6 +32,7 @@ from .kinds import (
     ServedPlace,
     ShellCommand,
     SourcePlace,
+    StandardInput,
     StandardStream,
     StoreUrl,
     TargetPlace,
@@ -109,7 +110,7 @@ class Role(Generic[P]):
             raise self._unknown_word(text, word[1])
         self._check_machine(text)
         if word and self._cannot_be(text):
-            raise self._unknown_word(text, word[1])
+            raise self._unknown_word(text, word[1], "there is no such file, and ")
 
     def _cannot_be(self, text: str) -> bool:
         """Whether nothing of that name, which is not there, can be opened or made."""
@@ -119,57 +120,57 @@ class Role(Generic[P]):
     def _check_machine(self, text: str) -> None:
         found = _OF_SCP.fullmatch(text)
         if found and ("@" in found[1] or found[2].startswith(("/", "~"))):
-            raise OtherMachineError(self._sentence(text, "HOST:PATH, as in scp", _hint(text)), found[1], found[2])
+            raise OtherMachineError(self._sentence(text, "HOST:PATH (as in scp)", _hint(text)), found[1], found[2])
 
-    def _unknown_word(self, text: str, word: str) -> UnknownPlaceError:
-        return UnknownPlaceError(self._sentence(text, f"{word}:", _hint(text)), text, word.lower())
+    def _unknown_word(self, text: str, word: str, before: str = "") -> UnknownPlaceError:
+        return UnknownPlaceError(self._sentence(text, f"{word}:", _hint(text), before), text, word.lower())
 
     def _unknown_scheme(self, text: str, scheme: str) -> UnknownPlaceError:
         return UnknownPlaceError(self._sentence(str(StoreUrl.of(text) or text), f"{scheme}://"), text, scheme.lower())
 
-    def _sentence(self, name: str, called: str, hint: str = "") -> str:
-        return f"{name}: {self.refusal.format(called)}; {self.forms}{hint}"
+    def _sentence(self, name: str, called: str, hint: str = "", before: str = "") -> str:
+        return f"{name}: {before}{self.refusal.format(called)}; {self.forms}{hint}"
 
 
 def _hint(text: str) -> str:
     return f"; a file that is really called so is ./{text}"
 
 
-_NBD = "nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH"
-_AT_URLS = "s3://BUCKET/KEY, gs://BUCKET/KEY, sftp://HOST/PATH"
+_NBD = "nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH"
+_AT_URLS = "s3://BUCKET/KEY, gs://BUCKET/KEY or sftp://HOST/PATH"
 
 DISK: Role[DiskPlace] = Role(
-    kinds=(StandardStream, NbdUri, LocalPath),
+    kinds=(StandardInput, NbdUri, LocalPath),
     refusal="disks are not read from {}",
     forms=f"a disk is a path, - for the standard input, {_NBD}",
 )
 """A disk that is read."""
 
 SOURCE: Role[SourcePlace] = Role(
-    kinds=(StandardStream, NbdUri, RunningServer, RunningQemu, LocalPath),
+    kinds=(StandardInput, NbdUri, RunningServer, RunningQemu, LocalPath),
     refusal=DISK.refusal,
-    forms=f"{DISK.forms}, serve:CONTROL for a running server, or qmp:SOCKET for a running QEMU",
+    forms=f"{DISK.forms}; serve:CONTROL are the disks of a running server, and qmp:SOCKET those of a running QEMU",
 )
 """What is backed up."""
 
 SERVED: Role[ServedPlace] = Role(
-    kinds=(StandardStream, NbdUri, StoreUrl, LocalPath),
+    kinds=(StandardInput, NbdUri, StoreUrl, LocalPath),
     refusal="{} cannot be served",
-    forms=f"what can be is a path, {_NBD}, or the URL of an archive: {_AT_URLS}, https://HOST/PATH",
+    forms=f"what can be is a path, {_NBD}, or the URL of an archive: https://HOST/PATH, {_AT_URLS}",
 )
 """What a server offers."""
 
 ARCHIVE: Role[ArchivePlace] = Role(
     kinds=(StandardStream, StoreUrl, LocalPath),
     refusal="{} is no place for an archive",
-    forms=f"an archive is a path, - for the standard input, {_AT_URLS}, https://HOST/PATH",
+    forms=f"an archive is a path, - for the standard input, https://HOST/PATH, {_AT_URLS}",
 )
 """An archive that is read. Which other URLs there are the packages know that speak to stores."""
 
 NEW_ARCHIVE: Role[NewArchivePlace] = Role(
     kinds=(StandardStream, ShellCommand, StoreUrl, LocalPath),
-    refusal=ARCHIVE.refusal + " to be written",
-    forms=f"it is written to a path, - for the standard output, '|COMMAND', {_AT_URLS}",
+    refusal=ARCHIVE.refusal + "",
+    forms=f"archives are written to a path, - for the standard output, '|COMMAND', {_AT_URLS}",
     is_new=True,
     schemes=WRITABLE_SCHEMES,
 )
@@ -178,7 +179,7 @@ NEW_ARCHIVE: Role[NewArchivePlace] = Role(
 TARGET: Role[TargetPlace] = Role(
     kinds=(StandardStream, ShellCommand, NbdUri, LocalPath),
     refusal="drives are not restored to {}",
-    forms=f"they are to a file, a folder, a block device, - for the standard output, '|COMMAND', {_NBD}",
+    forms=f"they are restored to a file, a folder, a block device, - for the standard output, '|COMMAND', {_NBD}",
     is_new=True,
 )
 """What a drive is restored to."""

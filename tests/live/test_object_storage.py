@@ -218,7 +218,7 @@ def test_what_may_not_be_read_or_written(store: Store, disk: bytes) -> None:
         (("run", "disk.img", "s3://bucket"), "names no file"),
         (("run", "disk.img", "s3://bucket/folder/"), "names no file"),
         (("run", "disk.img", "s3:///key"), "names no bucket"),
-        (("run", "disk.img", "http://127.0.0.1/x"), "archives are not written to http://"),
+        (("run", "disk.img", "http://127.0.0.1/x"), "http:// is no place for an archive; archives are written to"),
         (("run", "disk.img", "file:///tmp/x"), "by its path alone"),
         (("info", "file:///tmp/x"), "by its path alone"),
         (("info", "nbd://localhost/x"), "nbd:// is no place for an archive"),

@@ -16,6 +16,7 @@ from pybackup.core.places.kinds import (
     RunningQemu,
     RunningServer,
     ShellCommand,
+    StandardInput,
     StandardStream,
     StoreUrl,
 )
@@ -42,7 +43,6 @@ ROLES: dict[str, Role[Any]] = {
 READ = ("disk", "source", "served", "archive")
 WRITTEN = ("new archive", "target")
 KINDS = {
-    "-": (StandardStream, ROLES),
     "disk.img": (LocalPath, ROLES),
     "./rbd:pool": (LocalPath, ROLES),
     "/dev/disk/by-path/pci-0000:00:1f.2": (LocalPath, ROLES),
@@ -81,6 +81,13 @@ def test_what_a_name_is(text: str, role: str) -> None:
     place = ROLES[role].parse(text)
     assert type(place) is kind
     assert place.text == str(place).replace("/x", "/x?y" if "?y" in text else "/x") == text
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_dash_is_a_disk_or_an_archive_or_a_drive(role: str) -> None:
+    disk = role in ("disk", "source", "served")
+    assert ROLES[role].parse("-") == (StandardInput() if disk else StandardStream())
+    assert ROLES[role].parse("./-") == LocalPath("./-")
 
 
 UNKNOWN = ["foo://x", "rbd://x", "rbd:pool/x", "RBD:pool", "ssh:x", "s3:/b/k", "json:{}", "libvirt:vm"]
@@ -149,7 +156,7 @@ def test_two_slashes_are_never_in_a_path(role: str) -> None:
     ],
 )
 def test_files_of_other_machines(role: str, text: str, host: str, path: str) -> None:
-    with pytest.raises(OtherMachineError, match="as in scp") as refused:
+    with pytest.raises(OtherMachineError, match=r"HOST:PATH \(as in scp\)") as refused:
         ROLES[role].parse(text)
     assert (refused.value.host, refused.value.path) == (host, path) and f"./{text}" in str(refused.value)
 

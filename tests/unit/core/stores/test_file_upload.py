@@ -99,7 +99,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced() -> None:
 
 
 def test_what_is_no_place_for_an_archive() -> None:
-    with pytest.raises(RequestError, match="http:// is no place for an archive to be written"):
+    with pytest.raises(RequestError, match="http:// is no place for an archive; archives are written to"):
         open_sink(StoreUrl("http://host/x"), replace=False)
     for url in ("nbd://host/x", "qcow://host/x"):
         with pytest.raises(RequestError, match=r"is no place for an archive; .*s3://"):
