@@ -18,8 +18,9 @@ from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.request import JobRequest, takes
 from pybackup.cli.running import run_in_loop, run_job, threads_or_default
+from pybackup.core.archive.damage import Damage
 from pybackup.core.archive.open import open_archive
-from pybackup.core.archive.stream import ArchiveStream, Damage
+from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.errors import ArchiveError, ExitCode
 from pybackup.core.jobs.verify import VerifyJob
 from pybackup.core.places.kinds import ArchivePlace

@@ -12,7 +12,7 @@ The way of a disk into an archive:
 The way of a guest's write into an archive:
     nbd.server -> cow.copy_before_write -> cow.guest_copies -> cow.old_data -> archive.intake, and on as above
 The way back:
-    archive.open -> archive.stream, or archive.by_index -> jobs.walk -> jobs.restore -> endpoints.targets
+    archive.open -> archive.stream (own_word), or archive.by_index -> jobs.walk -> jobs.restore -> endpoints.targets
 
 The rooms, each of which imports only from those below it (`make lint` holds them to it):
     runs        a whole backup, or restore: the course that each takes, and the ways in which disks are come by

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from pybackup.core.archive.damage import Damage
 from pybackup.core.archive.index import ArchiveIndex
-from pybackup.core.archive.stream import ArchiveStream, Damage, Digests
+from pybackup.core.archive.stream import ArchiveStream, Digests
 from pybackup.core.jobs.walk import runs_of
 from pybackup.formats import cluster_index as index
 from pybackup.formats import zstd_seekable as zs

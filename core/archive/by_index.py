@@ -22,11 +22,12 @@ from pybackup.formats.vma import ExtentHeader, Header, Slot, SlotRun, runs_of_sl
 from pybackup.formats.vma_layout import BLOCK_SIZE
 from pybackup.formats.vma_stream import DecodedExtent
 
+from .checked_extent import CheckedExtent
+from .damage import Damage
 from .index import MOST_PARTS, ArchiveIndex
 from .input import decompress_frame
 from .read_ahead import Sized, in_order
 from .seen_clusters import Budget, SeenClusters, TooScatteredError
-from .stream import CheckedExtent, Damage
 
 FETCHES, FETCHES_SIZE = 4, 48 << 20
 """Batches on the way while one is used, and bytes that they may take."""

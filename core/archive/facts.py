@@ -107,7 +107,7 @@ def _from_reading(archive: ArchivePlace, size: int | None, threads: int) -> Arch
 
 
 def _facts_of(stream: ArchiveStream, size: int | None, maps: dict[int, DriveMap]) -> ArchiveFacts:
-    counts = {drive.drive_id: stream.index.counts.get(drive.drive_id, DriveCounts()) for drive in stream.header.drives}
+    counts = {drive.drive_id: stream.counts.get(drive.drive_id, DriveCounts()) for drive in stream.header.drives}
     return ArchiveFacts(
         stream.header, size, stream.compression, stream.about is not None, counts, None, stream.about or {}, maps
     )

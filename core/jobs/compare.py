@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from pybackup.core.archive.stream import CheckedExtent
+from pybackup.core.archive.checked_extent import CheckedExtent
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.errors import SourceError
 from pybackup.core.tasks import end

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from pybackup.core.archive.stream import CheckedExtent
+from pybackup.core.archive.checked_extent import CheckedExtent
 from pybackup.core.endpoints.small_files import SmallFile
 from pybackup.core.endpoints.targets import Piece, RestoreTarget, cut
 from pybackup.core.errors import PybackupError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pybackup.core.archive.stream import ArchiveStream, CheckedExtent
+from pybackup.core.archive.checked_extent import CheckedExtent
+from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.trace import Trace
 
 from .walk import ArchiveWalk

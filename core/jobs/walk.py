@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from pybackup.core.archive.stream import CheckedExtent, Damage
+from pybackup.core.archive.checked_extent import CheckedExtent
+from pybackup.core.archive.damage import Damage
 from pybackup.core.tasks import ended
 from pybackup.core.trace import Trace
 from pybackup.formats.clusters import expand, stored_bytes, stored_ranges
