@@ -20,9 +20,8 @@ from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.running import threads_or_default
-from pybackup.cli.unreadable import unreadable_lines
+from pybackup.cli.unreadable import archive_lines
 from pybackup.core.archive.facts import ArchiveFacts, DriveMap, archive_facts
-from pybackup.core.devices.unreadable import LostRanges
 from pybackup.core.errors import ArchiveError, ExitCode
 from pybackup.core.guest.consistency import consistency_of
 from pybackup.core.places.kinds import ArchivePlace, StandardStream
@@ -130,7 +129,8 @@ def _print(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> None:
         _print_table(facts)
     else:
         _print_plain(rows)
-    _print_unreadable(facts.about.get("unreadable"))
+    for line in archive_lines(facts.about.get("unreadable")):
+        click.echo(line)
     if with_map:
         for drive in header.drives:
             click.echo(
@@ -139,16 +139,6 @@ def _print(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> None:
             )
             for line in draw_map(facts.maps[drive.drive_id]):
                 click.echo(f"  |{line}|")
-
-
-def _print_unreadable(found: Any) -> None:
-    try:
-        ranges = LostRanges.from_json(found or ())
-    except (KeyError, TypeError, ValueError, AttributeError):
-        click.echo("what was unreadable when it was saved is told in a way that is not known; --json shows it")
-        return
-    for line in unreadable_lines(ranges, "could not be read when it was saved and are zeros here", "--json"):
-        click.echo(line)
 
 
 _COLUMNS = ("drive", "size", "stored", "zero", "compressed", "ratio")

@@ -18,6 +18,7 @@ from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.request import JobRequest, takes
 from pybackup.cli.running import run_in_loop, run_job, threads_or_default
+from pybackup.cli.unreadable import archive_lines
 from pybackup.core.archive.damage import Damage
 from pybackup.core.archive.open import open_archive
 from pybackup.core.archive.stream import ArchiveStream
@@ -51,7 +52,8 @@ def command(request: _Request) -> int:
 
     Of an archive of another program, which carries no checksum of its data (a plain VMA, or zstd without checksums),
     only the structure can be sound: what flipped in the data, nobody can see. That is told, and "protected" is then
-    false in JSON. Extents of one plain archive in another of the same uuid and time go unnoticed too, for only an index
+    false in JSON. What could not be read of a disk when it was backed up is told too: the archive is sound, and holds
+    zeros there. Extents of one plain archive in another of the same uuid and time go unnoticed too, for only an index
     knows which belong together.
     """
     tracer = request.tracer()
@@ -80,7 +82,14 @@ def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> int:
         )
         for name, size in stream.ends_early():
             say(f"{stream.name}: drive {name} ends after {short(size)}, as memory may: if more was cut off, it is lost")
+        for line in archive_lines(_unreadable(stream)):
+            say(f"{stream.name}: {line}")
     return int(ExitCode.ARCHIVE) if job.damage else 0
+
+
+def _unreadable(stream: ArchiveStream) -> Any:
+    """What the archive lists as unreadable when it was made: it is sound, and not all of the disk."""
+    return (stream.about or {}).get("unreadable")
 
 
 def _report(name: str, damage: list[Damage], as_json: bool, stream: ArchiveStream | None = None) -> None:
@@ -96,6 +105,8 @@ def _report(name: str, damage: list[Damage], as_json: bool, stream: ArchiveStrea
             report["damage_not_listed"] = not_listed
         if stream and (ends := [{"drive": drive, "bytes": size} for drive, size in stream.ends_early()]):
             report["ends_early"] = ends
+        if stream and (unreadable := _unreadable(stream)):
+            report["unreadable"] = unreadable
         print(json_text(report))
     for one in damage:
         say(f"pybackup: {name}: {one}" if name not in one.what else f"pybackup: {one}", err=True)

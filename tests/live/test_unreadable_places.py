@@ -106,6 +106,10 @@ def test_any_sector_of_an_export(tmp_path: Path, disk: Path, sector: int) -> Non
     assert pybackup("info", "--json", "a.vma", cwd=tmp_path).json["about"]["unreadable"] == [lost]
     told = pybackup("info", "a.vma", cwd=tmp_path).out.decode()
     assert f"drive disk: 512 bytes at {512 * sector} could not be read when it was saved and are zeros here" in told
+    verified = pybackup("verify", "a.vma", cwd=tmp_path)
+    assert verified.code == 0
+    assert f"a.vma: drive disk: 512 bytes at {512 * sector} could not be read when it was" in verified.out.decode()
+    assert pybackup("verify", "--json", "a.vma", cwd=tmp_path).json["unreadable"] == [lost]
     assert pybackup("restore", "a.vma", "back.raw", cwd=tmp_path).code == 0
     assert (tmp_path / "back.raw").read_bytes() == without(disk, (512 * sector, 512))
 
