@@ -183,7 +183,7 @@ async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSo
         kind=image,
         allocated=_allocated([part.path for part in parts.parts], opened.device.size),
         warnings=parts.warnings,
-        notes=[parts.unclosed] if parts.unclosed else [],
+        notes=parts.notes,
     )
 
 

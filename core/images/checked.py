@@ -25,7 +25,8 @@ async def open_checked(image: ImageFile, parts: ImageParts, skip_unreadable: boo
         try:
             await _check_lengths(parts)
             for part in parts.images:
-                await check_image(part.path, parts.options_to_check(part), part.layout.unclosed)
+                if await check_image(part.path, parts.options_to_check(part), part.layout.unclosed):
+                    parts.leaking.append(part.path)
         except UnreadableError as error:
             if not skip_unreadable:
                 raise UnreadableError(str(error), advice=Advice.RUN_SKIP_UNREADABLE) from error

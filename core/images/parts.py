@@ -66,6 +66,8 @@ class ImageParts:
         """``force_share``: lock nothing, and warn of what others write to. ``writable``: QEMU will write, and lock."""
         self.parts: list[ImagePart] = []
         self.warnings: list[str] = []
+        self.leaking: list[str] = []
+        """Paths of images that hold clusters to which nothing refers."""
         self.stopped = False
         self._force_share, self._writable = force_share, writable
         self._fds: dict[tuple[int, int], int] = {}
@@ -196,6 +198,15 @@ class ImageParts:
         return (
             f"{', '.join(names)}: not closed properly; the backup holds what had been flushed, as after a power failure"
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what is no damage, and may be good to know."""
+        notes = [self.unclosed] if self.unclosed else []
+        if self.leaking:
+            names = ", ".join(self.leaking)
+            notes.append(f"{names}: clusters to which nothing refers (qemu-img check: leaks), as a crash can leave them")
+        return notes
 
     @property
     def options(self) -> str:

@@ -32,8 +32,8 @@ _UNCLOSED = (
 """What the check finds in an image that was only not closed: counters that QEMU makes anew when it opens it."""
 
 
-async def check_image(path: str, options: str, unclosed: bool = False) -> None:
-    """Refuse an image whose tables are damaged (SourceError, BusyError).
+async def check_image(path: str, options: str, unclosed: bool = False) -> bool:
+    """Refuse an image whose tables are damaged (SourceError, BusyError); whether clusters are lost to all tables.
 
     ``options``: the image, in QEMU's words; ``path``: what it is called. ``unclosed``: it says that it was not closed.
     """
@@ -44,7 +44,7 @@ async def check_image(path: str, options: str, unclosed: bool = False) -> None:
     except OSError as error:
         raise SourceError(f"cannot check {path}: {error.strerror or error}") from error
     if code in (_SOUND, _LEAKS, _NO_CHECK) or (unclosed and code != _FAILED and not said):
-        return
+        return code == _LEAKS
     reason = reason_of(said)
     if code == _FAILED and "lock" in reason:
         raise qemu_failure(f"cannot check {path}", reason, SourceError)

@@ -403,3 +403,18 @@ def _peak(*arguments: str | Path) -> int:
     """The most memory, in bytes, that the program or one of its children has used."""
     done = subprocess.run([sys.executable, "-c", _MEASURE, *PROGRAM, *arguments], capture_output=True, check=True)
     return int(done.stdout) * 1024
+
+
+def test_clusters_that_nothing_refers_to_are_a_note(tmp_path: Path) -> None:
+    need("qemu-img")
+    image = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    with image.open("r+b") as file:
+        # The last of four clusters is the first level's table; its successor is counted, and belongs to nothing.
+        file.seek(2 * 65536 + 2 * 4)
+        file.write(b"\0\1")
+        file.truncate(5 * 65536)
+    checked = subprocess.run(["qemu-img", "check", image], capture_output=True, check=False)
+    assert checked.returncode == 3
+    assert "clusters to which nothing refers" in pybackup("run", "-v", image, tmp_path / "a.vma").err
+    assert pybackup("run", image, tmp_path / "b.vma") == (0, b"", "")
