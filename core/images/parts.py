@@ -205,7 +205,7 @@ class ImageParts:
         notes = [self.unclosed] if self.unclosed else []
         if self.leaking:
             names = ", ".join(self.leaking)
-            notes.append(f"{names}: clusters to which nothing refers (qemu-img check: leaks), as a crash can leave them")
+            notes.append(f"{names}: clusters to which nothing refers (qemu-img check: leaks), as after a crash")
         return notes
 
     @property
