@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from pybackup.formats.buffer import Buffer
+from pybackup.formats.vma_layout import CLUSTER_SIZE
 
-CLUSTER_SIZE = 65536
-"""Bytes in a cluster: the unit of copying, of the dirty bitmap and of the archive."""
+__all__ = ["CLUSTER_SIZE", "BlockDevice", "BlockStatus", "Buffer"]
 
 
 @dataclass(frozen=True, slots=True)

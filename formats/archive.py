@@ -16,7 +16,8 @@ import zstandard
 from . import cluster_index as index
 from . import vma, vma_layout
 from . import zstd_seekable as zs
-from .clusters import EMPTY_EXTENT_DIGEST, Buffer, ClusterRun, Part, extent_digest, zero_run
+from .buffer import Buffer
+from .clusters import EMPTY_EXTENT_DIGEST, ClusterRun, Part, extent_digest, zero_run
 from .vma import Header, SlotRun
 
 DEFAULT_LEVEL = 3

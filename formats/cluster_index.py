@@ -21,7 +21,7 @@ from typing import Any
 import zstandard
 
 from . import zstd_seekable as zs
-from .clusters import Buffer
+from .buffer import Buffer
 from .errors import FormatError
 from .vma import SlotRun
 from .vma_layout import BLOCK_SIZE, EXTENT_HEADER_SIZE

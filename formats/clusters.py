@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from blake3 import blake3
 
+from .buffer import Buffer
 from .vma_layout import (
     BLOCK_SIZE,
     BLOCKS_PER_CLUSTER,
@@ -15,8 +16,6 @@ from .vma_layout import (
     EXTENT_DIGEST_SIZE,
     FULL_MASK,
 )
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
 
 ZERO_BLOCK = bytes(BLOCK_SIZE)
 ZERO_CLUSTER = bytes(CLUSTER_SIZE)

@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from . import vma_layout as layout
-from .clusters import EMPTY_EXTENT_DIGEST, Buffer, mask_within
+from .buffer import Buffer
+from .clusters import EMPTY_EXTENT_DIGEST, mask_within
 from .errors import FormatError, NotAnArchiveError, UnsupportedError
 from .text import from_utf8, shown, utf8_bytes
 

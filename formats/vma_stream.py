@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import vma, vma_layout
-from .clusters import Buffer, cluster_digest, expand, extent_digest
+from .buffer import Buffer
+from .clusters import cluster_digest, expand, extent_digest
 from .errors import FormatError
 from .vma import ExtentHeader, Header
 

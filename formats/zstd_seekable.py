@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from .clusters import Buffer
+from .buffer import Buffer
 from .errors import FormatError
 
 FRAME_MAGIC = b"\x28\xb5\x2f\xfd"

@@ -273,7 +273,7 @@ class _Game:
         assert not any(disk.filter.is_armed for disk in self.disks)
         for copying in job._copying:
             # A guest may still be reading old data that nobody wants any more.
-            await copying.copy.wait_until_settled()
+            await copying.claims.wait_until_settled()
 
     def _count(self, outcome: str) -> None:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1

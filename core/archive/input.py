@@ -21,7 +21,7 @@ from pybackup.core.system.unfilled import ALIGNMENT, unfilled_aligned
 from pybackup.formats import vma_layout
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.archive import MAX_FRAME_SIZE
-from pybackup.formats.clusters import Buffer
+from pybackup.formats.buffer import Buffer
 from pybackup.formats.errors import FormatError, NotAnArchiveError, UnsupportedError
 from pybackup.formats.zstd_seekable import SeekTableSeen
 

@@ -34,7 +34,7 @@ class ArchiveReader(NamedTuple):
     stop: Callable[[], None]
 
 
-def _nothing() -> None:
+def _no_stop() -> None:
     """A read of a regular file never waits long."""
 
 
@@ -64,7 +64,7 @@ def range_reader(archive: LocalPath | StoreUrl) -> Iterator[RangeReader]:
             yield RangeReader(remote.pread, remote.size, remote.stop)
         return
     with _open_file(archive.path) as file:
-        yield RangeReader(pread_exactly(file.fileno(), archive.path), os.fstat(file.fileno()).st_size, _nothing)
+        yield RangeReader(pread_exactly(file.fileno(), archive.path), os.fstat(file.fileno()).st_size, _no_stop)
 
 
 def _open_file(path: str) -> FileIO:
@@ -152,7 +152,7 @@ def _file_reader(path: str, tolerant: bool) -> Iterator[ArchiveReader]:
     with _open_file(path) as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            yield ArchiveReader(read_around(file.fileno()) if tolerant else file.read, _nothing)
+            yield ArchiveReader(read_around(file.fileno()) if tolerant else file.read, _no_stop)
             return
         with closing(PipeReader(file.fileno())) as pipe:
             yield ArchiveReader(pipe.read, pipe.stop)

@@ -12,7 +12,7 @@ from heapq import merge
 
 from bitarray import bitarray
 
-PIECE = 1 << 15
+PIECE_CLUSTERS = 1 << 15
 """Clusters in a piece: 2 GiB of the drive in 4 KiB."""
 MOST_PIECES = 24 << 10
 """That are neither empty nor complete: 96 MiB, and 48 TiB of drives in any order of their clusters."""
@@ -24,8 +24,8 @@ class TooScatteredError(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            f"its clusters lie too scattered: more than {MOST_PIECES * PIECE >> 24} TiB of its drives are begun at"
-            " once, which takes more memory to check than pybackup uses"
+            f"its clusters lie too scattered: more than {MOST_PIECES * PIECE_CLUSTERS >> 24} TiB of its drives are"
+            " begun at once, which takes more memory to check than pybackup uses"
         )
 
 
@@ -48,9 +48,9 @@ class SeenClusters:
     def already(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         """(first, number) of each run among these clusters in a row that was ticked off; neighbours may touch."""
         end = first + count
-        for number in range(first // PIECE, -(-end // PIECE)):
-            base = number * PIECE
-            for start, behind in self._runs_of(number, max(0, first - base), min(PIECE, end - base)):
+        for number in range(first // PIECE_CLUSTERS, -(-end // PIECE_CLUSTERS)):
+            base = number * PIECE_CLUSTERS
+            for start, behind in self._runs_of(number, max(0, first - base), min(PIECE_CLUSTERS, end - base)):
                 yield start, behind - start
 
     def add(self, first: int, count: int) -> bool:
@@ -58,8 +58,8 @@ class SeenClusters:
         new = True
         end = first + count
         while first < end:
-            number, low = divmod(first, PIECE)
-            high = min(PIECE, low + end - first)
+            number, low = divmod(first, PIECE_CLUSTERS)
+            high = min(PIECE_CLUSTERS, low + end - first)
             new &= self._add(number, low, high)
             first += high - low
         return new
@@ -102,7 +102,7 @@ class SeenClusters:
 
     def remove(self, cluster: int) -> None:
         """Take one cluster out again."""
-        number, low = divmod(cluster, PIECE)
+        number, low = divmod(cluster, PIECE_CLUSTERS)
         piece = self._pieces.get(number, _NOTHING)
         if self._is_complete(number):
             self._complete[number] = False
@@ -111,7 +111,7 @@ class SeenClusters:
             piece[low] = False
 
     def _size(self, number: int) -> int:
-        return min(PIECE, self._clusters - number * PIECE)
+        return min(PIECE_CLUSTERS, self._clusters - number * PIECE_CLUSTERS)
 
     def missing(self) -> Iterator[tuple[int, int]]:
         """(first, number) of each run of clusters that are not in the set."""
@@ -131,7 +131,7 @@ class SeenClusters:
 
     def _runs_of(self, number: int, low: int, end: int) -> Iterator[tuple[int, int]]:
         """(first, end) of runs in the set that lie within [low, end) of a piece, in order."""
-        piece, base = self._pieces.get(number, _NOTHING), number * PIECE
+        piece, base = self._pieces.get(number, _NOTHING), number * PIECE_CLUSTERS
         if self._is_complete(number):
             yield base + low, base + end
             return

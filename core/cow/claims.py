@@ -26,8 +26,8 @@ def _all_set(clusters: int) -> bitarray | SparseBits:
     return bits
 
 
-class BlockCopy:
-    """The state of copying one drive.
+class Claims:
+    """The ledger of who copies which clusters of a drive: each is claimed once, by the backup or for a guest.
 
     Fixed: ``size`` in bytes, ``clusters``. Changing, by claim() and settle() alone: the bitmap, what is in flight.
     """

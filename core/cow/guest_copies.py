@@ -16,10 +16,10 @@ from pybackup.core.errors import Advice, PybackupError, SourceError, TargetError
 from pybackup.core.inflight import Range
 from pybackup.core.trace import Trace
 
-from .claims import BlockCopy
+from .claims import Claims
 from .old_data import OldData
 
-PIECE = 16
+CLUSTERS_AT_ONCE = 16
 """Clusters saved at once for one request: 1 MiB."""
 
 
@@ -44,7 +44,7 @@ class GuestCopies:
         drive_id: int,
         name: str,
         source: BlockDevice,
-        copy: BlockCopy,
+        claims: Claims,
         old_data: OldData,
         on_error: OnError,
         timeout: float | None,
@@ -56,7 +56,7 @@ class GuestCopies:
     ) -> None:
         """``read_around`` reads what a plain read could not, where that is wanted, with zeros for what is lost."""
         self._drive_id, self._name = drive_id, name
-        self._source, self._copy, self._old_data = source, copy, old_data
+        self._source, self._claims, self._old_data = source, claims, old_data
         self._on_error, self._timeout = on_error, timeout
         self._charge, self._break_backup, self._trace = charge, break_backup, trace
         self._read_around = read_around
@@ -68,21 +68,21 @@ class GuestCopies:
         first, end = _clusters_of(offset, length)
         while not self._over:
             # First what nobody is at, then what others are at: else a large request waits for the background loop.
-            claimed = self._copy.claim(first, end, PIECE)
+            claimed = self._claims.claim(first, end, CLUSTERS_AT_ONCE)
             if claimed is not None:
                 await self._save(claimed)
-            elif self._copy.is_in_flight(first, end):
-                await self._copy.wait_until_free(first, end)
+            elif self._claims.is_in_flight(first, end):
+                await self._claims.wait_until_free(first, end)
             else:
                 return
 
     def save_now(self, offset: int, length: int) -> bool:
         """Like before_change(), if that needs no waiting: True when these bytes may change now."""
         first, end = _clusters_of(offset, length)
-        while not self._over and self._copy.is_untouchable(first, end):
-            if self._copy.is_in_flight(first, end):
+        while not self._over and self._claims.is_untouchable(first, end):
+            if self._claims.is_in_flight(first, end):
                 return False
-            claimed = self._copy.claim(first, end, PIECE)
+            claimed = self._claims.claim(first, end, CLUSTERS_AT_ONCE)
             if claimed is None or not self._save_now(claimed):
                 return False
         return True
@@ -121,12 +121,12 @@ class GuestCopies:
         """End a claim, and give ``unused`` bytes of reserved room back."""
         if unused:
             self._old_data.give_up(unused)
-        self._copy.settle(claimed, copied=copied)
+        self._claims.settle(claimed, copied=copied)
 
     def _bytes_of(self, claimed: Range) -> tuple[int, int]:
         """(offset, length) in bytes of a claim; the last cluster of a drive may be partial."""
         offset = claimed.start * CLUSTER_SIZE
-        return offset, min(claimed.end * CLUSTER_SIZE, self._copy.size) - offset
+        return offset, min(claimed.end * CLUSTER_SIZE, self._claims.size) - offset
 
     async def _read_old(self, offset: int, size: int) -> Buffer:
         content = self._source.read_now(offset, size)
@@ -180,15 +180,15 @@ class GuestCopies:
         return (
             self.copy_on_read
             and not self._over
-            and end - first <= PIECE
+            and end - first <= CLUSTERS_AT_ONCE
             and self._old_data.has_room((end - first) * CLUSTER_SIZE)
-            and self._copy.is_dirty(first, end)
+            and self._claims.is_dirty(first, end)
         )
 
     async def read_and_save(self, offset: int, length: int) -> Buffer | None:
         """Use a guest's read to save what it touches: the bytes read, or None if there is nothing to save."""
         first, end = _clusters_of(offset, length)
-        claimed = self._copy.claim(first, end) if self.wants(offset, length) else None
+        claimed = self._claims.claim(first, end) if self.wants(offset, length) else None
         if claimed is None:
             return None
         at, size = self._bytes_of(claimed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bitarray import bitarray
 
-PIECE = 1 << 15
+PIECE_BITS = 1 << 15
 """Bits in a piece: of clusters, 2 GiB of a disk in 4 KiB."""
 
 
@@ -20,14 +20,14 @@ class SparseBits:
         """So many bits, all set."""
         self._size = size
         self._mixed: dict[int, bitarray] = {}
-        self._cleared = bitarray(-(-size // PIECE))
+        self._cleared = bitarray(-(-size // PIECE_BITS))
         self._cleared.setall(False)
 
     def __setitem__(self, bits: slice, value: bool) -> None:
         first, end = bits.start, bits.stop
         while first < end:
-            number, low = divmod(first, PIECE)
-            high = min(PIECE, low + end - first)
+            number, low = divmod(first, PIECE_BITS)
+            high = min(PIECE_BITS, low + end - first)
             self._fill(number, low, high, value)
             first += high - low
 
@@ -50,22 +50,22 @@ class SparseBits:
             self._cleared[number] = not value
 
     def _size_of(self, number: int) -> int:
-        return min(PIECE, self._size - number * PIECE)
+        return min(PIECE_BITS, self._size - number * PIECE_BITS)
 
     def find(self, value: bool, first: int = 0, end: int | None = None) -> int:
         """The first bit in [first, end) that has this value, or -1."""
         end = self._size if end is None else min(end, self._size)
         while first < end:
-            number, low = divmod(first, PIECE)
+            number, low = divmod(first, PIECE_BITS)
             piece = self._mixed.get(number)
             if piece is not None:
-                found = piece.find(value, low, min(PIECE, low + end - first))
+                found = piece.find(value, low, min(PIECE_BITS, low + end - first))
                 if found >= 0:
-                    return number * PIECE + found
+                    return number * PIECE_BITS + found
                 number += 1
             elif bool(self._cleared[number]) != value:
                 return first
-            first = self._next(number, value) * PIECE if piece is None else number * PIECE
+            first = self._next(number, value) * PIECE_BITS if piece is None else number * PIECE_BITS
         return -1
 
     def _next(self, number: int, value: bool) -> int:
@@ -81,8 +81,8 @@ class SparseBits:
 
     def count(self) -> int:
         """How many bits are set."""
-        whole = (self._cleared.count(False) - len(self._mixed)) * PIECE
+        whole = (self._cleared.count(False) - len(self._mixed)) * PIECE_BITS
         last = len(self._cleared) - 1
         if last >= 0 and not self._cleared[last] and last not in self._mixed:
-            whole -= PIECE - self._size_of(last)
+            whole -= PIECE_BITS - self._size_of(last)
         return whole + sum(piece.count() for piece in self._mixed.values())

@@ -94,7 +94,7 @@ def _open_locked(device: RawDevice, what: str, options: SourceOptions) -> OpenSo
     lock = None if options.force_share else ImageLock.for_reading(device.fileno(), what)
     warnings = [lock.note] if lock is not None and lock.note else []
     if lock is None and is_written(device.fileno()):
-        warnings.append(_shared(what))
+        warnings.append(_in_use_warning(what))
     if device.is_block_device and (user := users_of(what)):
         warnings.append(f"{what} is in use ({user}): the backup is of no one instant if it is written to meanwhile")
     before = device.fingerprint()
@@ -106,7 +106,7 @@ def _open_locked(device: RawDevice, what: str, options: SourceOptions) -> OpenSo
 
     return OpenSource(
         device=device,
-        check=_nothing if options.allow_changing else (lambda: _check_unchanged(before, _again(device), what)),
+        check=_no_check if options.allow_changing else (lambda: _check_unchanged(before, _looked_at(device), what)),
         close=close,
         kind="block device" if device.is_block_device else "raw",
         allocated=_allocated([what], device.size),
@@ -125,7 +125,7 @@ def _allocated(paths: Sequence[str], size: int) -> int | None:
     return min(size, 512 * sum(one.st_blocks for one in found))
 
 
-def _again(device: RawDevice) -> Fingerprint | None:
+def _looked_at(device: RawDevice) -> Fingerprint | None:
     try:
         return device.fingerprint()
     except OSError as error:
@@ -158,7 +158,7 @@ async def _open_frozen(
     device.close_unused()
     note = f"{what} is in use: the backup is a snapshot of it, as a power failure would have left the disk"
     held = _allocated([what], frozen.size)
-    return OpenSource(frozen, _nothing, frozen.close, "raw (reflink)", held, notes=[note] if used else [])
+    return OpenSource(frozen, _no_check, frozen.close, "raw (reflink)", held, notes=[note] if used else [])
 
 
 async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSource:
@@ -178,7 +178,7 @@ async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSo
 
     return OpenSource(
         device=opened.device,
-        check=_nothing if options.allow_changing else parts.check_unchanged,
+        check=_no_check if options.allow_changing else parts.check_unchanged,
         close=close,
         kind=image,
         allocated=_allocated([part.path for part in parts.parts], opened.device.size),
@@ -187,7 +187,7 @@ async def _open_foreign(what: str, image: str, options: SourceOptions) -> OpenSo
     )
 
 
-def _shared(what: str) -> str:
+def _in_use_warning(what: str) -> str:
     return f"{what} is in use by another program; what is read may be of no one moment"
 
 
@@ -197,15 +197,15 @@ def _open_stdin(size: int | None) -> OpenSource:
     if os.isatty(0):
         raise RequestError("the standard input is a terminal, not a disk")
     device = SequentialDevice(0, size, "the standard input")
-    return OpenSource(device, _nothing, device.close, "stdin")
+    return OpenSource(device, _no_check, device.close, "stdin")
 
 
 async def _open_nbd(place: NbdUri) -> OpenSource:
     device = await NbdDevice.connect(place.address, name=str(place))
-    return OpenSource(device, _nothing, device.close, "nbd")
+    return OpenSource(device, _no_check, device.close, "nbd")
 
 
-def _nothing() -> None:
+def _no_check() -> None:
     """Nobody but its server knows whether an export changed, and a snapshot cannot."""
 
 

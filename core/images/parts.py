@@ -148,7 +148,7 @@ class ImageParts:
         self._undo.callback(os.close, fd)
         self._refuse_foreign(path, info)
         # Before anything is looked at: what changes from now on is seen.
-        self._lock(fd, path, lock)
+        self._take_lock(fd, path, lock)
         self._paths[path] = fingerprint_of(os.fstat(fd))
         self._fds[identity_of(info)] = fd
         if stat.S_ISBLK(info.st_mode) and (user := users_of(path)):
@@ -170,7 +170,7 @@ class ImageParts:
                 " same owner"
             )
 
-    def _lock(self, fd: int, path: str, take: Lock | None) -> None:
+    def _take_lock(self, fd: int, path: str, take: Lock | None) -> None:
         if self._force_share:
             if is_written(fd):
                 self._written.add(path)

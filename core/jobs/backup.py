@@ -1,7 +1,7 @@
 """The backup job: freezes the drives, copies every cluster once, and makes an archive of them.
 
 Two flows end in the archive: the background loop walks over each drive in order, and guests' writes push the old
-clusters in front of them (see guest_copies.py). BlockCopy decides who copies what.
+clusters in front of them (see guest_copies.py). Claims decides who copies what.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pybackup.core.archive.intake import Intake, Prepared
-from pybackup.core.cow.claims import BlockCopy
+from pybackup.core.cow.claims import Claims
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite, freeze
 from pybackup.core.cow.guest_copies import GuestCopies, OnError
 from pybackup.core.cow.old_data import OldData
@@ -37,9 +37,9 @@ from .job import DriveProgress, Job, with_estimate
 if TYPE_CHECKING:
     from pybackup.core.guest.filesystem_freeze import FilesystemFreeze
 
-PIECE = CLUSTERS_PER_EXTENT
+READ_CLUSTERS = CLUSTERS_PER_EXTENT
 """Clusters read at once: an extent's worth, 3.6 MiB, so that its frames need not be copied together."""
-LIVE_PIECE = 8
+LIVE_READ_CLUSTERS = 8
 """Clusters read at once from a disk in use: a guest that writes to one of them waits for all."""
 READ_AHEAD = 3
 """Pieces read ahead of the archive."""
@@ -47,7 +47,7 @@ SCAN_THREADS = 2
 """Threads of their own look for zeros and compute digests: in the pool that compresses, they would wait behind it."""
 FREEZE_TIMEOUT = 10.0
 """Seconds that guests wait for writes under way to end, when a backup begins: Linux gives a disk 30 to answer."""
-PIECES_A_SECOND = 20
+READS_A_SECOND = 20
 """A limited job reads pieces small enough that each second has so many, so that its speed is even."""
 
 
@@ -77,7 +77,7 @@ class _Copying:
 
     drive: Drive
     source: BlockDevice
-    copy: BlockCopy
+    claims: Claims
     progress: DriveProgress
     pending: deque[_Pending] = field(default_factory=deque)
 
@@ -137,7 +137,7 @@ class BackupJob(Job):
             raise RequestError(f"drive {drive.name} has {device.size:,} bytes; archives hold drives of up to 256 TiB")
         source = device.child if isinstance(device, CopyBeforeWrite) else device
         progress = DriveProgress(drive.name, device.size, to_read=drive.allocated)
-        return _Copying(drive, source, BlockCopy(device.size), progress)
+        return _Copying(drive, source, Claims(device.size), progress)
 
     # -- the course of events --
 
@@ -186,7 +186,7 @@ class BackupJob(Job):
             drive_id=copying.drive.drive_id,
             name=copying.drive.name,
             source=copying.source,
-            copy=copying.copy,
+            claims=copying.claims,
             old_data=self._old_data,
             on_error=self._policy.on_error,
             timeout=self._policy.timeout,
@@ -250,11 +250,11 @@ class BackupJob(Job):
         """Return when every cluster of every drive has reached the writer."""
         while True:
             for copying in self._copying:
-                await copying.copy.wait_until_settled()
-                if not copying.copy.is_finished:
+                await copying.claims.wait_until_settled()
+                if not copying.claims.is_finished:
                     await self._copy_drive(copying)
             await self._old_data.wait_until_empty()
-            if all(copying.copy.is_finished for copying in self._copying):
+            if all(copying.claims.is_finished for copying in self._copying):
                 return
 
     async def _conclude(self) -> None:
@@ -275,7 +275,7 @@ class BackupJob(Job):
         status = BlockStatusMap(copying.source)
         cluster: int | None = 0
         try:
-            while (cluster := copying.copy.next_dirty(cluster or 0)) is not None:
+            while (cluster := copying.claims.next_dirty(cluster or 0)) is not None:
                 end, zero = await status.run_at(cluster)
                 if zero:
                     await self._copy_zeros(copying, cluster, end)
@@ -288,11 +288,11 @@ class BackupJob(Job):
     async def _copy_zeros(self, copying: _Copying, cluster: int, end: int) -> None:
         await self._emit(copying, 0)
         await self._unpaused()
-        claimed = copying.copy.claim(cluster, end)
+        claimed = copying.claims.claim(cluster, end)
         if claimed is None:
             return
         first, count = claimed.start, claimed.end - claimed.start
-        copying.copy.settle(claimed, copied=True)
+        copying.claims.settle(claimed, copied=True)
         size = self._bytes_of(copying, first, claimed.end)
         copying.progress.done += size
         copying.progress.zero += size
@@ -302,20 +302,20 @@ class BackupJob(Job):
 
     async def _copy_piece(self, copying: _Copying, cluster: int, end: int) -> None:
         await self._emit(copying, READ_AHEAD - 1)
-        await self._turn()
-        claimed = copying.copy.claim(cluster, min(end, cluster + self._piece(copying)))
+        await self._until_it_may_go_on()
+        claimed = copying.claims.claim(cluster, min(end, cluster + self._piece(copying)))
         if claimed is None:
             return
         self.limit.charge(self._bytes_of(copying, claimed.start, claimed.end))
         task = asyncio.create_task(self._read(copying, claimed))
-        task.add_done_callback(lambda _: copying.copy.abandon(claimed))
+        task.add_done_callback(lambda _: copying.claims.abandon(claimed))
         copying.pending.append(_Pending(claimed.start, task))
 
     def _piece(self, copying: _Copying) -> int:
-        most = LIVE_PIECE if copying.source is not copying.drive.device else PIECE
+        most = LIVE_READ_CLUSTERS if copying.source is not copying.drive.device else READ_CLUSTERS
         if not self.limit.speed:
             return most
-        return max(1, min(most, self.limit.speed // (PIECES_A_SECOND * CLUSTER_SIZE)))
+        return max(1, min(most, self.limit.speed // (READS_A_SECOND * CLUSTER_SIZE)))
 
     async def _read(self, copying: _Copying, claimed: Range) -> Prepared:
         """Read, look for zeros, compute digests; the claim is settled as soon as the content is safe in memory."""
@@ -326,7 +326,7 @@ class BackupJob(Job):
             content = await self._read_content(copying, offset, size)
             copied = True
         finally:
-            copying.copy.settle(claimed, copied=copied)
+            copying.claims.settle(claimed, copied=copied)
         (prepared,) = await self._writer.prepare([content], self._pool)
         copying.progress.read += size
         self.trace("copy.read", drive=copying.drive.name, first=claimed.start, clusters=-(-size // CLUSTER_SIZE))
@@ -374,7 +374,7 @@ class BackupJob(Job):
     @staticmethod
     def _bytes_of(copying: _Copying, first: int, end: int) -> int:
         """Bytes of clusters [first, end); the last cluster of a drive may be partial."""
-        return min(end * CLUSTER_SIZE, copying.copy.size) - first * CLUSTER_SIZE
+        return min(end * CLUSTER_SIZE, copying.claims.size) - first * CLUSTER_SIZE
 
     # -- what is told about it --
 
@@ -387,5 +387,5 @@ class BackupJob(Job):
 
     def _describe(self) -> dict[str, Any]:
         counts = self._writer.counts
-        drives = [describe_drive(one.drive.drive_id, one.drive.name, one.copy.size, counts) for one in self._copying]
+        drives = [describe_drive(one.drive.drive_id, one.drive.name, one.claims.size, counts) for one in self._copying]
         return {**self._about, **self.consistency, "drives": drives, "unreadable": self.lost.as_json()}

@@ -243,10 +243,10 @@ class Job(ABC):
 
     async def _pace(self, size: int) -> None:
         """Wait while paused, or while the limit says so; then charge ``size`` bytes."""
-        await self._turn()
+        await self._until_it_may_go_on()
         self.limit.charge(size)
 
-    async def _turn(self) -> None:
+    async def _until_it_may_go_on(self) -> None:
         """Return at a moment when the job is not paused, and the limit allows to go on."""
         await self._unpaused()
         while (delay := self.limit.delay()) > 0:

@@ -64,7 +64,7 @@ class NbdDevice:
         self._read_size = min(REQUEST_SIZE, self._agreed.blocks.most, data_at_once or REQUEST_SIZE)
         # No extent is shorter than a sector.
         self._status_size = data_at_once // wire.DESCRIPTOR.size * SMALLEST_MOST if data_at_once else LARGEST
-        self._turn = 0
+        self._last_used = 0
         self._changing = InflightRanges()
 
     @classmethod
@@ -295,8 +295,8 @@ class NbdDevice:
             self._changing.finish(changing)
 
     def _next(self) -> NbdSession:
-        self._turn = (self._turn + 1) % len(self._sessions)
-        return self._sessions[self._turn]
+        self._last_used = (self._last_used + 1) % len(self._sessions)
+        return self._sessions[self._last_used]
 
     def _check_writable(self) -> None:
         if not self._writable:

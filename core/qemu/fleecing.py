@@ -126,7 +126,7 @@ class Fleecing:
                 f"{error}; QEMU must be able to use temporary images in {handover.parent}",
                 advice=Advice.FLEECE_ELSEWHERE,
             ) from None
-        handover.is_open(filename)
+        handover.drop_name(filename)
         await self._format(f"{name}-create", {"driver": "qcow2", "file": f"{name}-file", "size": disk.size})
         image = {"driver": "qcow2", "node-name": name, "file": f"{name}-file", "backing": disk.node}
         await self._monitor.execute("blockdev-add", image)

@@ -78,7 +78,7 @@ class Handover:
         answer = await self._monitor.execute("add-fd", {"opaque": name})
         return f"/dev/fdset/{answer['fdset-id']}"
 
-    def is_open(self, filename: str) -> None:
+    def drop_name(self, filename: str) -> None:
         """QEMU has opened an image, which needs no name any more."""
         if not self._by_descriptor:
             with contextlib.suppress(FileNotFoundError):

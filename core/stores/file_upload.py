@@ -27,7 +27,7 @@ from .filesystem import open_filesystem
 from .patience import Patience
 from .upload_record import UploadRecord
 
-PIECE = 1 << 20
+WRITTEN_AT_ONCE = 1 << 20
 """Bytes that are passed on at a time."""
 
 
@@ -96,8 +96,8 @@ class RemoteFileSink:
         """Append."""
         for buffer in buffers:
             view = memoryview(buffer)
-            for at in range(0, len(view), PIECE):
-                await self._run("write", self._output.write, view[at : at + PIECE])
+            for at in range(0, len(view), WRITTEN_AT_ONCE):
+                await self._run("write", self._output.write, view[at : at + WRITTEN_AT_ONCE])
 
     async def commit(self) -> None:
         """Give it its name."""

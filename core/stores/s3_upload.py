@@ -93,7 +93,7 @@ class S3Upload:
     async def _check_replaced(self) -> None:
         """Refuse to replace what is there, or what is no archive (TargetError). Who may only write, may not look."""
         try:
-            found = await self._look()
+            found = await self._object_there()
             if found is None:
                 return
             if found["ContentLength"] and not begins_archive(await self._head()):
@@ -155,7 +155,7 @@ class S3Upload:
                 if body is None or body.reads == reads:
                     raise StalledError
 
-    async def _look(self, patience: Patience | None = None) -> dict[str, Any] | None:
+    async def _object_there(self, patience: Patience | None = None) -> dict[str, Any] | None:
         """What the store says of the object that is there now, or None."""
         try:
             found: dict[str, Any] = await self._call("head_object", patience)
@@ -261,14 +261,14 @@ class S3Upload:
             if status_of(error) != 501 or self._replace:
                 raise
             # A store without conditions on writes: look just before instead.
-            if await self._look() is not None:
+            if await self._object_there() is not None:
                 raise TargetError(f"{self.name} appeared while it was being written", advice=Advice.REPLACE) from None
             await self._call(COMPLETE, **request)
 
     async def _is_there(self) -> bool:
         """Whether the object is there, whole and ours."""
         with contextlib.suppress(Exception):
-            found = await self._look(self._patience.at_most(ABORT_PATIENCE))
+            found = await self._object_there(self._patience.at_most(ABORT_PATIENCE))
             return found is not None and self._is_ours(found) and found["ContentLength"] == self._size
         return False
 
@@ -281,7 +281,7 @@ class S3Upload:
         Being cancelled is too late here; and a store that has said that the object is there, and then does not let us
         look, or cannot be reached any more, is believed.
         """
-        looking = asyncio.ensure_future(self._look())
+        looking = asyncio.ensure_future(self._object_there())
         try:
             found = await asyncio.shield(looking)
         except asyncio.CancelledError:

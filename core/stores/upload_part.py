@@ -19,7 +19,7 @@ from pybackup.core.system.file_io import write_fully
 
 MEMORY = 16 << 20
 """Bytes of a part that is held in memory; a larger one goes to a temporary file."""
-PIECE = 256 << 10
+READ_AT_ONCE = 256 << 10
 """Bytes of a part that are read at a time."""
 
 
@@ -102,7 +102,7 @@ class PartReader(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """At most a piece of it: whoever sends a part must not hold all of it again."""
         self.reads += 1
-        content = self._part.read(self._at, min(size, PIECE) if size >= 0 else PIECE)
+        content = self._part.read(self._at, min(size, READ_AT_ONCE) if size >= 0 else READ_AT_ONCE)
         self._at += len(content)
         return content
 

@@ -7,7 +7,7 @@ import os
 
 from pybackup.core.device import Buffer
 
-PIECE = 32 << 20
+CALL_BYTES = 32 << 20
 """Bytes asked of the kernel at once: NBD's largest request, far below Linux's limit of 2 GiB."""
 
 _ZEROS = bytes(1 << 20)
@@ -19,12 +19,12 @@ def read_fully(fd: int, offset: int, length: int) -> bytes:
     os.pread() is the cheapest way: one allocation that is not filled with zeros first (1 MiB from the page cache:
     122 us, into a bytearray 147 us).
     """
-    data = os.pread(fd, min(length, PIECE), offset)
+    data = os.pread(fd, min(length, CALL_BYTES), offset)
     if len(data) == length or not data:
         return data
     pieces = [data]
     done = len(data)
-    while done < length and (data := os.pread(fd, min(length - done, PIECE), offset + done)):
+    while done < length and (data := os.pread(fd, min(length - done, CALL_BYTES), offset + done)):
         pieces.append(data)
         done += len(data)
     return b"".join(pieces)
@@ -35,7 +35,7 @@ def write_fully(fd: int, offset: int, data: Buffer) -> None:
     with memoryview(data) as view:
         done = 0
         while done < len(view):
-            written = os.pwrite(fd, view[done : done + PIECE], offset + done)
+            written = os.pwrite(fd, view[done : done + CALL_BYTES], offset + done)
             if written == 0:
                 raise OSError(errno.EIO, "the kernel wrote nothing and gave no reason")
             done += written

@@ -5,11 +5,12 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybackup.core.archive.seen_clusters import PIECE, SeenClusters
+from pybackup.core.archive.seen_clusters import PIECE_CLUSTERS, SeenClusters
 
-SIZE = 2 * PIECE + 10
-places = st.one_of(st.integers(0, SIZE - 1), st.sampled_from([0, PIECE - 1, PIECE, 2 * PIECE, SIZE - 1]))
-steps = st.lists(st.tuples(st.booleans(), places, st.sampled_from([1, 2, 58, PIECE, SIZE])), max_size=12)
+SIZE = 2 * PIECE_CLUSTERS + 10
+EDGES = [0, PIECE_CLUSTERS - 1, PIECE_CLUSTERS, 2 * PIECE_CLUSTERS, SIZE - 1]
+places = st.one_of(st.integers(0, SIZE - 1), st.sampled_from(EDGES))
+steps = st.lists(st.tuples(st.booleans(), places, st.sampled_from([1, 2, 58, PIECE_CLUSTERS, SIZE])), max_size=12)
 
 
 @given(steps=steps)
@@ -36,8 +37,8 @@ def test_it_is_a_set(steps: list[tuple[bool, int, int]]) -> None:
 def test_a_huge_drive_costs_nothing_until_clusters_are_seen() -> None:
     tracemalloc.start()
     seen = SeenClusters(1 << 32)
-    for first in range(0, 1 << 24, PIECE // 2):
-        seen.add(first, PIECE // 2)
+    for first in range(0, 1 << 24, PIECE_CLUSTERS // 2):
+        seen.add(first, PIECE_CLUSTERS // 2)
     assert list(seen.missing()) == [(1 << 24, (1 << 32) - (1 << 24))]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pybackup.core.cow.claims import BlockCopy
+from pybackup.core.cow.claims import Claims
 from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.inflight import Range
 
@@ -13,11 +13,11 @@ cluster = st.integers(0, CLUSTERS)
 
 
 class Copying(RuleBasedStateMachine):
-    """BlockCopy against three sets: dirty, claimed, done."""
+    """Claims against three sets: dirty, claimed, done."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.copy = BlockCopy(CLUSTERS * CLUSTER_SIZE - 1)
+        self.copy = Claims(CLUSTERS * CLUSTER_SIZE - 1)
         self.dirty = set(range(CLUSTERS))
         self.claims: list[Range] = []
 

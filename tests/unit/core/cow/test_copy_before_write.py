@@ -11,7 +11,7 @@ import pytest
 from doubles import FaultyDevice
 from virtual_time import run
 
-from pybackup.core.cow.claims import BlockCopy
+from pybackup.core.cow.claims import Claims
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite, freeze
 from pybackup.core.cow.guest_copies import GuestCopies, OnError
 from pybackup.core.cow.old_data import OldData
@@ -55,13 +55,13 @@ class Backup:
 
     def __post_init__(self) -> None:
         self.filter = CopyBeforeWrite(self.child)
-        self.copy = BlockCopy(self.child.size)
+        self.copy = Claims(self.child.size)
         self.old_data = OldData(self.limit)
         self.guard = GuestCopies(
             drive_id=1,
             name="disk",
             source=self.child,
-            copy=self.copy,
+            claims=self.copy,
             old_data=self.old_data,
             on_error=self.on_error,
             timeout=self.timeout,

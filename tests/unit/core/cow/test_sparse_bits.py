@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pybackup.core.cow import sparse_bits
-from pybackup.core.cow.claims import BlockCopy
+from pybackup.core.cow.claims import Claims
 from pybackup.core.cow.sparse_bits import SparseBits
 
 sizes = st.integers(1, 100)
@@ -20,7 +20,7 @@ steps = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100), st.booleans
 @given(size=sizes, changes=steps)
 def test_it_is_a_bitarray(size: int, changes: list[tuple[int, int, bool]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse_bits, "PIECE", 16)
+        patch.setattr(sparse_bits, "PIECE_BITS", 16)
         bits, model = SparseBits(size), bitarray([True] * size)
         for one, other, value in changes:
             first, end = sorted((min(one, size), min(other, size)))
@@ -35,7 +35,7 @@ def test_it_is_a_bitarray(size: int, changes: list[tuple[int, int, bool]]) -> No
 def test_a_disk_of_256_tib_costs_little_until_guests_write_all_over_it() -> None:
     tracemalloc.start()
     try:
-        copy = BlockCopy(256 << 40)
+        copy = Claims(256 << 40)
         cluster = 0
         while (found := copy.next_dirty(cluster)) is not None:
             claimed = copy.claim(found, min(copy.clusters, found + (1 << 24) + 5))

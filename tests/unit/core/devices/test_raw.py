@@ -82,7 +82,7 @@ class TestRawContractWithoutFallocate(TestRawContract):
 class TestRawContractWithShortTransfers(TestRawContract):
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(file_io, "PIECE", 7001)
+        monkeypatch.setattr(file_io, "CALL_BYTES", 7001)
 
 
 class TestRawContractOnSharedMemory(TestRawContract):

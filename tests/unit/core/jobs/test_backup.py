@@ -75,7 +75,7 @@ def test_a_read_that_fails_ends_the_backup_and_leaves_nothing(reads: str, live: 
         assert sink.outcome == "aborted"
         for copying in job._copying:
             # A claim that is left would make a guest wait for ever.
-            assert not copying.copy.is_in_flight(0, 200)
+            assert not copying.claims.is_in_flight(0, 200)
         await device.pwrite(0, b"x" * 100 * K)
 
     run(main())

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from pybackup.core.stores import upload_part
-from pybackup.core.stores.upload_part import MEMORY, PIECE, PLAN, PartReader, UploadPart, steps_of
+from pybackup.core.stores.upload_part import MEMORY, PLAN, READ_AT_ONCE, PartReader, UploadPart, steps_of
 
 
 def test_the_plan_is_within_the_limits_of_s3() -> None:
@@ -21,7 +21,7 @@ def test_the_plan_is_within_the_limits_of_s3() -> None:
 @pytest.mark.parametrize("memory", [MEMORY, 0], ids=["memory", "disk"])
 def test_a_part_can_be_read_again_and_again(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_part, "MEMORY", memory)
-    content = random.Random(1).randbytes(3 * PIECE + 5)
+    content = random.Random(1).randbytes(3 * READ_AT_ONCE + 5)
     part = UploadPart(len(content) + 100)
     assert part.on_disk is (memory == 0)
     for at in range(0, len(content), 100_000):
@@ -35,6 +35,6 @@ def test_a_part_can_be_read_again_and_again(memory: int, monkeypatch: pytest.Mon
         assert reader.seek(0) == reader.tell() == 0
         assert b"".join(iter(lambda reader=reader: reader.read(1 << 30), b"")) == content
         assert reader.reads >= 4
-    assert len(PartReader(part).read()) == PIECE
+    assert len(PartReader(part).read()) == READ_AT_ONCE
     assert dead.read(3) == content[17:20]
     part.close()

@@ -1,0 +1,7 @@
+"""Bytes, wherever they are."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
