@@ -237,6 +237,8 @@ def _private_folder(stack: AsyncExitStack) -> str:
     try:
         return stack.enter_context(private_folder(base if base and os.path.isdir(base) else None))
     except OSError as error:
+        # Where no more files can be open, Python says that it finds no folder: then this says what it is.
+        os.close(os.dup(2))
         raise TargetError(f"cannot make a folder for the sockets: {error.strerror}") from error
 
 

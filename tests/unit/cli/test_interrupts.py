@@ -102,6 +102,16 @@ def test_few_descriptors_are_told_as_that(tmp_path: Path) -> None:
         (tmp_path / "a.vma").unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize("command", [("serve", "disk.img", "--socket", "s"), ("restore", "a.vma", "b.img")])
+def test_few_descriptors_are_told_as_that_by_every_command(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(b"x" * 100_000)
+    assert pybackup("run", "-q", "disk.img", "a.vma", cwd=tmp_path).code == 0
+    for most in (5, 6, 7, 8):
+        outcome = pybackup(*command, cwd=tmp_path, preexec_fn=limited(resource.RLIMIT_NOFILE, most))
+        assert outcome.code in (1, 3, 4, 5), outcome
+        assert len(outcome.err.splitlines()) == 1 and "open" in outcome.err and "standard output" not in outcome.err
+
+
 def test_a_folder_that_is_gone_is_told_as_that(tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     disk.write_bytes(b"x" * 100_000)
