@@ -176,17 +176,26 @@ class VmaStream:
         self._window.append(size, None)
         return self._decode()
 
-    def feed_break(self) -> None:
-        """An unknown number of bytes is lost: what was begun is given up."""
-        self._next = None
-        self._window.clear()
+    def feed_break(self, *, keep_begun: bool) -> Iterator[DecodedExtent]:
+        """An unknown number of bytes is lost: what there is of the extent that was begun, if it is to be kept."""
+        begun = self._end_begun(keep_begun)
         self._lost_at = self._aligned_to = self._window.at
+        return begun
 
-    def finish(self) -> None:
-        """The stream has ended: nothing may be left over."""
+    def finish(self) -> Iterator[DecodedExtent]:
+        """The stream has ended, and nothing may be left over: the extent that was begun, without the rest of it."""
         if self._next is not None or (self._window.size and self._lost_at is None):
             self._complain(FormatError("the archive ends in the middle of an extent", self._window.at))
+        return self._end_begun(keep=True)
+
+    def _end_begun(self, keep: bool) -> Iterator[DecodedExtent]:
+        """What there is of the extent that was begun; the window is empty then."""
+        begun: list[DecodedExtent] = []
+        if keep and self._next is not None:
+            begun += self.feed_lost(self._next.data_size - self._window.size)
+        self._next = None
         self._window.clear()
+        return iter(begun)
 
     def _complain(self, error: FormatError) -> None:
         error = FormatError(error.what, error.offset, self._called)

@@ -221,9 +221,8 @@ class ArchiveStream:
         yield from self._submit(self._stream.feed(self._leftover))
         for piece in self._pieces:
             yield from self._take(piece)
+        yield from self._submit(self._stream.finish())
         yield from self._in_order(0)
-        self._stream.finish()
-        self._gather_damage()
         self._own_word.end()
 
     def _take(self, piece: Piece) -> Iterator[CheckedExtent]:
@@ -235,7 +234,8 @@ class ArchiveStream:
         if isinstance(piece, Lost):
             self._found.spoil(str(piece.error))
             if piece.size is None:
-                self._stream.feed_break()
+                # Before it may lie what is damaged already, unless each frame has proved itself.
+                yield from self._submit(self._stream.feed_break(keep_begun=self._proof.is_whole))
             else:
                 yield from self._submit(self._stream.feed_lost(piece.size))
             return

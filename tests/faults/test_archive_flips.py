@@ -169,3 +169,15 @@ def test_after_a_lost_frame_header_the_next_extent_is_found(lost: int) -> None:
     assert saved >= 62
     missing = sum(one.clusters or 0 for one in read.damage if one.what == "missing")
     assert saved + missing == 120
+
+
+@pytest.mark.parametrize("kind", ["compressed", "plain"])
+def test_what_is_there_of_the_last_extent_is_saved(kind: str) -> None:
+    """Frames that are whole lie before where an archive was cut off; all else is listed, and zeros are known."""
+    archive = PLAIN if kind == "plain" else encode(DISKS, frame_size=8192)
+    size = archive.index(b"text text") if kind == "plain" else frames_of(archive)[3].offset + 20
+    read = decode(archive[:size], tolerant=True)
+    assert [(drive_id, offset // CLUSTER_SIZE) for drive_id, offset, _ in read.written] == [(1, 1)]
+    assert read.drives["scsi0"][: 3 * CLUSTER_SIZE] == DISKS["scsi0"][: 3 * CLUSTER_SIZE]
+    lost = [(damage.drive, damage.first, damage.clusters) for damage in read.damage if damage.drive]
+    assert lost == [("scsi0", 3, 1), ("scsi0", 58, 66), ("scsi1", 0, 1)]
