@@ -68,8 +68,8 @@ class _Steer(_CommandType):
         from difflib import get_close_matches
 
         meant = _MEANT.get(value) or next(iter(get_close_matches(str(value), _COMMANDS, 1)), None)
-        hint = f"did you mean {meant}? " if meant else ""
-        raise click.BadParameter(f"there is no command {value!r}; {hint}There are {', '.join(_COMMANDS)}.", ctx, param)
+        hint = f"did you mean {meant}? There" if meant else "there"
+        raise click.BadParameter(f"there is no command {value!r}; {hint} are {', '.join(_COMMANDS)}", ctx, param)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
         """Those that begin so."""
@@ -133,7 +133,7 @@ def _arguments(what: str, values: tuple[str, ...]) -> dict[str, Any]:
 
 def _print_status(status: dict[str, Any]) -> None:
     for drive in status["drives"]:
-        mode = "read-only" if drive["read_only"] else "read-write"
+        mode = "of an archive" if drive.get("archive") else "read-only" if drive["read_only"] else "read-write"
         click.echo(
             f"drive    {drive['name']}: {short(drive['size'])}, {mode}, {counted(drive['connections'], 'client')}"
         )
@@ -148,5 +148,5 @@ def _print_status(status: dict[str, Any]) -> None:
         )
         if (state := in_words(job)) is not None:
             click.echo(f"{'':8} {state}")
-    if status["job"] is None and status["last"] is None:
+    if status["job"] is None and status["last"] is None and not all(one.get("archive") for one in status["drives"]):
         click.echo("backup   none yet")

@@ -177,7 +177,7 @@ async def _serve(request: _Request) -> int:
         where = os.path.join(folder, "nbd.sock") if needs_socket else request.socket
         uris = await _listen(nbd, request.tcp, where, given, list(disks))
         path = request.control or os.path.join(folder, "control.sock")
-        control = ControlSocket(path, live, lambda: _clients(live, nbd), told_to_end)
+        control = ControlSocket(path, live, lambda: _clients(disks, live, nbd), told_to_end)
         stack.push_async_callback(control.close)
         _announce(request, uris, path)
         await told_to_end.wait()
@@ -220,12 +220,20 @@ async def _fleece_place(request: _Request, drives: Iterable[CopyBeforeWrite]) ->
     return place if place.is_asked_for else None
 
 
-def _clients(live: LiveServer, nbd: NbdServer) -> dict[str, Any]:
+def _clients(disks: dict[str, ServedDisk], live: LiveServer, nbd: NbdServer) -> dict[str, Any]:
+    """What the status tells of clients, and of drives, those of an archive too, which no backup knows."""
     counts = nbd.connections_by_export()
-    drives = live.status()["drives"]
+    known = {drive["name"]: drive for drive in live.status()["drives"]}
+    drives = [
+        known.get(name) or {"name": name, "size": disk.device.size, "read_only": True, "armed": False}
+        for name, disk in disks.items()
+    ]
     return {
         "connections": nbd.connections,
-        "drives": [{**drive, "connections": counts.get(drive["name"], 0)} for drive in drives],
+        "drives": [
+            {**drive, "connections": counts.get(drive["name"], 0), "archive": drive["name"] not in known}
+            for drive in drives
+        ],
     }
 
 

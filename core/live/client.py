@@ -41,8 +41,8 @@ def served_drives(path: str) -> list[tuple[str, int]]:
     """(name, size in bytes) of a server's disks that can be backed up (SourceError, BusyError)."""
     status = ask(path, {"command": "status"})
     try:
-        drives = [(str(drive["name"]), int(drive["size"])) for drive in status["drives"]]
-    except (KeyError, TypeError, ValueError):
+        drives = [(str(drive["name"]), int(drive["size"])) for drive in status["drives"] if not drive.get("archive")]
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise SourceError(f"what answers at {path} is not a pybackup server") from None
     if not drives:
         raise SourceError(f"the server at {path} serves an archive; there is nothing to back up")

@@ -83,6 +83,8 @@ def test_an_archive_is_served_and_equals_the_disks(tmp_path: Path) -> None:
         assert (tmp_path / "1.again").read_bytes()[:SIZE] == contents["b"]
         refused = call("run", f"serve:{server.control}", str(tmp_path / "again.vma"), code=3)
         assert "nothing to back up" in refused.stderr
+        told = call("ctl", server.control, "status").stdout.splitlines()
+        assert told == [f"drive    {name}: {SIZE >> 20}.00 MiB, of an archive, 0 clients" for name in contents]
 
 
 def test_tcp_on_the_loopback(tmp_path: Path) -> None:
