@@ -14,6 +14,7 @@ WORDS = {
     Advice.EXACT_SIZE: "; --format raw has the exact size",
     Advice.SKIP_UNREADABLE: "; --skip-unreadable saves what can be read",
     Advice.RUN_SKIP_UNREADABLE: "; pybackup run --skip-unreadable saves what can be read",
+    Advice.SKIP_DAMAGED: "; pybackup verify lists what is lost, and pybackup restore --skip-damaged saves the rest",
     Advice.SNAPSHOT: "; use a snapshot, or --allow-changing if that does not matter",
     Advice.RAW_BYTES: f"; {_RAW}",
     Advice.RAW_DAMAGE_AND_ALL: "; --format raw takes the file as it is, damage and all",

@@ -76,7 +76,8 @@ class _Request(JobRequest):
 @click.option(
     "--skip-damaged",
     is_flag=True,
-    help="Save what can be saved of a damaged archive and list what is lost; the exit code is 4.",
+    help="Save what can be saved of a damaged archive, under the full name, and list what is lost: zeros in a file or a"
+    " stream, on a disk what was there. The exit code is then 4.",
 )
 @threads_option
 @json_option
@@ -85,13 +86,13 @@ class _Request(JobRequest):
 def command(request: _Request) -> int:
     """Write an archive's drives to files, a folder, a disk or a stream.
 
-    TARGET is a folder (every drive becomes a file NAME.raw in it), or, for one drive, a new file, a block device (with
-    --force), nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, - for the standard output, or '|COMMAND' for the
-    standard input of a command. NAME=TARGET says where drive NAME goes, and may be given several times; a file called
-    NAME=TARGET is ./NAME=TARGET. A file that is called .qcow2, .vmdk, .vdi, .vhdx, .vhd, .qed or .hdd becomes such an
-    image, any other is raw. Files are sparse and have the drive's exact size. A restore that fails leaves its file as
-    TARGET.partial. ARCHIVE may be - for the standard input, or a URL. Of an archive with an index only the wanted
-    drives are read.
+    TARGET is a folder (every drive becomes a file NAME.raw in it), or, for one drive, a new file, a block device
+    (with --force), nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH, - for the standard output, or '|COMMAND' for
+    the standard input of a command. NAME=TARGET says where drive NAME goes, and may be given several times; a file
+    called NAME=TARGET is ./NAME=TARGET. A file that is called .qcow2, .vmdk, .vdi, .vhdx, .vhd, .qed, .qcow or .hdd
+    becomes such an image, any other is raw. Files are sparse and have the drive's exact size. A restore that fails
+    leaves what it has written of a file as TARGET.partial. ARCHIVE may be - for the standard input, or a URL. Of an
+    archive with an index only the wanted drives are read.
     """
     tracer = request.tracer()
     with restore(_for_core(request), listener=request.listener(), trace=tracer) as (job, plan):

@@ -42,6 +42,8 @@ class Advice(Enum):
     """The same, of a backup, where the failure may be of another command."""
     SNAPSHOT = auto()
     """Back up a snapshot, or bear that the disk changes."""
+    SKIP_DAMAGED = auto()
+    """Look what is damaged in an archive, and restore what is not."""
     RAW_BYTES = auto()
     """Take a file byte for byte, whatever it looks like."""
     RAW_DAMAGE_AND_ALL = auto()

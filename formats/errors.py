@@ -13,6 +13,7 @@ class FormatError(Exception):
     def __init__(self, what: str, offset: int | None = None, of: str = "") -> None:
         self.what = what
         self.offset = offset
+        self.of = of
         super().__init__(what if offset is None else f"{what} (at byte {offset}{of and ' of ' + of})")
 
 

@@ -66,7 +66,8 @@ FILES: dict[str, dict[str, str]] = {
     },
     "restore": {
         ".NAME.partial": "Beside TARGET: what it is until it is complete.",
-        "NAME.partial": "What a restore that failed has written; a later one that succeeds removes it.",
+        "NAME.partial": "What a restore that failed has written, where it has written anything; a later one that"
+        " succeeds removes it.",
     },
     "serve": {
         "$XDG_RUNTIME_DIR/pybackup.XXXXXXXX/": "The private folder of `nbd.sock` and `control.sock`, where no other"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from pybackup.core.errors import ArchiveError
+from pybackup.core.errors import Advice, ArchiveError
 from pybackup.formats.cluster_index import RUN_STORED
 from pybackup.formats.cluster_lookup import FramePlace, Segment, SegmentPlace, StoredCluster
 from pybackup.formats.clusters import cluster_digest, expand
@@ -23,7 +23,7 @@ from pybackup.formats.vma_layout import BLOCK_SIZE
 from pybackup.formats.vma_stream import DecodedExtent
 
 from .checked_extent import CheckedExtent
-from .damage import Damage
+from .damage import Damage, place_told
 from .index import MOST_PARTS, ArchiveIndex
 from .input import decompress_frame
 from .read_ahead import Sized, in_order
@@ -93,7 +93,8 @@ class DrivesByIndex:
         try:
             yield from in_order(self._pool, self._fetches(drive_ids), FETCHES, FETCHES_SIZE)
         except FormatError as error:
-            raise ArchiveError(f"{self.name} is damaged: {error}") from None
+            sentence = f"{self.name} is damaged: {place_told(error)}"
+            raise ArchiveError(sentence, advice=Advice.SKIP_DAMAGED) from None
         except TooScatteredError as error:
             raise ArchiveError(f"{self.name}: {error}") from None
 
@@ -140,12 +141,22 @@ class DrivesByIndex:
             for frame in frames:
                 low = frame.file_offset - start
                 raw = fetched[low : low + frame.compressed]
-                contents[frame] = memoryview(decompress_frame(raw, frame.decompressed, frame.file_offset))
+                try:
+                    contents[frame] = memoryview(decompress_frame(raw, frame.decompressed, frame.file_offset))
+                except FormatError as error:
+                    raise self._lost_with(frame, batch, error) from None
         stored = tuple(self._stored(cluster, contents) for cluster in batch.clusters)
         slots = tuple(cluster.slot for cluster in batch.clusters)
         header = ExtentHeader(slots, runs_of_slots(slots), sum(map(len, stored)), None)
         at = min((frame.vma_offset for frame in batch.frames), default=0)
         return CheckedExtent(DecodedExtent(at, header, stored), [], sound=True)
+
+    def _lost_with(self, frame: FramePlace, batch: _Batch, error: FormatError) -> FormatError:
+        """The error, and the first clusters in a row that are lost with a frame."""
+        slots = [cluster.slot for cluster in batch.clusters if frame in cluster.frames]
+        first = slots[0]
+        row = [slot for step, slot in enumerate(slots) if slot[:2] == (first.drive_id, first.cluster + step)]
+        return self._error(place_told(error), first.drive_id, first.cluster, len(row))
 
     def _stored(self, cluster: _Wanted, contents: dict[FramePlace, memoryview]) -> memoryview:
         """A cluster's stored bytes, proved by its digest."""

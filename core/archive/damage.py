@@ -38,7 +38,15 @@ class Damage(NamedTuple):
             return self.what
         start, end = self.first * vma_layout.CLUSTER_SIZE, (self.first + self.clusters) * vma_layout.CLUSTER_SIZE
         last = self.first + self.clusters - 1
-        return f"{self.what}: drive {self.drive}, clusters {self.first} to {last} (bytes {start} to {end - 1})"
+        where = f"clusters {self.first} to {last} (bytes {start} to {end - 1} of the drive)"
+        return f"{self.what}: drive {self.drive}, {where}"
+
+
+def place_told(error: FormatError) -> str:
+    """What is wrong and where, and of what the place is a byte: of drives they are told too."""
+    if error.offset is None:
+        return error.what
+    return str(FormatError(error.what, error.offset, error.of or "the archive"))
 
 
 class DamageFound:
@@ -61,6 +69,6 @@ class DamageFound:
         else:
             self.not_listed += 1
 
-    def spoil(self, what: str) -> None:
+    def spoil(self, what: str | FormatError) -> None:
         """Note damage that is of no drive, or of which nobody knows of which."""
-        self.note(Damage(what))
+        self.note(Damage(place_told(what) if isinstance(what, FormatError) else what))

@@ -156,7 +156,7 @@ class OwnWord:
             if magic == zs.INDEX_MAGIC:
                 self._check_index_frame(seen)
         except FormatError as error:
-            self._damage.spoil(str(error))
+            self._damage.spoil(error)
         self._rows.add(len(seen.content), 0, 0)
 
     def _check_index_frame(self, seen: SkippableSeen) -> None:
@@ -199,9 +199,9 @@ class OwnWord:
         # Of others that compress so, who know no index, a table need not be as ours are.
         is_ours = self._has_segments or (seen.names_index and self._header.extent_digests)
         if self._damage.is_none and is_ours and not agrees:
-            self._damage.spoil(f"the seek table does not agree with the frames (at byte {seen.offset})")
+            self._damage.spoil(f"the seek table does not agree with the frames (at byte {seen.offset} of the archive)")
         if is_ours and not self._has_directory:
-            self._damage.spoil(f"the index has no directory (at byte {seen.offset})")
+            self._damage.spoil(f"the index has no directory (at byte {seen.offset} of the archive)")
         self._rows.add(seen.length, 0, 0)
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from enum import Enum
 from typing import Any, TypeAlias
 
-from pybackup.core.errors import ArchiveError
+from pybackup.core.errors import Advice, ArchiveError
 from pybackup.formats import vma, vma_layout
 from pybackup.formats.cluster_index import DriveCounts, IndexBuilder
 from pybackup.formats.errors import FormatError, NotAnArchiveError, UnsupportedError
@@ -21,7 +21,7 @@ from pybackup.formats.vma_stream import DecodedExtent, VmaStream
 from pybackup.formats.zstd_seekable import SeekTableDigest, SeekTableSeen
 
 from .checked_extent import CheckedExtent, check
-from .damage import Damage, DamageFound
+from .damage import Damage, DamageFound, place_told
 from .input import Bytes, FrameSeen, Lost, Piece, SkippableSeen, pieces_of
 from .own_word import OwnWord
 from .seen_clusters import TooScatteredError
@@ -209,7 +209,8 @@ class ArchiveStream:
         except (UnsupportedError, TooScatteredError) as error:
             raise ArchiveError(f"{self.name}: {error}") from None
         except FormatError as error:
-            raise ArchiveError(f"{self.name} is damaged: {error}") from None
+            sentence = f"{self.name} is damaged: {place_told(error)}"
+            raise ArchiveError(sentence, advice=Advice.SKIP_DAMAGED) from None
         except OSError as error:
             raise ArchiveError(f"cannot read {self.name}: {error.strerror or error}") from error
 
@@ -232,7 +233,7 @@ class ArchiveStream:
             yield from self._in_order(0)
             return
         if isinstance(piece, Lost):
-            self._found.spoil(str(piece.error))
+            self._found.spoil(piece.error)
             if piece.size is None:
                 # Before it may lie what is damaged already, unless each frame has proved itself.
                 yield from self._submit(self._stream.feed_break(keep_begun=self._proof.is_whole))
@@ -263,7 +264,7 @@ class ArchiveStream:
     def _gather_damage(self) -> None:
         """Make our damage of what the stream complains about."""
         for error in self._stream.damage:
-            self._found.spoil(str(error))
+            self._found.spoil(error)
         self._stream.damage.clear()
 
     def _in_order(self, keep: int) -> Iterator[CheckedExtent]:

@@ -14,7 +14,7 @@ from pybackup.core.archive.open import archive_reader
 from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.archive.writer import ArchiveWriter
 from pybackup.core.endpoints.drive_names import NamedPlace, stored_name
-from pybackup.core.errors import RequestError, SourceError
+from pybackup.core.errors import ArchiveError, RequestError, SourceError
 from pybackup.core.jobs.backup import SCAN_THREADS, BackupJob
 from pybackup.core.jobs.verify import VerifyJob
 from pybackup.core.live.client import RemoteBackup
@@ -146,6 +146,10 @@ def _verifier(sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[No
     async def verify() -> None:
         await sink.flush()
         with archive_reader(LocalPath(sink.partial_path)) as reader:
-            await VerifyJob(ArchiveStream(reader.read, sink.name, pool)).run()
+            try:
+                await VerifyJob(ArchiveStream(reader.read, sink.name, pool)).run()
+            except ArchiveError as error:
+                error.advice = None  # it goes away, and the disk is still there
+                raise
 
     return verify

@@ -134,7 +134,7 @@ def test_damage_names_drive_clusters_and_bytes() -> None:
     at = PLAIN.index(b"text text")
     broken[at] ^= 1
     texts = [str(damage) for damage in decode(bytes(broken), tolerant=True).damage]
-    assert any("drive scsi0, clusters 1 to 1 (bytes 65536 to 131071)" in text for text in texts)
+    assert any("drive scsi0, clusters 1 to 1 (bytes 65536 to 131071 of the drive)" in text for text in texts)
     assert any("drive scsi0, clusters 3 to 3" in text for text in texts)
 
 

@@ -14,7 +14,7 @@ from pybackup.core.archive.by_index import BATCH, GAP, DrivesByIndex
 from pybackup.core.archive.index import ArchiveIndex
 from pybackup.core.archive.open import archive_header, open_drives
 from pybackup.core.archive.stream import ArchiveStream
-from pybackup.core.errors import ArchiveError
+from pybackup.core.errors import Advice, ArchiveError
 from pybackup.core.jobs.walk import Run, runs_of
 from pybackup.core.places.kinds import LocalPath
 from pybackup.formats import cluster_index as index
@@ -139,6 +139,16 @@ def test_a_wrong_digest_is_told_with_drive_and_cluster() -> None:
     with pytest.raises(ArchiveError, match=words):
         read_drives(with_index(small, change), ["b"])
     assert decode(small).damage == []
+
+
+def test_a_damaged_frame_is_told_with_drive_and_clusters() -> None:
+    archive = bytearray(encode({"a": NOISE.randbytes(70_000), "b": NOISE.randbytes(200_000)}, frame_size=65536))
+    frame = frames_of(bytes(archive))[-5]
+    archive[frame.offset + 40] ^= 1
+    words = rf"frame is damaged \(.*\) \(at byte {frame.offset} of the archive\): drive b, clusters \d to \d "
+    with pytest.raises(ArchiveError, match=words) as failure:
+        read_drives(bytes(archive), ["b"])
+    assert failure.value.advice is Advice.SKIP_DAMAGED
 
 
 def renamed_run(drive: int, first: int) -> Callable[[int, bytes], bytes]:
