@@ -126,10 +126,11 @@ def _report(job: CompareJob, request: _Request) -> int:
     equal = not job.different
     if request.as_json:
         ranges = [{"drive": name, "offset": at, "length": size} for name, at, size in job.differences]
-        print(
-            json_text({"equal": equal, "different_bytes": job.different, "differences": ranges, "larger": job.larger})
-        )
+        told = {"equal": equal, "different_bytes": job.different, "differences": ranges}
+        print(json_text({**told, "larger": job.larger, "smaller": job.smaller}))
     elif not request.quiet:
+        for name, size in job.smaller.items():
+            say(f"drive {name}: the disk ends {size} bytes before the drive does")
         for name, offset, length in job.differences[:SHOWN]:
             say(f"drive {name}: {length} bytes at byte {offset} differ")
         if len(job.differences) > SHOWN:

@@ -43,6 +43,8 @@ def _pick(configs: dict[str, bytes], name: str | None) -> bytes:
         if found is None:
             raise RequestError(f"the archive has no configuration {name}; it has {known}")
         return found
+    if not configs:
+        raise RequestError("the archive has no configuration")
     if len(configs) != 1:
         raise RequestError(f"the archive has {len(configs)} configurations ({known}): name one")
     return next(iter(configs.values()))

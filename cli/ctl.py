@@ -144,9 +144,15 @@ def _print_status(status: dict[str, Any]) -> None:
         outcome = job["error"] or ("done" if job["state"] == "concluded" else job["state"])
         click.echo(
             f"{'backup' if kind == 'job' else 'last':8} {percent(job['done'], job['size'])} of {short(job['size'])},"
-            f" {short(job['stored'])} stored in {short(job['written'])}, {duration(job['seconds'])}: {outcome}"
+            f" {_amounts(job)}, {duration(job['seconds'])}: {outcome}"
         )
         if (state := in_words(job)) is not None:
             click.echo(f"{'':8} {state}")
     if status["job"] is None and status["last"] is None and not all(one.get("archive") for one in status["drives"]):
         click.echo("backup   none yet")
+
+
+def _amounts(job: dict[str, Any]) -> str:
+    """What was read and written; of a backup that runs, these do not belong together yet."""
+    stored, written = short(job["stored"]), short(job["written"])
+    return f"{stored} stored in {written}" if job["state"] == "concluded" else f"{stored} read, {written} written"

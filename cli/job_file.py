@@ -91,7 +91,8 @@ def _several(where: str, param: click.Parameter, given: Any) -> list[Any]:
     if isinstance(given, dict) and isinstance(param.type, NamedPath):
         for name in given:
             if not NAME.fullmatch(name):
-                raise RequestError(f"{where}: {name!r} cannot be a name; use letters, digits, dots, _ and -")
+                rule = "use letters, digits, dots, _, - and spaces within"
+                raise RequestError(f"{where}: {name!r} cannot be a name; {rule}")
         return [Named(name, _one(f"{where}.{name}", param, what)) for name, what in given.items()]
     if isinstance(given, list):
         return [_one(where, param, one) for one in given]

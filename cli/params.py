@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -101,6 +102,14 @@ class IoClass(_IoType):
 class Whole(click.IntRange):
     """A whole number within limits, which are told in words."""
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number ({self._describe_range()})", param, ctx)
+        return super().convert(number, param, ctx)
+
     def _describe_range(self) -> str:
         return f"{self.min} or more" if self.max is None else f"{self.min} to {self.max}"
 
@@ -115,8 +124,10 @@ class Named(NamedTuple, Generic[P]):
     what: P
 
 
-NAME = re.compile(r"[A-Za-z0-9_.-]+")
-"""The names that can be given to a drive or a configuration."""
+NAME = re.compile(r"[\w.-]+(?: +[\w.-]+)*")
+"""The names that can be given to a drive or a configuration: letters of any script, and spaces within."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""Those before a = that are never the beginning of a path."""
 
 if TYPE_CHECKING:
     _NamedType = click.ParamType[Named[Any]]
@@ -126,6 +137,8 @@ else:
 
 class NamedPath(_NamedType):
     """[NAME=]PATH, or [NAME=]PLACE. A path with a slash before the first = has no name.
+
+    Nor has one with spaces or letters beyond ASCII there, if the file exists.
 
     ``parse`` makes what is wanted of the path, or raises for what cannot be one.
     """
@@ -143,7 +156,8 @@ class NamedPath(_NamedType):
     @staticmethod
     def _split(value: str) -> Named[str]:
         name, equals, what = value.partition("=")
-        if equals and NAME.fullmatch(name) and what:
+        is_name = equals and what and NAME.fullmatch(name)
+        if is_name and (_PLAIN_NAME.fullmatch(name) or not os.path.lexists(value)):
             return Named(name, what)
         return Named(None, value)
 

@@ -148,7 +148,8 @@ def command(request: RunRequest, facts: RunFacts) -> int:
     SOURCE is an image file (raw, qcow2, vmdk, vdi, vhdx, vhd...), a block device, nbd://HOST[:PORT]/EXPORT,
     nbd+unix:///EXPORT?socket=PATH, - for the standard input (with --size), serve:CONTROL for all disks of a running
     `pybackup serve`, or qmp:SOCKET for the disks of a running QEMU with that monitor. NAME is the drive's name in the
-    archive; without it, the export's, or the file's up to its first dot. ARCHIVE is a file that does not exist yet, a
+    archive, of letters, digits, dots, _, - and spaces within; without it, the export's, or the file's up to its first
+    dot. ARCHIVE is a file that does not exist yet, a
     URL such as s3://BUCKET/KEY, a FIFO, - for the standard output, or '|COMMAND' for the standard input of a command.
     In its name {host}, {name}, {job}, {uuid} and {now:%Y%m%d} are replaced; {{ is a brace. Folders with fields in their
     names, and those below them, are made. --force replaces archives and empty files, and nothing else.

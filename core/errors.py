@@ -66,6 +66,8 @@ class Advice(Enum):
     """Wait for the end of QEMU's NBD server, or share it."""
     ONE_DRIVE = auto()
     """Choose one disk."""
+    DISK_IN_USE = auto()
+    """Have the machine that uses a disk give it, or read it in spite of its other user."""
     SERVE_READ_ONLY = auto()
     """Serve a disk in use to be read, or in spite of its other user."""
     SHARE_READ_ONLY = auto()

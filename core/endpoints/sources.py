@@ -69,11 +69,14 @@ async def open_source(place: DiskPlace, options: SourceOptions, pool: ThreadPool
 
 async def _open_path(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
     image = source_format(what, options.image_format, skip_unreadable=options.skip_unreadable)
-    if image == "raw":
-        return await _open_raw(what, options, pool)
-    if options.snapshot is Snapshot.REFLINK:
+    if image != "raw" and options.snapshot is Snapshot.REFLINK:
         raise RequestError(f"a reflink is for raw files, and {what} is a {image} image")
-    return await _open_foreign(what, image, options)
+    try:
+        return await (_open_raw(what, options, pool) if image == "raw" else _open_foreign(what, image, options))
+    except BusyError as error:
+        if not options.force_share:
+            error.advice = error.advice or Advice.DISK_IN_USE
+        raise
 
 
 async def _open_raw(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:

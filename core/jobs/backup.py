@@ -155,6 +155,7 @@ class BackupJob(Job):
                 raise self.error
             await self._conclude()
         except TargetFullError as error:
+            self.progress.written = self._writer.written
             raise with_estimate(error, self.progress) from error
         finally:
             self._let_guests_go()

@@ -31,10 +31,10 @@ Difference = tuple[str, int, int]
 class CompareJob(ArchiveWalk):
     """Compares disks with the drives of an archive.
 
-    Fixed: the disks by drive, and ``larger``: by how many bytes the disk of a drive, by its name, is larger than that,
-    which is no difference, for drives are restored to such disks too. Changing: ``differences``, ranges (drive name,
-    offset, length) in bytes, joined where they touch, and ``different``, their sum; of very many only the first are
-    kept.
+    Fixed: the disks by drive; ``larger``: by how many bytes the disk of a drive, by its name, is larger than that,
+    which is no difference, for drives are restored to such disks too; and ``smaller``, which is one. Changing:
+    ``differences``, ranges (drive name, offset, length) in bytes, joined where they touch, and ``different``, their
+    sum; of very many only the first are kept.
     """
 
     MOST_RANGES = 10_000
@@ -47,6 +47,7 @@ class CompareJob(ArchiveWalk):
         self.differences: list[Difference] = []
         self.different = 0
         self.larger = {drive.name: disk.size - drive.size for drive, disk in disks.items() if disk.size > drive.size}
+        self.smaller = {drive.name: drive.size - disk.size for drive, disk in disks.items() if disk.size < drive.size}
         self._ahead: deque[asyncio.Task[list[Difference]]] = deque()
 
     async def _work(self) -> None:

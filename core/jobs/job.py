@@ -102,7 +102,7 @@ def with_estimate(error: TargetFullError, progress: Progress) -> TargetFullError
     """
     if not progress.stored or not progress.written:
         return error
-    whole = progress.size * progress.written // max(1, progress.done)
+    whole = max(progress.written, progress.size * progress.written // max(1, progress.done))
     return TargetFullError(f"{error}; the archive needs about {whole:,} bytes")
 
 

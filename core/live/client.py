@@ -92,6 +92,7 @@ class RemoteBackup(Job):
             finally:
                 await server.close()
         except TargetFullError as error:
+            self.progress.written = self._writer.written
             raise with_estimate(error, self.progress) from error
         finally:
             if not self._is_decided:

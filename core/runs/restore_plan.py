@@ -53,7 +53,9 @@ def _plan_target(target: TargetPlace, drives: Sequence[DriveInfo], ending: str) 
         return {drive: _file_in(target, drive, ending) for drive in drives}
     if len(drives) > 1:
         known = ", ".join(drive.name for drive in drives)
-        raise RequestError(f"the archive has {len(drives)} drives ({known}): name a folder, or NAME=TARGET")
+        is_new = isinstance(target, LocalPath) and not os.path.lexists(target.path)
+        why = f"; {target} is no folder that exists" if is_new else ""
+        raise RequestError(f"the archive has {len(drives)} drives ({known}): name a folder, or NAME=TARGET{why}")
     return {drives[0]: target}
 
 

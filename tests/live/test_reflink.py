@@ -162,7 +162,7 @@ def test_an_image_that_qemu_writes_to(disk: Path, tmp_path: Path, need: Callable
     with qemu_writing(disk, "raw"):
         refused = pybackup("run", "--snapshot", "none", disk, tmp_path / "none.vma.zst")
         assert refused.code == 6
-        assert "in use by another program (QEMU image lock)" in refused.err
+        assert "in use by another program (QEMU image lock); pybackup run qmp:SOCKET" in refused.err
         for how in ("auto", "reflink"):
             archive = tmp_path / f"{how}.vma.zst"
             done = pybackup("run", "-v", "--snapshot", how, disk, archive)

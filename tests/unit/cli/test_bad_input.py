@@ -199,6 +199,10 @@ def test_a_full_disk_leaves_nothing(folder: Path, small: Path) -> None:
     assert "no space is left" in done.err
     assert "the archive needs about 1,0" in done.err
     assert listing(small) == {}
+    with (small / "y").open("wb") as out:
+        full = pybackup("run", "noise.img", "-", cwd=folder, stdout=out)
+    assert full.code == 5 and "the archive needs about 1,0" in full.err
+    (small / "y").unlink()
     assert pybackup("run", "noise.img", "out.vma", cwd=folder).code == 0
     done = pybackup("restore", "out.vma", small / "noise.img", cwd=folder)
     assert (done.code, done.out) == (5, b"")

@@ -81,7 +81,7 @@ def test_every_command_on_a_file_and_on_a_pipe(made: Path, tmp_path: Path, archi
     assert (tmp_path / "all" / "scsi0.raw").stat().st_blocks * 512 < 1_000_000
 
     equal = pybackup("compare", "--json", name, "scsi0.img", "scsi1.img", **given)
-    nothing: dict[str, object] = {"equal": True, "different_bytes": 0, "differences": [], "larger": {}}
+    nothing: dict[str, object] = {"equal": True, "different_bytes": 0, "differences": [], "larger": {}, "smaller": {}}
     assert (equal.code, equal.json) == (0, nothing)
 
 

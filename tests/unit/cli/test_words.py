@@ -110,6 +110,28 @@ def test_a_larger_disk_is_equal_and_a_smaller_one_is_not(folder: Path) -> None:
     assert pybackup("compare", "--json", "a.vma", "larger.img", cwd=folder).json["larger"] == {"d": 1 << 20}
     differ = pybackup("compare", "a.vma", "smaller.img", cwd=folder)
     assert differ.code == 1 and b"99488 bytes at byte 512" in differ.out
+    assert b"drive d: the disk ends 99488 bytes before the drive does" in differ.out
+    assert pybackup("compare", "--json", "a.vma", "smaller.img", cwd=folder).json["smaller"] == {"d": 99488}
+
+
+def test_a_name_may_have_spaces_and_any_letters(folder: Path, tmp_path: Path) -> None:
+    for name in ("my disk", "Büro"):
+        assert pybackup("run", f"{name}=d.img", "-f", tmp_path / "n.vma", cwd=folder).code == 0
+        assert pybackup("restore", tmp_path / "n.vma", f"{name}=x.img", "-f", cwd=tmp_path).code == 0
+        assert (tmp_path / "x.img").read_bytes() == (folder / "d.img").read_bytes()
+    (tmp_path / "my disk=d.img").write_bytes(bytes(512))
+    made = pybackup("run", "my disk=d.img", "o.vma", cwd=tmp_path)
+    assert made.code == 0 and b"my disk=d  512 B" in pybackup("info", "o.vma", cwd=tmp_path).out
+    assert pybackup("run", " x=d.img", "p.vma", cwd=tmp_path).code == 3
+
+
+def test_what_is_not_there_is_told_as_that(folder: Path, tmp_path: Path) -> None:
+    assert pybackup("config", "a.vma", cwd=folder).err == "pybackup: the archive has no configuration\n"
+    level = pybackup("run", "--level", "high", "d.img", "o.vma", cwd=folder)
+    assert level.code == 2 and "'high' is not a whole number (1 to 22)" in level.err
+    assert pybackup("run", "d.img", "e=d.img", tmp_path / "two.vma", cwd=folder).code == 0
+    refused = pybackup("restore", "two.vma", "new", cwd=tmp_path)
+    assert refused.code == 2 and "name a folder, or NAME=TARGET; new is no folder that exists" in refused.err
 
 
 SOURCES = [
