@@ -137,7 +137,7 @@ def _print(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> None:
                 f"\n{printable(drive.name)}: each character is {_cell_size(facts.maps[drive.drive_id])};"
                 f" '{_SHADES[0]}' zero … '{_SHADES[-1]}' data"
             )
-            for line in draw_map(facts.maps[drive.drive_id]):
+            for line in draw_map(facts.maps[drive.drive_id], _map_width()):
                 click.echo(f"  |{line}|")
 
 
@@ -189,8 +189,17 @@ def _cell_size(drive_map: DriveMap) -> str:
     return short(drive_map.clusters_per_cell * 65536)
 
 
-def draw_map(drive_map: DriveMap) -> list[str]:
+def _map_width() -> int:
+    """Characters in a line of a map: on a narrow terminal fewer than elsewhere."""
+    if not sys.stdout.isatty():
+        return MAP_WIDTH
+    from shutil import get_terminal_size
+
+    return max(1, min(MAP_WIDTH, get_terminal_size().columns - len("  ||")))
+
+
+def draw_map(drive_map: DriveMap, width: int) -> list[str]:
     """Lines of shades, one character a cell."""
     scale = (len(_SHADES) - 1) / drive_map.clusters_per_cell
     text = "".join(_SHADES[max(1, round(count * scale)) if count else 0] for count in drive_map.cells)
-    return [text[at : at + MAP_WIDTH] for at in range(0, len(text), MAP_WIDTH)]
+    return [text[at : at + width] for at in range(0, len(text), width)]

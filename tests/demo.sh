@@ -46,4 +46,4 @@ if command -v zstd >/dev/null; then
     printf '\n$ %s\n' 'zstd -dc disk.vma.zst | pybackup verify -'
     zstd -dc disk.vma.zst | pybackup verify -
 fi
-printf '\nThe demo is over; nothing is left behind.\n'
+printf '\nThe demo is over; the disk and its archive are removed. What was installed for it stays in .demo: make clean removes it.\n'

@@ -193,3 +193,14 @@ def test_what_cannot_be_opened_is_told_by_its_side(closed: Path, code: int, aske
     outcome = Outcome(done.returncode, done.stdout.encode(), done.stderr)
     assert outcome.code == code and len(outcome.err.splitlines()) == 1 and outcome.err.startswith("pybackup: "), outcome
     assert sorted(os.listdir(closed)) == before
+
+
+def test_a_map_fits_a_narrow_terminal(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.img").write_bytes(bytes(100 * 65_536))
+    assert pybackup("run", "long.img", "a.vma", cwd=tmp_path).code == 0
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0) as terminal, open(theirs, "wb", buffering=0) as out:
+        narrow = {**os.environ, "COLUMNS": "60"}
+        assert pybackup("info", "--map", "a.vma", cwd=tmp_path, stdout=out, env=narrow).code == 0
+        drawn = [line for line in terminal.read(65_536).decode().splitlines() if line.startswith("  |")]
+    assert [len(line) for line in drawn] == [60, 48]
