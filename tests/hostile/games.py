@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,8 @@ from hostile.clients import HostileClients
 from hostile.honest import HonestClient
 from hostile.servers import LIES, hostile_server
 from live.guests import Guest, History
-from live.processes import PYBACKUP, Server, call, served, until
+from live.processes import Server, call, served, until
+from peak_memory import peak_of
 
 SIZES = {"a": (3 << 20) + 512, "b": 2 << 20}
 MIDDLE = 1 << 20
@@ -116,14 +116,10 @@ def play_against_server(folder: Path, seed: int) -> str:
 
 def _end(arguments: list[str], codes: set[int]) -> int:
     """Run pybackup to its end, which must be one of these exit codes, told in a sentence, without much memory."""
-    with subprocess.Popen([PYBACKUP, *arguments], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode in codes, f"{arguments} ended with {process.returncode}: {said}"
+    code, mib, said = peak_of(*arguments)
+    assert code in codes, f"{arguments} ended with {code}: {said}"
     assert "Traceback" not in said, said
-    assert not said or process.returncode, said
-    assert len(said.splitlines()) == (process.returncode != 0), said
-    assert usage.ru_maxrss << 10 < MOST_MEMORY, f"{usage.ru_maxrss} KiB"
-    return process.returncode
+    assert not said or code, said
+    assert len(said.splitlines()) == (code != 0), said
+    assert mib * (1 << 20) < MOST_MEMORY, f"{mib} MiB"
+    return code

@@ -189,7 +189,7 @@ def test_a_slow_archive_and_the_time_a_guest_waits(tmp_path: Path, on_error: OnE
         sink = MemorySink()
         scene = Scene(pool, tmp_path, policy(on_error, timeout=0.01), sink)
         if on_error is OnError.BREAK_BACKUP:
-            backup = asyncio.create_task(fails(scene.job, TargetError, "the archive is too slow.*--cow-buffer"))
+            backup = asyncio.create_task(fails(scene.job, TargetError, "the archive is too slow"))
         else:
             backup = asyncio.create_task(scene.job.run())
         await scene.job.frozen.wait()
@@ -230,7 +230,7 @@ def test_old_data_that_cannot_be_read(tmp_path: Path, on_error: OnError) -> None
             backup = asyncio.create_task(scene.job.run())
         await scene.job.frozen.wait()
         scene.job.pause()
-        await until(lambda: not scene.job._copying[0].copy._inflight)
+        await until(lambda: not scene.job._copying[0].claims._inflight)
         faulty._maps["read"] = "r" * faulty.calls["read"] + "E"
         reads = faulty.calls["read"]
         assert await scene.write(CLUSTERS - 1) == (wire.NBD_EIO if on_error is OnError.BREAK_GUEST else 0)
@@ -295,7 +295,7 @@ def test_a_read_error_is_the_guests_own_and_no_copy_is_lost(tmp_path: Path) -> N
         backup = asyncio.create_task(scene.job.run())
         await scene.job.frozen.wait()
         scene.job.pause()
-        await until(lambda: not scene.job._copying[0].copy._inflight)
+        await until(lambda: not scene.job._copying[0].claims._inflight)
         # The filter's attempt to read whole clusters fails, and then the guest's own.
         faulty._maps["read"] = "r" * faulty.calls["read"] + "EE"
         with pytest.raises(OSError) as failure:
