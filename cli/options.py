@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pybackup.cli.params import PlainPath, Size, Whole
+from pybackup.cli.params import PlainPath, Seconds, Size, Whole
 from pybackup.core.images.formats import ALIASES, FORMATS
 from pybackup.core.trace import EVENTS
 
@@ -49,7 +49,7 @@ def agent_options(begin: str = "") -> Callable[[F], F]:
         ),
         click.option(
             "--freeze-timeout",
-            type=click.FloatRange(0, MOST_FREEZE_SECONDS, min_open=True),
+            type=Seconds(0, MOST_FREEZE_SECONDS, min_open=True),
             default=10.0,
             show_default=True,
             metavar="SECONDS",

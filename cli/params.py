@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -112,6 +113,24 @@ class Whole(click.IntRange):
 
     def _describe_range(self) -> str:
         return f"{self.min} or more" if self.max is None else f"{self.min} to {self.max}"
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds within limits, which are told in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, which is one."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number of seconds ({self._describe_range()})", param, ctx)
+        return super().convert(number, param, ctx)
+
+    def _describe_range(self) -> str:
+        least = f"more than {self.min}" if self.min_open else f"{self.min} or more"
+        return least if self.max is None else f"{least}, at most {self.max}"
 
 
 P = TypeVar("P")

@@ -18,7 +18,7 @@ from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import served_place
 from pybackup.cli.options import agent_options, format_option
-from pybackup.cli.params import Named, NamedPath, PlainPath, Size
+from pybackup.cli.params import Named, NamedPath, PlainPath, Seconds, Size
 from pybackup.cli.request import takes
 from pybackup.cli.running import run_in_loop, warn
 from pybackup.cli.signals import end_event
@@ -112,7 +112,7 @@ class _Request:
 )
 @click.option(
     "--cow-timeout",
-    type=click.FloatRange(0),
+    type=Seconds(0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

@@ -129,6 +129,10 @@ def test_what_is_not_there_is_told_as_that(folder: Path, tmp_path: Path) -> None
     assert pybackup("config", "a.vma", cwd=folder).err == "pybackup: the archive has no configuration\n"
     level = pybackup("run", "--level", "high", "d.img", "o.vma", cwd=folder)
     assert level.code == 2 and "'high' is not a whole number (1 to 22)" in level.err
+    for wrong in ("x", "nan"):
+        frozen = pybackup("run", "--freeze-timeout", wrong, "d.img", "o.vma", cwd=folder)
+        assert frozen.code == 2
+        assert f"'{wrong}' is not a number of seconds (more than 0, at most 3600)" in frozen.err
     assert pybackup("run", "d.img", "e=d.img", tmp_path / "two.vma", cwd=folder).code == 0
     refused = pybackup("restore", "two.vma", "new", cwd=tmp_path)
     assert refused.code == 2 and "name a folder, or NAME=TARGET; new is no folder that exists" in refused.err
