@@ -19,7 +19,7 @@ STEP = 1 << 20
 """Bytes that are read at once where the archive has zeros."""
 MAP_STEP = 1 << 30
 """Bytes for which a disk is asked at once where its data lies: of a fragmented one that is a long list."""
-COMPARED_AHEAD = 4
+COMPARED_AHEAD = 3
 """Runs, of an extent's 3.6 MiB at most, that are read from the disk while the archive is read on."""
 GRAIN = 512
 """Bytes: differences are told in sectors."""

@@ -16,7 +16,7 @@ from pybackup.formats.vma import DriveInfo
 
 from .walk import ArchiveWalk, Extents, runs_of
 
-WRITES_AHEAD = 8
+WRITES_AHEAD = 6
 
 
 class RestoreJob(ArchiveWalk):
