@@ -13,14 +13,14 @@ TAIL_BYTES = 4
 """Bytes from the end that are looked at."""
 
 _ARCHIVE_MAGICS = (
-    (0, b"VMA\0", "vma"),
-    (0, b"\x28\xb5\x2f\xfd", "zstd"),
-    *((0, bytes((low,)) + b"\x2a\x4d\x18", "zstd") for low in range(0x50, 0x60)),
-    (0, b"\x1f\x8b\x08", "gzip"),
-    (0, b"\x89LZO", "lzop"),
-    (0, b"\xfd7zXZ\0", "xz"),
-    (0, b"BZh", "bzip2"),
-    (0, b"\x04\x22\x4d\x18", "lz4"),
+    (b"VMA\0", "vma"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    *((bytes((low,)) + b"\x2a\x4d\x18", "zstd") for low in range(0x50, 0x60)),
+    (b"\x1f\x8b\x08", "gzip"),
+    (b"\x89LZO", "lzop"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"BZh", "bzip2"),
+    (b"\x04\x22\x4d\x18", "lz4"),
 )
 """What pybackup writes or reads as an archive, and what compresses one."""
 
@@ -31,7 +31,7 @@ _SEEKABLE = b"\xb1\xea\x92\x8f"
 
 def archive_format(head: bytes) -> str | None:
     """Return "vma" or what compresses an archive ("zstd", "gzip", "lzop"...) when these first bytes say so, or None."""
-    return next((name for offset, magic, name in _ARCHIVE_MAGICS if head.startswith(magic, offset)), None)
+    return next((name for magic, name in _ARCHIVE_MAGICS if head.startswith(magic)), None)
 
 
 def archive_evidence(name: str | os.PathLike[str], head: bytes, tail: bytes) -> str | None:
