@@ -161,6 +161,23 @@ class Segment:
             return None
         return first + count - cluster, kind, -1 if kind == RUN_ZERO else before[at] + cluster - first
 
+    def runs_between(self, drive_id: int, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(first cluster, clusters, number of the first stored one or -1 for zeros) of runs that touch [first, end).
+
+        In the order of their first clusters.
+        """
+        firsts, places, before = self._by_drive.get(drive_id, _NO_RUNS)
+        for at in range(max(0, bisect_right(firsts, first) - 1), len(firsts)):
+            if firsts[at] >= end:
+                return
+            _, kind, _, start, count = RUN.unpack_from(self._runs, places[at] * RUN.size)
+            if start + count > first:
+                yield start, count, -1 if kind == RUN_ZERO else before[at]
+
+    def digests(self, number: int, count: int) -> bytes:
+        """The digests of stored clusters in a row, 16 bytes each, joined."""
+        return self._digests[number * CLUSTER_DIGEST_SIZE : (number + count) * CLUSTER_DIGEST_SIZE]
+
     def blocks_in(self, number: int, count: int) -> int:
         """How many blocks ``count`` stored clusters have, from that number on."""
         return int.from_bytes(self._masks[number : number + count].tobytes(), "little").bit_count()
@@ -265,13 +282,17 @@ class Directory:
 
     def covering(self, drive_id: int, cluster: int) -> Iterator[SegmentPlace]:
         """The segments that may speak of a cluster."""
+        return self.overlapping(drive_id, cluster, cluster + 1)
+
+    def overlapping(self, drive_id: int, first: int, end: int) -> Iterator[SegmentPlace]:
+        """The segments that may speak of clusters [first, end)."""
         ranges = self._by_drive.get(drive_id)
         if ranges is None:
             return
-        for at in range(bisect_right(ranges.first, cluster) - 1, -1, -1):
-            if ranges.reach[at] < cluster:
+        for at in range(bisect_left(ranges.first, end) - 1, -1, -1):
+            if ranges.reach[at] < first:
                 return
-            if ranges.last[at] >= cluster:
+            if ranges.last[at] >= first:
                 yield self._place(ranges.segment[at])
 
 

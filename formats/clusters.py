@@ -65,6 +65,11 @@ def cluster_digest(content: Buffer) -> bytes:
     return blake3(content).digest(length=CLUSTER_DIGEST_SIZE)
 
 
+def frame_digest(frame: Buffer) -> bytes:
+    """The first 16 bytes of BLAKE3 over a whole frame: of the directory's, it tells an archive from all others."""
+    return blake3(frame).digest(length=CLUSTER_DIGEST_SIZE)
+
+
 def extent_digest(digests: Iterable[bytes]) -> bytes:
     """The first six bytes of BLAKE3 over the digests of an extent's non-zero clusters, in slot order."""
     return blake3(b"".join(digests)).digest(length=EXTENT_DIGEST_SIZE)

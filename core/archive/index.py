@@ -5,10 +5,11 @@ Nothing here is read before it is needed: the header, the directory, then segmen
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 
 from pybackup.core.errors import ArchiveError
 from pybackup.formats import cluster_index as index
@@ -16,17 +17,17 @@ from pybackup.formats import vma
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.archive import MAX_FRAME_SIZE
 from pybackup.formats.cluster_lookup import Directory, FramePlace, Segment, SegmentPlace
-from pybackup.formats.clusters import ZERO_CLUSTER, cluster_digest, expand
+from pybackup.formats.clusters import ZERO_CLUSTER, cluster_digest, expand, frame_digest
 from pybackup.formats.errors import FormatError, UnsupportedError
 from pybackup.formats.vma import Header
 from pybackup.formats.vma_layout import BLOCK_SIZE, MAX_HEADER_WRITTEN
 
 from .input import decompress_frame
 from .read_ahead import Sized, in_order
+from .shared_cache import SharedCache
 
 MAX_INDEX_FRAME = zs.MAX_SKIPPABLE[zs.INDEX_MAGIC]
 MAX_SEGMENT_FRAME = zs.most_compressed(index.MAX_CONTENT[index.SEGMENT])
-SEGMENTS_KEPT, FRAMES_KEPT = 64, 16
 SEGMENTS_SIZE, FRAMES_SIZE = 24 << 20, 32 << 20
 """Bytes that the segments and the frames that are kept may take; the last used is always kept."""
 SEGMENTS_AHEAD, SEGMENTS_AHEAD_SIZE = 3, 16 << 20
@@ -41,20 +42,54 @@ class NoIndexError(ArchiveError):
     """The archive may be sound, but it has no index."""
 
 
-class ArchiveIndex:
-    """Random access to one archive.
+class Kept:
+    """What is kept of segments and decoded frames, of one archive or of all archives of a chain."""
 
-    Fixed: header, directory, and ``pread(offset, length)``, which gives exactly the bytes asked for or raises OSError.
-    Changing: what is kept of segments and frames, which read_cluster() and run_at() touch; one thread at a time.
+    def __init__(self, segments: int = SEGMENTS_SIZE, frames: int = FRAMES_SIZE) -> None:
+        """Bytes that each may take."""
+        self.segments: SharedCache[Segment] = SharedCache(segments, lambda segment: segment.size)
+        self.frames: SharedCache[bytes] = SharedCache(frames, len)
+
+
+class Run(NamedTuple):
+    """Clusters in a row of a drive: zeros, or stored ones, whose numbers in their segment begin with ``number``."""
+
+    first: int
+    clusters: int
+    segment: Segment | None
+    number: int
+
+    @property
+    def end(self) -> int:
+        """The cluster behind the last."""
+        return self.first + self.clusters
+
+    def within(self, first: int, end: int) -> Run:
+        """What of it lies in [first, end), where something does."""
+        low, high = max(self.first, first), min(self.end, end)
+        return Run(low, high - low, self.segment, self.number + low - self.first)
+
+
+class ArchiveIndex:
+    """Random access to one archive, from any thread.
+
+    Fixed: header, directory and its digest, and ``pread(offset, length)``, which gives exactly the bytes asked for or
+    raises OSError. Changing: what is kept of segments and frames.
     """
 
-    def __init__(self, pread: Callable[[int, int], bytes], size: int, name: str, *, allow_delta: bool = False) -> None:
+    def __init__(
+        self,
+        pread: Callable[[int, int], bytes],
+        size: int,
+        name: str,
+        *,
+        allow_delta: bool = False,
+        kept: Kept | None = None,
+    ) -> None:
         """Read header and directory (ArchiveError; NoIndexError where there is none)."""
         self.name, self.size = name, size
         self._read, self._allow_delta = pread, allow_delta
-        self._segments: OrderedDict[int, Segment] = OrderedDict()
-        self._frames: OrderedDict[int, bytes] = OrderedDict()
-        self._segments_size = self._frames_size = 0
+        self.kept = kept or Kept()
         try:
             self.directory = self._read_directory()
             self.header: Header = self._read_header()
@@ -75,9 +110,11 @@ class ArchiveIndex:
         offset = self.size - table_size - compressed
         if offset < 0 or compressed > MAX_INDEX_FRAME:
             raise FormatError("the seek table is damaged", self.size - table_size)
-        kind, content = index.unwrap(self._index_frame(offset, compressed), offset)
+        frame = self._index_frame(offset, compressed)
+        kind, content = index.unwrap(frame, offset)
         if kind != index.DIRECTORY:
             raise FormatError("the index has no directory", offset)
+        self.digest = frame_digest(frame)
         return Directory.decode(content)
 
     def read(self, offset: int, length: int) -> bytes:
@@ -141,15 +178,22 @@ class ArchiveIndex:
                 raise FormatError("a segment of the index names clusters that no drive has", offset)
 
     def _segment(self, place: SegmentPlace) -> Segment:
-        found = self._segments.get(place.file_offset)
-        if found is None:
-            found = self._segments[place.file_offset] = self._read_segment(place)
-            self._segments_size += found.size
-            while len(self._segments) > SEGMENTS_KEPT or (
-                len(self._segments) > 1 and self._segments_size > SEGMENTS_SIZE
-            ):
-                self._segments_size -= self._segments.popitem(last=False)[1].size
-        self._segments.move_to_end(place.file_offset)
+        return self.kept.segments.get((id(self), place.file_offset), partial(self._read_segment, place))
+
+    def runs_between(self, drive_id: int, first: int, end: int) -> list[Run]:
+        """What the archive says of clusters [first, end) of a drive, in their order; nothing of those it lacks."""
+        found: list[Run] = []
+        for place in self.directory.overlapping(drive_id, first, end):
+            segment = self._segment(place)
+            for start, count, number in segment.runs_between(drive_id, first, end):
+                run = Run(start, count, segment if number >= 0 else None, max(0, number))
+                found.append(run.within(first, end))
+        found.sort(key=_first_of)
+        for before, run in pairwise(found):
+            if run.first < before.end:
+                raise ArchiveError(
+                    f"{self.name} is damaged: the index has cluster {run.first} of drive {drive_id} twice"
+                )
         return found
 
     def run_at(self, drive_id: int, cluster: int) -> tuple[int, Segment | None, int]:
@@ -167,8 +211,10 @@ class ArchiveIndex:
     def read_cluster(self, drive_id: int, cluster: int) -> bytes:
         """The 65536 bytes of a cluster, checked against its digest (ArchiveError)."""
         _, segment, number = self.run_at(drive_id, cluster)
-        if segment is None:
-            return ZERO_CLUSTER
+        return ZERO_CLUSTER if segment is None else self.read_stored(segment, number, drive_id, cluster)
+
+    def read_stored(self, segment: Segment, number: int, drive_id: int, cluster: int) -> bytes:
+        """The 65536 bytes of a stored cluster of a segment, checked against its digest (ArchiveError)."""
         try:
             stored = segment.stored(number)
             content = expand(stored.mask, self._vma_bytes(segment, stored.vma_offset, stored.mask.bit_count()))
@@ -192,14 +238,7 @@ class ArchiveIndex:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _frame(self, place: FramePlace) -> bytes:
-        found = self._frames.get(place.file_offset)
-        if found is None:
-            found = self._frames[place.file_offset] = self._read_frame(place)
-            self._frames_size += len(found)
-            while len(self._frames) > FRAMES_KEPT or (len(self._frames) > 1 and self._frames_size > FRAMES_SIZE):
-                self._frames_size -= len(self._frames.popitem(last=False)[1])
-        self._frames.move_to_end(place.file_offset)
-        return found
+        return self.kept.frames.get((id(self), place.file_offset), partial(self._read_frame, place))
 
     def check_place(self, place: FramePlace) -> None:
         """FormatError where a frame is larger than any of ours, or does not lie in the file."""
@@ -211,3 +250,7 @@ class ArchiveIndex:
         self.check_place(place)
         content = memoryview(self.read(place.file_offset, place.compressed))
         return decompress_frame(content, place.decompressed, place.file_offset)
+
+
+def _first_of(run: Run) -> int:
+    return run.first
