@@ -95,7 +95,18 @@ class _Interface(paramiko.SFTPServerInterface):
         except OSError as error:
             return paramiko.SFTPServer.convert_errno(error.errno or 0)
 
-    lstat = stat
+    def lstat(self, path: str) -> Any:
+        try:
+            return paramiko.SFTPAttributes.from_stat(os.lstat(self._real(path)))
+        except OSError as error:
+            return paramiko.SFTPServer.convert_errno(error.errno or 0)
+
+    def list_folder(self, path: str) -> Any:
+        try:
+            names = os.listdir(self._real(path))
+        except OSError as error:
+            return paramiko.SFTPServer.convert_errno(error.errno or 0)
+        return [paramiko.SFTPAttributes.from_stat(os.lstat(f"{self._real(path)}/{name}"), name) for name in names]
 
     def remove(self, path: str) -> int:
         return _try(os.unlink, self._real(path))

@@ -55,9 +55,14 @@ def marks_of_archive(name: str | os.PathLike[str], head: bytes, tail: bytes) -> 
         return "begins like an archive"
     if _differ(tail[-TAIL_BYTES:], _SEEKABLE) < 2:
         return "is an archive" if found else "ends like an archive"
-    if _ARCHIVE_NAME.fullmatch(os.path.basename(os.fspath(name))):
+    if is_archive_name(name):
         return "is called an archive"
     return None
+
+
+def is_archive_name(name: str | os.PathLike[str]) -> bool:
+    """Whether a file is called as archives are."""
+    return _ARCHIVE_NAME.fullmatch(os.path.basename(os.fspath(name))) is not None
 
 
 def _differ(content: bytes, magic: bytes) -> int:

@@ -27,31 +27,45 @@ CONNECT_TIMEOUT = 10.0
 
 
 def open_filesystem(url: StoreUrl, patience: Patience, **options: Any) -> tuple[Any, str]:
-    """The filesystem, and the path in it; RequestError for what cannot be, also for want of a package.
+    """The filesystem, and the path of a file in it; RequestError for what cannot be, also for want of a package.
 
     ``options`` go to the filesystem. This may connect, and then fails as the library does.
     """
-    scheme = url.scheme
+    kind, path = _kind_and_path(url)
+    missing = url.scheme in BUCKET_SCHEMES and not path.partition("/")[2]
+    if missing or not path.strip("/") or url.url.endswith("/"):
+        raise RequestError(f"{url} names no file; an archive needs a name")
+    return _opened(kind, url, patience, options), path
+
+
+def open_folder(url: StoreUrl, patience: Patience, **options: Any) -> tuple[Any, str]:
+    """As open_filesystem(), with the path of a folder, which does not end in a slash: a bucket alone will do."""
+    kind, path = _kind_and_path(url)
+    return _opened(kind, url, patience, options), path.rstrip("/")
+
+
+def _kind_and_path(url: StoreUrl) -> tuple[Any, str]:
+    """The filesystem's class, and the path within (RequestError)."""
     _be_quiet()
     try:
         from fsspec import get_filesystem_class
 
-        kind = _with_known_hosts() if scheme in SFTP_SCHEMES else get_filesystem_class(scheme)
+        kind = _with_known_hosts() if url.scheme in SFTP_SCHEMES else get_filesystem_class(url.scheme)
     except ImportError as error:
         raise _missing(url, error) from None
     except ValueError:
         raise ARCHIVE.unknown(url) from None
-    found = kind._get_kwargs_from_urls(url.url)  # noqa: SLF001 - fsspec's own way for a URL's host and user
-    path = str(kind._strip_protocol(url.url))  # noqa: SLF001 - likewise
-    bucket, _, key = path.partition("/")
-    missing = scheme in BUCKET_SCHEMES and not key
-    if missing or not path.strip("/") or url.url.endswith("/"):
-        raise RequestError(f"{url} names no file; an archive needs a name")
-    if scheme in BUCKET_SCHEMES and not bucket:
+    path = str(kind._strip_protocol(url.url))  # noqa: SLF001 - fsspec's own way
+    if url.scheme in BUCKET_SCHEMES and not path.partition("/")[0]:
         raise RequestError(f"{url} names no bucket")
-    if scheme in SFTP_SCHEMES and not found.get("host"):
+    return kind, path
+
+
+def _opened(kind: Any, url: StoreUrl, patience: Patience, options: dict[str, Any]) -> Any:
+    found = kind._get_kwargs_from_urls(url.url)  # noqa: SLF001 - fsspec's own way for a URL's host and user
+    if url.scheme in SFTP_SCHEMES and not found.get("host"):
         raise RequestError(f"{url} names no host")
-    return kind(skip_instance_cache=True, **{**_options(scheme, patience), **found, **options}), path
+    return kind(skip_instance_cache=True, **{**_options(url.scheme, patience), **found, **options})
 
 
 def _be_quiet() -> None:
