@@ -73,6 +73,8 @@ INFO_BLOCK_SIZE = 3
 
 BASE_ALLOCATION = "base:allocation"
 """The one metadata context of the specification: where are holes, where are zeros."""
+DIRTY_BITMAP = "qemu:dirty-bitmap:"
+"""What QEMU's contexts of dirty bitmaps begin with; the bitmap's name follows (docs/interop/nbd.txt of QEMU)."""
 
 # -- transmission flags: what an export can do --
 

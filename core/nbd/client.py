@@ -127,7 +127,7 @@ class NbdDevice:
     @property
     def tells_status(self) -> bool:
         """Whether the server can tell where zeros are."""
-        return self._agreed.allocation is not None
+        return self._agreed.context is not None
 
     # -- reading --
 
@@ -157,7 +157,7 @@ class NbdDevice:
 
     async def extents(self, offset: int, length: int) -> Sequence[BlockStatus]:
         """Ask the server, where it can tell; else all is data (OSError)."""
-        if self._agreed.allocation is None:
+        if self._agreed.context is None:
             return [BlockStatus(offset, length, zero=False, hole=False)]
         low, high = self._outwards(offset, min(offset + length, offset + STATUS_STEP))
         try:

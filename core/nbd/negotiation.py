@@ -46,29 +46,31 @@ class BlockSizes(NamedTuple):
 
 @dataclass(slots=True)
 class Agreed:
-    """What was agreed on: size in bytes, transmission flags, block sizes, and the id of base:allocation, if any."""
+    """What was agreed on: size in bytes, transmission flags, block sizes, the id of the metadata context, if any."""
 
     size: int = 0
     flags: int = 0
     blocks: BlockSizes = field(default_factory=BlockSizes)
     structured: bool = False
-    allocation: int | None = None
+    context: int | None = None
 
 
 class Refused(Exception):  # noqa: N818 - not an error of ours
     """The server does not give us the export; the text says why."""
 
 
-async def connect(address: NbdAddress, prepare: Prepare | None = None) -> tuple[socket.socket, Agreed]:
+async def connect(
+    address: NbdAddress, prepare: Prepare | None = None, context: str = wire.BASE_ALLOCATION
+) -> tuple[socket.socket, Agreed]:
     """Connect and negotiate (OSError, FormatError, Refused); the socket is non-blocking and the caller's.
 
-    ``prepare`` gets the socket before anything is said.
+    ``prepare`` gets the socket before anything is said. ``context``: the metadata that a block status shall tell.
     """
     sock = await _open_socket(address)
     try:
         if prepare is not None:
             await prepare(sock)
-        return sock, await _Negotiation(sock, address.export).run()
+        return sock, await _Negotiation(sock, address.export, context).run()
     except BaseException:
         sock.close()
         raise
@@ -155,11 +157,11 @@ async def _connected(sock: socket.socket, place: str | tuple[object, ...]) -> so
 
 
 class _Negotiation:
-    """One handshake. Fixed: socket and export. Changing: what is agreed on."""
+    """One handshake. Fixed: socket, export, metadata context. Changing: what is agreed on."""
 
-    def __init__(self, sock: socket.socket, export: str) -> None:
+    def __init__(self, sock: socket.socket, export: str, context: str) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sock, self._export = sock, export
+        self._sock, self._export, self._context = sock, export, context
         self._agreed = Agreed()
 
     async def run(self) -> Agreed:
@@ -167,7 +169,7 @@ class _Negotiation:
         await self._send(client.encode_client_flags(flags))
         await self._ask_structured()
         if self._agreed.structured:
-            await self._ask_allocation()
+            await self._ask_context()
         await self._go()
         return self._agreed
 
@@ -176,13 +178,13 @@ class _Negotiation:
         kind, _ = (await self._replies(wire.OPT_STRUCTURED_REPLY))[-1]
         self._agreed.structured = kind == wire.REP_ACK
 
-    async def _ask_allocation(self) -> None:
-        await self._send(client.encode_meta_context(self._export, [wire.BASE_ALLOCATION]))
+    async def _ask_context(self) -> None:
+        await self._send(client.encode_meta_context(self._export, [self._context]))
         for kind, data in await self._replies(wire.OPT_SET_META_CONTEXT):
             if kind == wire.REP_META_CONTEXT:
                 identity, name = client.decode_meta_context(data)
-                if name == wire.BASE_ALLOCATION:
-                    self._agreed.allocation = identity
+                if name == self._context:
+                    self._agreed.context = identity
 
     async def _go(self) -> None:
         await self._send(client.encode_go(self._export, [wire.INFO_BLOCK_SIZE]))

@@ -338,7 +338,7 @@ class NbdSession(asyncio.BufferedProtocol):
             request.target[at : at + length] = bytes(length)
         elif kind == wire.CHUNK_BLOCK_STATUS and request.command == wire.CMD_BLOCK_STATUS:
             context, extents = client.decode_block_status(payload)
-            if context == self.agreed.allocation:
+            if context == self.agreed.context:
                 if request.extents:
                     raise FormatError("the NBD server sends a block status twice")
                 request.extents = extents

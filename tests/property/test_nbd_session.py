@@ -38,7 +38,7 @@ class Transport(asyncio.Transport):
 
 
 def session(structured: bool = True) -> tuple[NbdSession, Transport]:
-    made = NbdSession(Agreed(size=SIZE, structured=structured, allocation=CONTEXT if structured else None))
+    made = NbdSession(Agreed(size=SIZE, structured=structured, context=CONTEXT if structured else None))
     transport = Transport(made)
     made.connection_made(transport)
     return made, transport
