@@ -49,7 +49,8 @@ class FrozenDisk(ReadOnlyDevice):
 class QemuBackup(BackupJob):
     """Backs up disks of a running QEMU.
 
-    Fixed: the fleecing. Changing: ``left``, the names of what QEMU would not give up at the end.
+    Fixed: the fleecing. Changing: ``left``, the names of what QEMU would not give up at the end; ``told``, what is
+    worth telling of its dirty bitmaps.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class QemuBackup(BackupJob):
         self._disks = [FrozenDisk(disk) for disk in fleecing.disks]
         self._watch: asyncio.Task[None] | None = None
         self.left: list[str] = []
+        self.told: list[str] = []
         drives = [Drive(number, disk.name, disk) for number, disk in enumerate(self._disks, 1)]
         super().__init__(
             drives,
@@ -108,13 +110,19 @@ class QemuBackup(BackupJob):
     async def _before(self) -> None:
         """Everything was read: make sure of it, and let the machine go before the archive is read back."""
         await self._fleecing.check()
-        await uninterrupted(self._end())
+        await uninterrupted(self._let_go())
         if self._verify is not None:
             await self._verify()
 
-    async def _end(self) -> None:
+    async def _let_go(self) -> None:
         if self._watch is not None:
             await end([self._watch])
+        self.left += await self._fleecing.let_go()
+
+    async def _end(self) -> None:
+        await self._let_go()
+        if self.is_decided:
+            self.told += await self._fleecing.keep_bitmaps()
         self.left += await self._fleecing.end()
 
     async def _abandon(self) -> None:

@@ -89,9 +89,7 @@ class Bitmap:
 def bitmaps_of(node: Mapping[str, Any]) -> list[Bitmap]:
     """The bitmaps of a node that have names, from query-named-block-nodes."""
     told = [one for one in node.get("dirty-bitmaps") or () if one.get("name")]
-    return [
-        Bitmap(str(node["node-name"]), str(one["name"]), int(one["granularity"]), _trouble_of(one)) for one in told
-    ]
+    return [Bitmap(str(node["node-name"]), str(one["name"]), int(one["granularity"]), _trouble_of(one)) for one in told]
 
 
 def _trouble_of(told: Mapping[str, Any]) -> str:

@@ -15,13 +15,17 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.errors import Advice, BusyError, PybackupError, SourceError, TargetError
 from pybackup.core.nbd.client import NbdDevice
+from pybackup.core.nbd.dirty_bitmap import NbdDirtyBitmap
 from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.core.system.watchdog import Watchdog
 from pybackup.core.tasks import first_of
 from pybackup.core.trace import Trace
 
+from .bitmaps import BitmapRequest, DirtyBitmaps
+from .changes import BitmapChanges
 from .disks import QemuDisk
 from .guardian import ACT_SECONDS, hand_over_run, remove_dead_run, wake_run
 from .handover import Handover, folder_of
@@ -57,10 +61,18 @@ class FleecingOptions:
 class Fleecing:
     """The frozen disks of one run.
 
-    Fixed: monitor, disks, the run's mark, the options. Changing: what was started.
+    Fixed: monitor, disks, the run's mark, the options. Changing: what was started; and ``changes``, from start() on:
+    what each disk's dirty bitmap tells, or why none does, and empty where nobody asked.
     """
 
-    def __init__(self, monitor: Monitor, disks: Sequence[QemuDisk], options: FleecingOptions, trace: Trace) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        disks: Sequence[QemuDisk],
+        options: FleecingOptions,
+        trace: Trace,
+        bitmaps: BitmapRequest | None = None,
+    ) -> None:
         self.disks = disks
         self._monitor, self._options, self._trace = monitor, options, trace
         self._mark = RunMark()
@@ -70,6 +82,9 @@ class Fleecing:
         self._serves = False
         self._unplugging = Unplugging(disks)
         self._opened: list[NbdDevice] = []
+        self._bitmaps = None if bitmaps is None else DirtyBitmaps(monitor, bitmaps)
+        self._asked: list[NbdDirtyBitmap] = []
+        self.changes: list[BitmapChanges | str] = []
 
     def _name(self, number: int) -> str:
         return disk_name(self._mark.run, number, shared=self._options.nbd_socket is not None)
@@ -91,10 +106,14 @@ class Fleecing:
             await self._add_image(handover, number, disk)
         if self._options.nbd_socket is None:
             await self._serve(handover)
+        if self._bitmaps is not None:
+            await self._bitmaps.look(self.disks, [self._name(number) for number in range(len(self.disks))])
         await self._freeze(held)
         for number, disk in enumerate(self.disks):
             await self._export(number)
             self._opened.append(await self._open(handover, number, disk))
+            if self._bitmaps is not None:
+                self.changes.append(await self._open_bitmap(handover, number, self._bitmaps))
         handover.remove_folder()
         for disk, device in zip(self.disks, self._opened, strict=True):
             if device.size != disk.size:
@@ -157,20 +176,32 @@ class Fleecing:
 
     async def _freeze(self, held: Callable[[], AbstractAsyncContextManager[None]]) -> None:
         """All disks in one transaction, so that they share one instant."""
-        actions: list[dict[str, Any]] = []
-        for number, disk in enumerate(self.disks):
-            actions += self._freeze_actions(self._name(number), disk)
+        actions = [self._freeze_action(self._name(number), disk) for number, disk in enumerate(self.disks)]
         try:
             async with held():
-                await self._monitor.execute("transaction", {"actions": actions})
+                await self._transact(actions)
         except RefusedError as error:
             if "busy" in error.reason or "in use" in error.reason:
                 raise BusyError(f"a disk of QEMU at {self._monitor.path} is in use: {error.reason}") from None
             raise
         self._trace("qemu.freeze", drives=len(self.disks))
 
-    def _freeze_actions(self, name: str, disk: QemuDisk) -> list[dict[str, Any]]:
-        """What belongs to one instant of one disk; actions on its dirty bitmaps would go here."""
+    async def _transact(self, actions: list[dict[str, Any]]) -> None:
+        """With what the dirty bitmaps need, if QEMU does it; without them there is a backup all the same.
+
+        That comes behind the backups, each of which keeps guests from writing until the transaction ends: a write
+        between a bitmap's copy and the instant would be in neither.
+        """
+        more = [] if self._bitmaps is None else self._bitmaps.actions()
+        if self._bitmaps is not None and more:
+            try:
+                await self._monitor.execute("transaction", {"actions": [*actions, *more]})
+                return
+            except RefusedError as error:
+                self._bitmaps.give_up(error.reason)
+        await self._monitor.execute("transaction", {"actions": actions})
+
+    def _freeze_action(self, name: str, disk: QemuDisk) -> dict[str, Any]:
         backup = {
             "job-id": name,
             "device": disk.node,
@@ -181,7 +212,7 @@ class Fleecing:
         if self._monitor.knows("blockdev-backup", "on-cbw-error"):
             # Where old data cannot be saved the backup fails, and not the guest's write.
             backup["on-cbw-error"] = "break-snapshot"
-        return [{"type": "blockdev-backup", "data": backup}]
+        return {"type": "blockdev-backup", "data": backup}
 
     async def _open(self, handover: Handover, number: int, disk: QemuDisk) -> NbdDevice:
         """Few connections, for QEMU serves all of them in one thread; each with room for what is asked over it.
@@ -196,14 +227,38 @@ class Fleecing:
             data_at_once=data_at_once(),
         )
 
+    async def _open_bitmap(self, handover: Handover, number: int, bitmaps: DirtyBitmaps) -> BitmapChanges | str:
+        """What tells the disk's changes, over a connection of its own; or why nothing does."""
+        if (changed := bitmaps.changed(number)) is None:
+            return bitmaps.why(number)
+        bitmap = await NbdDirtyBitmap.connect(
+            NbdAddress(self._name(number), socket=self._options.nbd_socket or handover.socket),
+            changed,
+            granularity=CLUSTER_SIZE,
+            prepare=self._keep,
+            data_at_once=data_at_once(),
+        )
+        if bitmap is None:
+            return "QEMU does not offer its record of changes"
+        self._asked.append(bitmap)
+        return BitmapChanges(bitmap)
+
     async def _keep(self, sock: socket.socket) -> None:
         await keep_connection(self._monitor, self._mark.run, self._kept, sock)
         self._kept += 1
 
     async def _export(self, number: int) -> None:
         name = self._name(number)
-        export = {"type": "nbd", "id": name, "node-name": name, "name": name, "writable": False}
-        await self._monitor.execute("block-export-add", export)
+        export: dict[str, Any] = {"type": "nbd", "id": name, "node-name": name, "name": name, "writable": False}
+        changed = None if self._bitmaps is None else self._bitmaps.changed(number)
+        try:
+            # By its name alone, as it was until 7.1: no other bitmap below the image has it.
+            await self._monitor.execute("block-export-add", export | ({"bitmaps": [changed]} if changed else {}))
+        except RefusedError as error:
+            if self._bitmaps is None or not changed:
+                raise
+            self._bitmaps.distrust(number, f"QEMU does not offer its record of changes: {error.reason}")
+            await self._monitor.execute("block-export-add", export)
         self._trace("qemu.export", drive=self.disks[number].name)
 
     # -- while it runs --
@@ -290,27 +345,51 @@ class Fleecing:
 
     # -- the end --
 
-    async def end(self) -> list[str]:
-        """Take everything out of QEMU again; the names of what would not go. A second time nothing happens."""
+    async def let_go(self) -> list[str]:
+        """Everything was read: take it out of QEMU, but for what records until the archive is durable.
+
+        Returns the names of what would not go. A second time nothing happens.
+        """
         left: list[str] = []
         if self._handover is not None:
-            left = await self._remove()
+            left = await self._remove(() if self._bitmaps is None else self._bitmaps.recordings)
+            # Not a word to an NBD server that was not stopped: see keep_connection().
+            for bitmap in self._asked:
+                await bitmap.abort()
             for device in self._opened:
-                # Not a word to an NBD server that was not stopped: see keep_connection().
                 await device.abort()
-            self._opened = []
+            self._opened, self._asked = [], []
             self._handover.close()
             self._handover = None
             self._trace("qemu.end")
+        return left
+
+    async def keep_bitmaps(self) -> list[str]:
+        """The archive is durable: from now on QEMU records what changes since, for the next; what is worth telling."""
+        if self._bitmaps is None:
+            return []
+        try:
+            told = await self._bitmaps.keep()
+        except SourceError as error:
+            return [f"no changes are recorded for the next backup: {error}"]
+        self._trace("qemu.keep")
+        lacking = [f"the changes of disk {name} are not recorded: {why}" for name, why in self._bitmaps.unrecorded]
+        return [*told, *lacking]
+
+    async def end(self) -> list[str]:
+        """Take everything out of QEMU again; the names of what would not go. A second time nothing happens."""
+        left = await self.let_go()
+        if self._bitmaps is not None and self._bitmaps.recordings:
+            left += await self._remove()
         if self._watchdog is not None:
             await self._watchdog.dismiss()
         self._mark.close()
         return left
 
-    async def _remove(self) -> list[str]:
+    async def _remove(self, but: Sequence[str] = ()) -> list[str]:
         server, self._serves = self._serves, False
         try:
-            return await remove_run(self._monitor, self._mark.run, server=server)
+            return await remove_run(self._monitor, self._mark.run, server=server, but=but)
         except MonitorLostError:
             # Either QEMU has ended, or the next run finds what is left.
             return []

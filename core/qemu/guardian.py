@@ -73,7 +73,7 @@ async def _remove(text: str, descriptors: Sequence[int]) -> None:
         monitor = await MonitorTakenOver.begin(descriptors[0], told["monitor"])
         found = await look(monitor, told["run"])
         # The server is started after the first node is there, and stopped before the last one goes.
-        server = bool(found.names) and not told["shared"] and not found.foreign_exports
+        server = found.needs_server(told["run"]) and not told["shared"] and not found.foreign_exports
         await remove_run(monitor, told["run"], server=server)
         await monitor.close()
     except MonitorLostError:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
@@ -76,18 +76,27 @@ def is_alive(run: str) -> bool:
 
 @dataclass(slots=True)
 class Found:
-    """What runs have left in QEMU: the state of jobs by id, exports, nodes, and numbers of descriptor sets."""
+    """What runs have left in QEMU.
+
+    The state of jobs by id, exports, nodes, (node, name) of bitmaps, and names of descriptor sets by their number.
+    """
 
     jobs: dict[str, str] = field(default_factory=dict)
     exports: list[str] = field(default_factory=list)
     nodes: list[str] = field(default_factory=list)
+    bitmaps: list[tuple[str, str]] = field(default_factory=list)
     descriptors: dict[int, str] = field(default_factory=dict)
     foreign_exports: bool = False
 
     @property
     def names(self) -> list[str]:
         """The names of all that somebody else could stumble over."""
-        return [*self.jobs, *self.exports, *self.nodes]
+        return [*self.jobs, *self.exports, *self.nodes, *(name for _, name in self.bitmaps)]
+
+    def needs_server(self, run: str) -> bool:
+        """Whether QEMU's NBD server may be that of the run: it is stopped before the last of its nodes goes."""
+        names = [*self.jobs, *self.exports, *self.nodes]
+        return any(maker.run == run for maker in map(maker_of, names) if maker is not None)
 
     @property
     def runs(self) -> dict[str, bool]:
@@ -96,12 +105,12 @@ class Found:
         return dict(one for one in made if one is not None)
 
 
-async def look(monitor: Commands, run: str = "") -> Found:
-    """What there is of one run, or of all."""
+async def look(monitor: Commands, run: str = "", but: Collection[str] = ()) -> Found:
+    """What there is of one run, or of all; ``but`` some names."""
 
     def ours(name: str) -> bool:
         maker = maker_of(name)
-        return maker is not None and run in ("", maker.run)
+        return maker is not None and run in ("", maker.run) and name not in but
 
     jobs = await monitor.execute("query-jobs")
     exports = await monitor.execute("query-block-exports")
@@ -112,16 +121,26 @@ async def look(monitor: Commands, run: str = "") -> Found:
         jobs={job["id"]: job["status"] for job in jobs if ours(job["id"])},
         exports=[export["id"] for export in exports if ours(export["id"])],
         nodes=[node["node-name"] for node in nodes if ours(node["node-name"])],
+        bitmaps=[
+            (node["node-name"], bitmap["name"])
+            for node in nodes
+            for bitmap in node.get("dirty-bitmaps") or ()
+            if ours(bitmap.get("name", ""))
+        ],
         descriptors={number: name for number, name in opaque.items() if ours(name)},
         foreign_exports=any(not ours(export["id"]) for export in exports),
     )
 
 
-async def remove_run(monitor: Commands, run: str, *, server: bool) -> list[str]:
-    """Remove all that a run put into QEMU, its NBD server too with ``server``; the names of what would not go."""
+async def remove_run(monitor: Commands, run: str, *, server: bool, but: Collection[str] = ()) -> list[str]:
+    """Remove all that a run put into QEMU, its NBD server too with ``server``; the names of what would not go.
+
+    ``but``: names of what is to stay.
+    """
     begun = time.monotonic()
+    tried: list[tuple[str, str]] = []
     released = not monitor.knows("closefd")
-    while (found := await look(monitor, run)).names or server:
+    while (found := await look(monitor, run, but)).names or server:
         for export in found.exports:
             await _try(monitor, "block-export-del", {"id": export, "mode": "hard"})
         stuck = time.monotonic() - begun > STUCK_SECONDS
@@ -136,9 +155,13 @@ async def remove_run(monitor: Commands, run: str, *, server: bool) -> list[str]:
         # An image's node uses that of its file, whose name is the longer one.
         for node in () if found.exports or found.jobs else sorted(found.nodes, key=len):
             await _try(monitor, "blockdev-del", {"node-name": node})
+        for node, bitmap in () if found.exports else found.bitmaps:
+            await _try(monitor, "block-dirty-bitmap-remove", {"node": node, "name": bitmap})
         if time.monotonic() - begun > REMOVE_SECONDS:
             return found.names
-        await asyncio.sleep(LOOK_SECONDS if found.exports or found.jobs else 0)
+        waits = found.exports or found.jobs or (found.bitmaps and found.bitmaps == tried)
+        tried = found.bitmaps
+        await asyncio.sleep(LOOK_SECONDS if waits else 0)
     # QEMU closes descriptors of sets only while the machine runs, at the next occasion: there is nothing to wait for.
     for number in found.descriptors:
         await _try(monitor, "remove-fd", {"fdset-id": number})
@@ -196,7 +219,8 @@ async def remove_leftovers(monitor: Monitor) -> None:
     for run, shared in found.runs.items():
         # The server was started after the run's first node, and is stopped before the last one goes. Only where
         # somebody else's export is on it, it is not for us to stop.
-        if left := await remove_run(monitor, run, server=not shared and not found.foreign_exports):
+        server = found.needs_server(run) and not shared and not found.foreign_exports
+        if left := await remove_run(monitor, run, server=server):
             raise BusyError(
                 f"a killed run has left {', '.join(left)} in QEMU at {monitor.path}, and QEMU does not remove it"
             )

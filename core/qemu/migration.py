@@ -6,6 +6,7 @@ import asyncio
 
 from pybackup.core.errors import BusyError, PybackupError, SourceError
 
+from .leftovers import Commands
 from .monitor import Monitor
 
 PERIOD = 0.5
@@ -24,7 +25,7 @@ _UNDER_WAY = (
 """What query-migrate says of a migration that has not ended."""
 
 
-async def why_not(monitor: Monitor) -> str | None:
+async def why_not(monitor: Commands) -> str | None:
     """Why a machine is not to be backed up now; None if it may be."""
     if monitor.knows("query-status"):
         status = (await monitor.execute("query-status"))["status"]

@@ -1,4 +1,4 @@
-"""What a run's nodes, jobs and exports in QEMU are called, and its folder: so that they are known as ours again.
+"""What a run's nodes, jobs, exports and bitmaps in QEMU are called, and its folder: so that they are known again.
 
 A name is all that QEMU keeps of who made something. Others use names with ``pybackup-`` too, and a date has eight
 digits; so the run's number carries its own checksum, which a name by chance does not have.
@@ -54,6 +54,16 @@ def run_of_folder(name: str) -> str | None:
 def disk_name(run: str, number: int, *, shared: bool) -> str:
     """The name of a disk's image, job and export in QEMU, where names of nodes have at most 31 characters."""
     return f"{PREFIX}{run}-{_SHARED if shared else ''}{number}"
+
+
+def copy_name(name: str) -> str:
+    """Of the bitmap that holds what had changed at the instant, while the run lasts; ``name`` is the disk's."""
+    return f"{name}-changed"
+
+
+def recording_name(name: str) -> str:
+    """Of the bitmap that records from the instant on, until the archive is there; ``name`` is the disk's."""
+    return f"{name}-recording"
 
 
 def maker_of(name: str) -> Made | None:

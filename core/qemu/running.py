@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pybackup.core.errors import Advice, RequestError, SourceError
 from pybackup.core.trace import Trace
 
+from .bitmaps import BitmapRequest
 from .disks import LeftOut, QemuDisk, find_disks, select
 from .fleecing import Fleecing, FleecingOptions
 from .leftovers import remove_leftovers
@@ -69,9 +70,11 @@ class RunningQemu:
             await monitor.close()
             raise
 
-    def fleecing(self, options: FleecingOptions, trace: Trace | None = None) -> Fleecing:
-        """What freezes the disks, for one backup."""
-        return Fleecing(self._monitor, self.disks, options, trace or Trace())
+    def fleecing(
+        self, options: FleecingOptions, trace: Trace | None = None, bitmaps: BitmapRequest | None = None
+    ) -> Fleecing:
+        """What freezes the disks, for one backup; ``bitmaps``: what it wants of their dirty bitmaps, if anything."""
+        return Fleecing(self._monitor, self.disks, options, trace or Trace(), bitmaps)
 
     async def close(self) -> None:
         """Leave the monitor."""

@@ -48,7 +48,7 @@ class Night:
 
 
 class Series:
-    """Nights, each the child of the one before, of all disks or of some, over a server of QEMU's own or a shared one."""
+    """Nights, each the child of the one before, over a server of QEMU's own or a shared one."""
 
     def __init__(self, qemu: Qemu, *, shared: bool = False, keeps_parent: bool = False) -> None:
         self.qemu, self.shared, self.keeps_parent = qemu, shared, keeps_parent

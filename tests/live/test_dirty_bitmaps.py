@@ -1,4 +1,4 @@
-"""QEMU's dirty bitmaps tell all that has changed, whatever happens between two nights; where they cannot, it is known."""
+"""QEMU's dirty bitmaps tell all that has changed, whatever happens between two nights; or it is known why not."""
 
 from __future__ import annotations
 
