@@ -3,13 +3,16 @@
 The encoder has three steps, so that the costly one can run in any thread: ``add`` gathers clusters into items (in
 the caller's order), ``encode`` turns one item into compressed frames (pure, any thread, any order), ``commit``
 takes the encoded items in order and returns the bytes of the file, index and seek table included.
+
+Frames of other archives can be taken as they are (``add_frame``): of an extent with several frames the header has one
+of its own, so that nothing in the others says whose they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import zstandard
 
@@ -71,10 +74,43 @@ class EncodedFrame(NamedTuple):
     checksum: int
 
 
+class CopiedFrame(NamedTuple):
+    """A frame of another archive that holds whole clusters and nothing else: which ones, and their digests in order."""
+
+    frame: EncodedFrame
+    slots: Sequence[SlotRun]
+    digests: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class CopiedExtent:
+    """Up to 58 clusters that lie in frames of other archives. ``blocks``: how many all the clusters have."""
+
+    slots: list[SlotRun] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    frames: list[EncodedFrame] = field(default_factory=list)
+    blocks: int = 0
+
+    def add(self, copied: CopiedFrame) -> None:
+        """Append a frame, for whose clusters there must be room."""
+        self.slots += copied.slots
+        self.digests += copied.digests
+        self.frames.append(copied.frame)
+        self.blocks += copied.frame.decompressed // vma_layout.BLOCK_SIZE
+
+    @property
+    def room(self) -> int:
+        """How many further clusters fit."""
+        return vma_layout.CLUSTERS_PER_EXTENT - len(self.digests)
+
+
+Item: TypeAlias = Extent | ZeroRun | CopiedExtent
+
+
 class Encoded(NamedTuple):
     """An item, ready to be written."""
 
-    item: Extent | ZeroRun
+    item: Item
     frames: Sequence[EncodedFrame]
 
 
@@ -95,7 +131,7 @@ class ArchiveEncoder:
     """Turns clusters into an archive.
 
     Fixed: header, level, frame size. ``level`` None writes the plain VMA, without index and seek table.
-    Changing: ``ready`` (items to encode, oldest first), the open extent, and what commit() has counted; add and
+    Changing: ``ready`` (items to encode, oldest first), the open extents, and what commit() has counted; add and
     commit belong to one caller, encode may be called from any thread.
     """
 
@@ -105,10 +141,10 @@ class ArchiveEncoder:
         self._header_bytes = vma.encode_header(header)
         # As every reader will see it, names too, which what is told of the drives has to agree with.
         self.header = vma.decode_header(self._header_bytes, allow_delta=True)
-        self.ready: list[Extent | ZeroRun] = []
+        self.ready: list[Item] = []
         self.written = 0
         self._level, self._frame_size = level, frame_size
-        self._open = Extent()
+        self._open, self._copied = Extent(), CopiedExtent()
         self._seek_table = zs.SeekTable()
         self.index = index.IndexBuilder(0, 0)
 
@@ -157,8 +193,23 @@ class ArchiveEncoder:
         if whole_end < end:
             self._add(drive_id, whole_end, zero_run(end - whole_end))
 
+    def add_frame(self, copied: CopiedFrame) -> None:
+        """Take a frame of another archive, which must have a checksum, and at most 58 clusters.
+
+        Frames gather in an extent of their own: no order holds between them and other clusters.
+        """
+        if len(copied.digests) > self._copied.room:
+            self._close_copied()
+        self._copied.add(copied)
+
+    def _close_copied(self) -> None:
+        if self._copied.frames:
+            self.ready.append(self._copied)
+            self._copied = CopiedExtent()
+
     def close_extent(self) -> None:
-        """Make an item of what was gathered so far, full or not."""
+        """Make items of what was gathered so far, full or not."""
+        self._close_copied()
         if self._open.clusters:
             self.ready.append(self._open)
             self._open = Extent()
@@ -176,15 +227,21 @@ class ArchiveEncoder:
             return None
         return zstandard.ZstdCompressor(compression_params=compression_parameters(self._level))
 
-    def encode(self, item: Extent | ZeroRun, compressor: zstandard.ZstdCompressor | None) -> Encoded:
+    def encode(self, item: Item, compressor: zstandard.ZstdCompressor | None) -> Encoded:
         """Compress one item."""
         if isinstance(item, ZeroRun):
             return Encoded(item, [_frame([memoryview(self._zero_extents(item))], compressor)])
+        if isinstance(item, CopiedExtent):
+            return Encoded(item, [_frame([self._header_of(item)], compressor), *item.frames])
         return Encoded(item, [_frame(pieces, compressor) for pieces in self._cut(item)])
 
     def _zero_extents(self, run: ZeroRun) -> bytes:
         digest = EMPTY_EXTENT_DIGEST if self.header.extent_digests else None
         return vma.encode_zero_extents(self.header.uuid, run.drive_id, run.first, run.clusters, digest)
+
+    def _header_of(self, extent: Extent | CopiedExtent) -> bytes:
+        digest = extent_digest(extent.digests) if self.header.extent_digests else None
+        return vma.encode_extent_header(self.header.uuid, vma.pack_slots(extent.slots), extent.blocks, digest)
 
     def _cut(self, extent: Extent) -> list[list[memoryview]]:
         """An extent's bytes in pieces of at most the frame size, but at least a cluster, cut between clusters.
@@ -192,8 +249,7 @@ class ArchiveEncoder:
         The header of an extent that needs several frames has one of its own: a frame that is one part of a buffer need
         not be put together, and no header is lost with data.
         """
-        digest = extent_digest(extent.digests) if self.header.extent_digests else None
-        head = vma.encode_extent_header(self.header.uuid, vma.pack_slots(extent.slots), extent.blocks, digest)
+        head = self._header_of(extent)
         frames = [[Part(head, 0, len(head))]]
         is_one_frame = len(head) + extent.blocks * vma_layout.BLOCK_SIZE <= self._frame_size
         room = self._frame_size - len(head) if is_one_frame else 0

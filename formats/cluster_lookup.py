@@ -47,6 +47,18 @@ class StoredCluster(NamedTuple):
     digest: bytes
 
 
+class FrameGroup(NamedTuple):
+    """Neighbouring frames, mostly one, and the numbers [first, end) of the stored clusters that lie in them alone.
+
+    ``is_exact``: it is one frame, and holds nothing else.
+    """
+
+    frames: tuple[FramePlace, ...]
+    first: int
+    end: int
+    is_exact: bool
+
+
 class Segment:
     """A segment, decoded. Fixed after construction."""
 
@@ -188,11 +200,44 @@ class Segment:
         place = self.vma_offset + self._places[number] * EXTENT_HEADER_SIZE
         return StoredCluster(place, self._masks[number], self._digests[at : at + CLUSTER_DIGEST_SIZE])
 
+    def frame_groups(self, most: int) -> Iterator[FrameGroup]:
+        """The frames that hold stored clusters, in their order; frames that share a cluster together, ``most`` at most.
+
+        FormatError where clusters do not lie one behind the other, as those of an archive do.
+        """
+        number = frame = 0
+        while number < len(self._masks):
+            first, position = number, self._place(number)
+            is_exact = position == self.frame_of(position).vma_offset
+            low = bisect_right(self._vma_offsets, position) - 1
+            if low < frame:
+                raise FormatError("clusters of the index lie one over the other", position)
+            frame = low
+            while number < len(self._masks) and (place := self._place(number)) < self._vma_offsets[frame + 1]:
+                if place < position:
+                    raise FormatError("clusters of the index lie one over the other", place)
+                is_exact = is_exact and place == position
+                position = place + self._masks[number].bit_count() * BLOCK_SIZE
+                while position > self._vma_offsets[frame + 1]:
+                    frame += 1
+                    if frame - low == most or frame + 1 >= len(self._vma_offsets):
+                        raise FormatError("the index names a place outside its frames", place)
+                number += 1
+            is_exact = is_exact and frame == low and position == self._vma_offsets[frame + 1]
+            yield FrameGroup(tuple(map(self._frame, range(low, frame + 1))), first, number, is_exact)
+            frame += 1
+
+    def _place(self, number: int) -> int:
+        return self.vma_offset + self._places[number] * EXTENT_HEADER_SIZE
+
     def frame_of(self, vma_offset: int) -> FramePlace:
         """The frame that holds a byte of the VMA stream (FormatError where the segment has none)."""
         at = bisect_right(self._vma_offsets, vma_offset) - 1
         if not 0 <= at < len(self._vma_offsets) - 1:
             raise FormatError("the index names a place outside its frames", vma_offset)
+        return self._frame(at)
+
+    def _frame(self, at: int) -> FramePlace:
         return FramePlace(self._file_offsets[at], self._frames[2 * at], self._vma_offsets[at], self._frames[2 * at + 1])
 
 

@@ -147,6 +147,11 @@ def open_index(archive: bytes) -> ArchiveIndex:
     return ArchiveIndex(read_of(archive), len(archive), "test.vma")
 
 
+def open_layer(archive: bytes, name: str) -> ArchiveIndex:
+    """The same of what may be a delta."""
+    return ArchiveIndex(read_of(archive), len(archive), name, allow_delta=True)
+
+
 def frames_of(archive: bytes) -> list[zs.Frame]:
     """Every frame of a zstd file, whole."""
     source = io.BytesIO(archive)

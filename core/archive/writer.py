@@ -16,7 +16,7 @@ from pybackup.core.device import CLUSTER_SIZE, Buffer
 from pybackup.core.sinks import Sink
 from pybackup.core.tasks import end
 from pybackup.core.trace import Trace
-from pybackup.formats.archive import ArchiveEncoder, Encoded, Extent, ZeroRun
+from pybackup.formats.archive import ArchiveEncoder, CopiedFrame, Encoded, Item
 from pybackup.formats.cluster_index import DriveCounts
 from pybackup.formats.clusters import ClusterRun, scan
 
@@ -92,6 +92,12 @@ class ArchiveWriter:
             self._encoder.add_zeros(drive_id, first, count)
             await self._submit_ready()
 
+    async def put_frame(self, frame: CopiedFrame) -> None:
+        """Take a frame of another archive, which is written as it is."""
+        async with self._turn:
+            self._encoder.add_frame(frame)
+            await self._submit_ready()
+
     async def _submit_ready(self) -> None:
         ready = self._encoder.ready
         self._encoder.ready = []
@@ -103,10 +109,10 @@ class ArchiveWriter:
                 await self._write_oldest()
             self._queue.append(self._encode(item))
 
-    def _encode(self, item: Extent | ZeroRun) -> asyncio.Future[Encoded]:
+    def _encode(self, item: Item) -> asyncio.Future[Encoded]:
         return asyncio.wrap_future(self._pool.submit(self._encode_in_thread, item))
 
-    def _encode_in_thread(self, item: Extent | ZeroRun) -> Encoded:
+    def _encode_in_thread(self, item: Item) -> Encoded:
         local = self._local
         if not hasattr(local, "compressor"):
             local.compressor = self._encoder.compressor()
