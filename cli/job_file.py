@@ -14,7 +14,7 @@ from pybackup.cli.params import NAME, Duration, Named, NamedPath, Size
 from pybackup.core.errors import RequestError, SourceError
 
 _NUMBERS = (click.types.IntParamType, click.types.FloatParamType, Size, Duration)
-_NO_KEYS = frozenset({"job", "help"})
+_NO_KEYS = frozenset({"job", "help", "forget"})
 
 
 def read_job_file(context: click.Context, _option: click.Parameter, path: str | None) -> str | None:

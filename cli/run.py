@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pybackup.cli import forget
 from pybackup.cli.archive_name import fixed_folder
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import reason
@@ -46,7 +47,19 @@ from pybackup.core.trace import Trace
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
 
 
-@click.command("run", cls=Command, short_help="Back up one or more disks into one archive.")
+class _Run(Command):
+    """`run --forget` has arguments of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        """As Click does it, of what was asked."""
+        if not forget.is_asked(args):
+            return super().make_context(info_name, args, parent, **extra)
+        return forget.command.make_context(info_name, args, parent, **extra)
+
+
+@click.command("run", cls=_Run, short_help="Back up one or more disks into one archive.")
 @click.argument(
     "sources", type=NamedPath(source_place), nargs=-1, metavar="[NAME=]SOURCE...", callback=or_from_job_file
 )
@@ -90,6 +103,13 @@ from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAM
     default=None,
     metavar="PATH",
     help="With qmp: QEMU's NBD server, of which it has only one, runs already and listens on this Unix socket.",
+)
+@click.option(
+    forget.OPTION,
+    is_flag=True,
+    expose_value=False,
+    help="Alone with qmp:SOCKET: make no backup, but remove from QEMU the dirty bitmaps that backups have left there to"
+    " know what changes. The next one reads all of the disks.",
 )
 @agent_options("With qmp: ")
 @click.option(

@@ -44,7 +44,9 @@ class Night:
     def parent(self) -> ParentArchive:
         """As the parent of the next."""
         sizes = {name: len(told.content) for name, told in self.disks.items()}
-        return ParentArchive(self.request.archive, self.request.created, sizes)
+        above = self.request.parent
+        ancestors = frozenset() if above is None else above.ancestors | {above.uuid}
+        return ParentArchive(self.request.archive, self.request.created, sizes, ancestors)
 
 
 class Series:

@@ -91,7 +91,7 @@ def test_commands_and_options_of_examples_are_there(path: Path) -> None:
 
 def test_the_job_page_explains_every_option_of_run() -> None:
     text = written((MAN / "pybackup-job.5").read_text())
-    keys = {name[2:] for name in options_of("run") if name.startswith("--")} - {"help", "job"}
+    keys = {name[2:] for name in options_of("run") if name.startswith("--")} - {"help", "job", "forget"}
     tags = re.findall(r"^\.TP\n(.*)$", (MAN / "pybackup-job.5").read_text(), re.MULTILINE)
     explained = {key for tag in tags for key in re.findall(r"[a-z-]+", written(tag)) if "/" not in tag}
     assert explained - {"sources", "archive"} == keys

@@ -140,7 +140,7 @@ def test_every_option_of_run_can_stand_in_a_job_file(tmp_path: Path) -> None:
         group.main(["run", "--job", str(tmp_path / "j.toml"), "a", "b"], standalone_mode=False)
     keys = str(refused.value).rpartition("there are ")[2].split(", ")
     options = [name[2:] for param in run.params for name in param.opts if name.startswith("--")]
-    assert sorted(keys) == sorted([*set(options) - {"job"}, "sources", "archive"])
+    assert sorted(keys) == sorted([*set(options) - {"job", "forget"}, "sources", "archive"])
     assert len(options) > 20
 
 
