@@ -130,7 +130,7 @@ class _Run(Command):
 @click.option(
     "--frame-size",
     type=Size(MIN_FRAME_SIZE, MAX_FRAME_SIZE),
-    default=str(DEFAULT_FRAME_SIZE >> 20) + "M",
+    default=f"{DEFAULT_FRAME_SIZE >> 10}K",
     show_default=True,
     metavar="SIZE",
     help="At most SIZE bytes in a zstd frame, 64K to 8M: small frames are faster to read at random, large ones"

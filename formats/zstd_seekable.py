@@ -307,7 +307,7 @@ def take_seek_table(feed: ByteFeed, chunk: int = 1 << 20) -> SeekTableSeen:
 class SeekTable:
     """The rows of a seek table: for each frame its compressed size, decompressed size and checksum.
 
-    Twelve bytes a frame: 12 MiB for a terabyte of stored data in frames of 1 MiB.
+    Twelve bytes a frame: 48 MiB for a tebibyte of stored data in frames of 256 KiB.
     """
 
     def __init__(self) -> None:
@@ -327,8 +327,13 @@ class SeekTable:
 
     def encode(self) -> bytes:
         """The skippable frame that ends a seekable file."""
-        rows = _little_endian(self._rows).tobytes()
-        return skippable(SEEK_TABLE_MAGIC, rows + SEEK_FOOTER.pack(len(self), SEEK_DESCRIPTOR, SEEKABLE_NUMBER))
+        return b"".join(self.pieces())
+
+    def pieces(self) -> list[Buffer]:
+        """The same in pieces, of which the rows are no copy: no row can be added while one is held."""
+        rows = memoryview(_little_endian(self._rows)).cast("B")
+        head = SKIPPABLE_HEADER.pack(SEEK_TABLE_MAGIC, len(rows) + SEEK_FOOTER.size)
+        return [head, rows, SEEK_FOOTER.pack(len(self), SEEK_DESCRIPTOR, SEEKABLE_NUMBER)]
 
     @staticmethod
     def size_from_footer(footer: Buffer, file_size: int) -> int | None:
