@@ -34,6 +34,7 @@ WORDS = {
     Advice.SHARE_READ_ONLY: ": --force-share serves only with --read-only",
     Advice.TELL_SIZE: ": --size",
     Advice.SIZE_SAYS: "; --size says {about}",
+    Advice.NAME_PARENTS: "; --parents names another place to look in",
     Advice.THAT_SIZE_SAYS: " that --size says",
 }
 """By each advice the end of a sentence, in which {about} is replaced by the error's."""

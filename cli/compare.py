@@ -16,6 +16,7 @@ from pybackup.cli.options import (
     format_option,
     job_options,
     json_option,
+    parents_option,
     snapshot_option,
     threads_option,
 )
@@ -24,7 +25,8 @@ from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.request import JobRequest, takes
 from pybackup.cli.running import run_in_loop, run_job, threads_or_default
-from pybackup.core.archive.open import open_drives
+from pybackup.core.archive.chain import ParentSearch
+from pybackup.core.archive.drives import open_drives
 from pybackup.core.archive.stream import Digests
 from pybackup.core.device import BlockDevice
 from pybackup.core.endpoints.drive_names import drive_name
@@ -33,7 +35,7 @@ from pybackup.core.endpoints.sources import SourceOptions, open_source
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.jobs.compare import CompareJob
 from pybackup.core.jobs.walk import Extents
-from pybackup.core.places.kinds import ArchivePlace, DiskPlace
+from pybackup.core.places.kinds import ArchivePlace, DiskPlace, HistoryPlace
 from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo, Header
 
@@ -51,6 +53,7 @@ class _Request(JobRequest):
     image_format: str | None
     force_share: bool
     snapshot: str
+    parents: Sequence[HistoryPlace]
     threads: int | None
     as_json: bool
 
@@ -68,6 +71,7 @@ class _Request(JobRequest):
 @format_option
 @force_share_option
 @snapshot_option
+@parents_option
 @threads_option
 @json_option
 @job_options
@@ -86,7 +90,8 @@ def command(request: _Request) -> int:
         return [_drive_for(header, source, request.drive, len(request.sources)) for source in request.sources]
 
     threads = threads_or_default(request.threads)
-    with open_drives(request.archive, wanted, threads=threads, digests=Digests.UNPROVEN) as stream:
+    search = ParentSearch(request.parents)
+    with open_drives(request.archive, wanted, threads=threads, digests=Digests.UNPROVEN, search=search) as stream:
         for source, info in zip(request.sources, wanted(stream.header), strict=True):
             if info in plan:
                 raise RequestError(f"drive {info.name} is compared twice")

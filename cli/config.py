@@ -11,7 +11,7 @@ from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.options import json_option
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
-from pybackup.core.archive.open import archive_header
+from pybackup.core.archive.drives import archive_header
 from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import ArchivePlace
 from pybackup.formats.vma import find_name

@@ -8,6 +8,7 @@ from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import (
     ArchivePlace,
     DiskPlace,
+    HistoryPlace,
     NewArchivePlace,
     RunningServer,
     ServedPlace,
@@ -18,6 +19,7 @@ from pybackup.core.places.kinds import (
 from pybackup.core.places.parsing import (
     ARCHIVE,
     DISK,
+    HISTORY,
     NEW_ARCHIVE,
     SERVED,
     SOURCE,
@@ -69,6 +71,14 @@ def new_archive_place(text: str) -> NewArchivePlace:
     except OtherMachineError as error:
         command = quote(f"|ssh {quote(error.host)} {quote(f'cat > {quote(error.path)}')}")
         raise RequestError(f"{error}; write {_by_sftp(error)}, or: {command}") from None
+
+
+def history_place(text: str) -> HistoryPlace:
+    """A folder of archives (RequestError)."""
+    try:
+        return HISTORY.parse(text)
+    except OtherMachineError as error:
+        raise RequestError(f"{error}; write {_by_sftp(error)}") from None
 
 
 def _by_sftp(of: OtherMachineError) -> str:

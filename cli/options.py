@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pybackup.cli.elsewhere import history_place
 from pybackup.cli.params import PlainPath, Seconds, Size, Whole
 from pybackup.core.images.formats import ALIASES, FORMATS
 from pybackup.core.trace import EVENTS
@@ -34,6 +35,18 @@ def all_of(*options: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def parents_option(function: F) -> F:
+    """--parents, of commands that read archives."""
+    return click.option(
+        "--parents",
+        type=PlainPath(history_place),
+        multiple=True,
+        metavar="PLACE",
+        help="Where the archives lie that a delta needs, beside the folder or prefix that it lies in itself; may be"
+        " given several times.",
+    )(function)
 
 
 def agent_options(begin: str = "") -> Callable[[F], F]:

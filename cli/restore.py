@@ -10,7 +10,7 @@ import click
 from pybackup.cli.command import Command, later
 from pybackup.cli.elsewhere import archive_place, target_place
 from pybackup.cli.numbers import duration, short
-from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.options import job_options, json_option, parents_option, threads_option
 from pybackup.cli.params import Named, NamedPath, PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
@@ -19,7 +19,7 @@ from pybackup.cli.running import run_in_loop, run_job, tell_report, threads_or_d
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.images.formats import ALIASES, FORMATS
 from pybackup.core.jobs.restore import RestoreJob
-from pybackup.core.places.kinds import ArchivePlace, TargetPlace
+from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, TargetPlace
 from pybackup.core.runs.restore import RestoreRequest, restore
 from pybackup.core.runs.restore_plan import RestorePlan, is_folder
 from pybackup.core.sinks.stream import own_descriptor
@@ -37,6 +37,7 @@ class _Request(JobRequest):
     force: bool
     with_config: bool
     skip_damaged: bool
+    parents: Sequence[HistoryPlace]
     threads: int | None
     as_json: bool
 
@@ -79,6 +80,7 @@ class _Request(JobRequest):
     help="Save what can be saved of a damaged archive, under the full name, and list what is lost: zeros in a file or a"
     " stream, on a disk what was there. The exit code is then 4.",
 )
+@parents_option
 @threads_option
 @json_option
 @job_options
@@ -121,6 +123,7 @@ def _for_core(request: _Request) -> RestoreRequest:
         replace=request.force,
         with_configs=request.with_config,
         skip_damaged=request.skip_damaged,
+        parents=request.parents,
         threads=threads_or_default(request.threads),
         speed=request.speed,
     )

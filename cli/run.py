@@ -13,7 +13,7 @@ from pybackup.cli import forget
 from pybackup.cli.archive_name import fixed_folder
 from pybackup.cli.command import Command
 from pybackup.cli.consistency import reason
-from pybackup.cli.elsewhere import new_archive_place, source_place
+from pybackup.cli.elsewhere import history_place, new_archive_place, source_place
 from pybackup.cli.failures import describe
 from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
@@ -23,6 +23,7 @@ from pybackup.cli.options import (
     format_option,
     job_options,
     json_option,
+    parents_option,
     snapshot_option,
     threads_option,
 )
@@ -32,16 +33,19 @@ from pybackup.cli.running import run_in_loop, run_job, tell_report, warn
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.cli.version import VERSION
+from pybackup.core.archive.chain import MOST_ARCHIVES
 from pybackup.core.archive.create import ArchiveOptions
 from pybackup.core.errors import ExitCode
 from pybackup.core.guest.consistency import consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions
+from pybackup.core.jobs.changes import ways_told
 from pybackup.core.places.kinds import LocalPath, NewArchivePlace, RunningQemu, RunningServer, StandardInput
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.runs.at_rest import DisksAtRest
 from pybackup.core.runs.course import Backup, BackupRequest, Way, backup
 from pybackup.core.runs.machine import MachinesDisks
+from pybackup.core.runs.parent import MAX_CHAIN
 from pybackup.core.runs.served import ServedDisks
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
@@ -136,6 +140,28 @@ class _Run(Command):
     help="At most SIZE bytes in a zstd frame, 64K to 8M: small frames are faster to read at random, large ones"
     " make the archive smaller.",
 )
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help="Store only what changed since the newest archive with these drives beside ARCHIVE; a full archive if there is"
+    " none.",
+)
+@click.option(
+    "--base",
+    type=PlainPath(history_place),
+    default=None,
+    metavar="PARENT",
+    help="Store only what changed since the archive PARENT.",
+)
+@click.option(
+    "--max-chain",
+    type=Whole(1, MOST_ARCHIVES - 1),
+    default=MAX_CHAIN,
+    show_default=True,
+    metavar="N",
+    help="With --incremental or --base: after N archives in a row that hold only changes, a full one.",
+)
+@parents_option
 @threads_option
 @click.option("-f", "--force", is_flag=True, help="Replace ARCHIVE if it exists, and is an archive or empty.")
 @click.option("--verify", is_flag=True, help="Read the archive back and check it before it gets its name.")
@@ -227,6 +253,7 @@ async def _run(request: RunRequest, way: Way, options: ArchiveOptions, trace: Tr
         verify=request.verify,
         skip_unreadable=request.skip_unreadable,
         speed=request.speed,
+        parent=request.parent_wish(),
         tool=f"pybackup {VERSION}",
     )
     async with backup(way, asked, named=named, listener=request.listener(), trace=trace) as job:
@@ -261,6 +288,7 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
             f" {short(progress.stored)} stored in {short(progress.written)}"
             f" ({percent(progress.written, progress.stored)})"
             + (", verified" if request.verify else "")
+            + (f", {short(progress.unchanged)} as in the parent" if progress.unchanged else "")
             + (", filesystem-consistent" if job.consistency.get("consistency") == "filesystem" else ""),
             err=True,
         )
@@ -284,6 +312,8 @@ def _summary(request: RunRequest, job: Backup) -> dict[str, Any]:
         "verified": request.verify,
         **consistency_of(job.consistency),
         "drives": [{"name": one.name, "size": one.size, "zero": one.zero} for one in progress.drives],
+        "unchanged": progress.unchanged,
+        **ways_told(job.ways),
         "unreadable": job.lost.as_json(),
         "unreadable_bytes": job.lost.lost,
     }

@@ -20,6 +20,7 @@ from pybackup.core.endpoints.reflink import Snapshot
 from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import (
+    HistoryPlace,
     LocalPath,
     NewArchivePlace,
     RunningQemu,
@@ -28,6 +29,7 @@ from pybackup.core.places.kinds import (
     StandardInput,
     StoreUrl,
 )
+from pybackup.core.runs.parent import ParentWish
 from pybackup.core.sinks.stream import is_stream, own_descriptor
 
 
@@ -58,6 +60,10 @@ class RunRequest(JobRequest):
     created: int | None
     force: bool
     verify: bool
+    base: HistoryPlace | None
+    incremental: bool
+    max_chain: int
+    parents: Sequence[HistoryPlace]
     as_json: bool
 
     def source_options(self) -> SourceOptions:
@@ -81,6 +87,13 @@ class RunRequest(JobRequest):
         )
 
 
+    def parent_wish(self) -> ParentWish | None:
+        """What the archive shall be a delta of."""
+        if self.base is None and not self.incremental:
+            return None
+        return ParentWish(self.base, self.parents, self.max_chain)
+
+
 def check(request: RunRequest) -> None:
     """Raise click.UsageError or RequestError where it does not."""
     if not request.sources:
@@ -91,6 +104,7 @@ def check(request: RunRequest) -> None:
     if not request.archive.text or not all(source.what.text for source in request.sources):
         raise RequestError("the name of a disk or of the archive is empty")
     unique_drive_names(request.sources)
+    _check_parent(request)
     streams = [source for source in request.sources if isinstance(source.what, StandardInput)]
     if request.size is not None and not streams:
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")
@@ -112,6 +126,22 @@ def check(request: RunRequest) -> None:
         raise RequestError(
             "--guest-agent goes with a source qmp:SOCKET; for disks that are served, with `pybackup serve`, which takes"
             " the instant"
+        )
+
+
+def _check_parent(request: RunRequest) -> None:
+    if request.base is not None and request.incremental:
+        raise RequestError("--incremental looks for the parent itself: name none with --base")
+    if request.parent_wish() is None:
+        if request.parents:
+            raise RequestError("--parents goes with --incremental or --base")
+        return
+    if request.compress == "none":
+        raise RequestError("a plain VMA has no index, and cannot be a delta: --compress none goes with a full archive")
+    if request.incremental and not isinstance(request.archive, LocalPath | StoreUrl):
+        raise RequestError(
+            f"--incremental looks for the parent beside the archive, and nothing lies beside {request.archive}; --base"
+            " names one"
         )
 
 

@@ -63,7 +63,8 @@ def register() -> None:
 
 def _header(context: click.Context) -> Header | None:
     """The header of the archive that stands on the command line, if it can be had at once."""
-    from pybackup.core.archive.open import archive_header, has_ranges
+    from pybackup.core.archive.drives import archive_header
+    from pybackup.core.archive.open import has_ranges
     from pybackup.core.places.kinds import LocalPath
 
     # Where an option still lacks its value, Click has not looked at the arguments.

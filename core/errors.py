@@ -76,6 +76,8 @@ class Advice(Enum):
     """Tell the size of a disk."""
     SIZE_SAYS = auto()
     """Tell the right size of a disk; ``about`` is what was told."""
+    NAME_PARENTS = auto()
+    """Say where the parents of a delta lie."""
     THAT_SIZE_SAYS = auto()
     """Tell the right size of a disk, which the sentence has just named."""
 

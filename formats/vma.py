@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, TypeVar
+from uuid import UUID
 
 from . import vma_layout as layout
 from .buffer import Buffer
@@ -244,8 +245,8 @@ def decode_header(content: Buffer, *, allow_delta: bool = False) -> Header:
     flags, parent, parent_digest = _get_extension(content)
     if (flags or 0) & layout.FLAG_DELTA and not allow_delta:
         raise UnsupportedError(
-            f"the archive holds only what changed since its parent (uuid {parent.hex()}); this version of pybackup"
-            " cannot read such archives"
+            f"the archive holds only what changed since its parent (uuid {UUID(bytes=parent)}), and can only be read"
+            " together with that, by a sound index and from a file or a store"
         )
     return Header(
         uuid=uuid,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from pybackup.core.archive.intake import Intake, Prepared
+from pybackup.core.archive.intake import Intake, Piece, Prepared
 from pybackup.core.device import CLUSTER_SIZE, BlockStatus, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import TargetError, TargetFullError
@@ -207,17 +207,25 @@ class WildIntake:
     async def start(self) -> None:
         await self._inner.start()
 
-    async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+    async def prepare(self, pieces: Sequence[Piece], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
         await self._weather.wait()
-        return await self._inner.prepare(contents, pool)
+        return await self._inner.prepare(pieces, pool)
 
     async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
         await self._weather.wait()
         await self._inner.take(drive_id, first, prepared)
 
-    async def put_zeros(self, drive_id: int, first: int, count: int) -> None:
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> int:
         await self._weather.wait()
-        await self._inner.put_zeros(drive_id, first, count)
+        return await self._inner.put_zeros(drive_id, first, count)
+
+    async def put_unchanged(self, drive_id: int, first: int, count: int) -> None:
+        await self._weather.wait()
+        await self._inner.put_unchanged(drive_id, first, count)
+
+    async def differs(self, piece: Piece) -> bool:
+        await self._weather.wait()
+        return await self._inner.differs(piece)
 
     async def drain(self) -> None:
         await self._inner.drain()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import (
@@ -26,6 +27,9 @@ from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, ArchiveE
 from pybackup.formats.errors import FormatError
 from pybackup.formats.vma import DriveInfo, Header
 
+from .delta import DeltaWriter
+from .identity import Reference
+from .view import ArchiveView
 from .writer import ArchiveWriter
 
 
@@ -38,6 +42,15 @@ class ArchiveOptions:
     level: int | None = DEFAULT_LEVEL
     frame_size: int = DEFAULT_FRAME_SIZE
     threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ParentOf:
+    """The parent of a delta: what it holds, how the delta names it, and what it tells of it."""
+
+    view: ArchiveView
+    reference: Reference
+    about: dict[str, Any]
 
 
 def open_sink(archive: NewArchivePlace, *, replace: bool, folders_from: str | None = None) -> Sink:
@@ -74,16 +87,25 @@ def make_writer(
     sink: Sink,
     pool: ThreadPoolExecutor,
     trace: Trace | None = None,
+    parent: ParentOf | None = None,
 ) -> ArchiveWriter:
-    """A writer for drives given as (name, size in bytes); RequestError where VMA cannot hold what is asked."""
+    """A writer for drives given as (name, size in bytes); RequestError where VMA cannot hold what is asked.
+
+    With a parent the archive becomes a delta.
+    """
     header = Header(
         uuid=options.uuid,
         created=options.created,
         drives=tuple(DriveInfo(number, name, size) for number, (name, size) in enumerate(drives, 1)),
         configs=tuple(configs),
+        parent_uuid=bytes(16) if parent is None else parent.reference.uuid,
+        parent_index_digest=bytes(16) if parent is None else parent.reference.digest,
+        is_delta=parent is not None,
     )
     try:
         encoder = ArchiveEncoder(header, level=options.level, frame_size=options.frame_size)
     except FormatError as error:
         raise RequestError(error.what) from None
+    if parent is not None:
+        return DeltaWriter(encoder, sink, pool, parent.view, parent.about, threads=options.threads, trace=trace)
     return ArchiveWriter(encoder, sink, pool, threads=options.threads, trace=trace)

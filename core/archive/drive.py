@@ -12,19 +12,21 @@ from pybackup.core.errors import ArchiveError
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.formats.vma import DriveInfo
 
-from .index import ArchiveIndex
+from .view import ArchiveView
 
 STATUS_STEP = 4096
 """Extents in one answer, at most."""
+STATUS_CLUSTERS = 1 << 16
+"""Clusters that are looked up at once: 4 GiB."""
 
 
 class ArchiveDrive(ReadOnlyDevice):
-    """One drive. Fixed: all. The archive's caches are used by one thread at a time, so its drives share that thread."""
+    """One drive, of a full archive or of a delta with its ancestors. Fixed: all."""
 
-    def __init__(self, archive: ArchiveIndex, drive: DriveInfo, thread: ThreadPoolExecutor | None = None) -> None:
-        """``thread``: an executor with one thread, which stays open; None for an archive of which this is all."""
+    def __init__(self, archive: ArchiveView, drive: DriveInfo, threads: ThreadPoolExecutor | None = None) -> None:
+        """``threads``: those of all drives of the archive, which stay open; None for one thread of its own."""
         self._archive, self._drive = archive, drive
-        self._calls = BlockingCalls(thread, threads=1)
+        self._calls = BlockingCalls(threads, threads=1)
         self.size, self.name = drive.size, f"{archive.name}:{drive.name}"
 
     async def pread(self, offset: int, length: int) -> Buffer:
@@ -54,19 +56,21 @@ class ArchiveDrive(ReadOnlyDevice):
         end = offset + length
         while offset < end and len(found) < STATUS_STEP:
             cluster = offset // CLUSTER_SIZE
+            behind = min(-(-end // CLUSTER_SIZE), cluster + STATUS_CLUSTERS)
             try:
-                left, segment, _ = self._archive.run_at(self._drive.drive_id, cluster)
+                runs = self._archive.resolve(self._drive.drive_id, cluster, behind)
             except ArchiveError as error:
                 raise OSError(errno.EIO, str(error), self.name) from error
-            run_end = min((cluster + left) * CLUSTER_SIZE, end)
-            zero = segment is None
-            if found and found[-1].zero == zero:
-                last = found.pop()
-                found.append(BlockStatus(last.offset, run_end - last.offset, zero, zero))
-            else:
-                found.append(BlockStatus(offset, run_end - offset, zero, zero))
-            offset = run_end
-        return found
+            for run in runs:
+                run_end = min(run.end * CLUSTER_SIZE, end)
+                zero = run.segment is None
+                if found and found[-1].zero == zero:
+                    last = found.pop()
+                    found.append(BlockStatus(last.offset, run_end - last.offset, zero, zero))
+                else:
+                    found.append(BlockStatus(offset, run_end - offset, zero, zero))
+                offset = run_end
+        return found[:STATUS_STEP]
 
     async def close(self) -> None:
         """Wait for reads under way; the archive stays open."""

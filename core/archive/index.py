@@ -16,6 +16,7 @@ from pybackup.formats import cluster_index as index
 from pybackup.formats import vma
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.archive import MAX_FRAME_SIZE
+from pybackup.formats.buffer import Buffer
 from pybackup.formats.cluster_lookup import Directory, FramePlace, Segment, SegmentPlace
 from pybackup.formats.clusters import ZERO_CLUSTER, cluster_digest, expand, frame_digest
 from pybackup.formats.errors import FormatError, UnsupportedError
@@ -48,7 +49,7 @@ class Kept:
     def __init__(self, segments: int = SEGMENTS_SIZE, frames: int = FRAMES_SIZE) -> None:
         """Bytes that each may take."""
         self.segments: SharedCache[Segment] = SharedCache(segments, lambda segment: segment.size)
-        self.frames: SharedCache[bytes] = SharedCache(frames, len)
+        self.frames: SharedCache[bytes | memoryview] = SharedCache(frames, len)
 
 
 class Run(NamedTuple):
@@ -224,8 +225,8 @@ class ArchiveIndex:
             raise ArchiveError(f"{self.name} is damaged: {error}: drive {drive_id}, cluster {cluster}") from None
         return content
 
-    def _vma_bytes(self, segment: Segment, offset: int, blocks: int) -> bytes:
-        parts: list[bytes] = []
+    def _vma_bytes(self, segment: Segment, offset: int, blocks: int) -> Buffer:
+        parts: list[bytes | memoryview] = []
         end = offset + blocks * BLOCK_SIZE
         while offset < end:
             place = segment.frame_of(offset)
@@ -237,8 +238,16 @@ class ArchiveIndex:
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _frame(self, place: FramePlace) -> bytes:
+    def _frame(self, place: FramePlace) -> bytes | memoryview:
         return self.kept.frames.get((id(self), place.file_offset), partial(self._read_frame, place))
+
+    def kept_frame(self, place: FramePlace) -> bytes | memoryview | None:
+        """What a frame holds, where that is kept."""
+        return self.kept.frames.peek((id(self), place.file_offset))
+
+    def keep_frame(self, place: FramePlace, content: memoryview) -> None:
+        """Keep what a frame holds, which was decoded and found sound."""
+        self.kept.frames.put((id(self), place.file_offset), content)
 
     def check_place(self, place: FramePlace) -> None:
         """FormatError where a frame is larger than any of ours, or does not lie in the file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -11,26 +11,43 @@ from pybackup.formats.cluster_index import DriveCounts
 from pybackup.formats.clusters import ClusterRun, stored_bytes
 
 
+class Piece(NamedTuple):
+    """Clusters in a row of a drive, from cluster ``first`` on; ``content`` may end within the last one."""
+
+    drive_id: int
+    first: int
+    content: Buffer
+
+
 class Prepared(NamedTuple):
     """Clusters in a row, ready to be taken.
 
-    ``content`` may end within the last cluster. ``runs``: what was found in it, where that is known here.
+    ``content`` may end within the last cluster. ``runs``: what was found in it, where that is known here; ``places``:
+    in a delta these are what differs from the parent, and each lies so many clusters behind the first.
     """
 
     content: Buffer
     runs: Sequence[ClusterRun] | None
+    places: Sequence[int] | None = None
 
     @property
     def zero(self) -> int:
-        """Bytes in blocks that are known to be zero."""
-        if self.runs is None:
-            return 0
-        left = zero = len(self.content)
-        for run in self.runs:
-            size = min(left, run.clusters * CLUSTER_SIZE)
-            zero -= stored_bytes(run.mask, size)
-            left -= size
-        return zero
+        """Bytes in blocks that are known to be zero, of what differs from the parent."""
+        return sum(size - stored_bytes(run.mask, size) for run, size in self._sizes())
+
+    @property
+    def unchanged(self) -> int:
+        """Bytes that are as the parent has them."""
+        return 0 if self.places is None else len(self.content) - sum(size for _, size in self._sizes())
+
+    def _sizes(self) -> Iterator[tuple[ClusterRun, int]]:
+        """Each run, and how many of its bytes lie in the content."""
+        at = 0
+        for number, run in enumerate(self.runs or ()):
+            if self.places is not None:
+                at = self.places[number] * CLUSTER_SIZE
+            yield run, min(len(self.content) - at, run.clusters * CLUSTER_SIZE)
+            at += run.clusters * CLUSTER_SIZE
 
 
 class Intake(Protocol):
@@ -55,7 +72,7 @@ class Intake(Protocol):
         """Get ready."""
         ...
 
-    async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+    async def prepare(self, pieces: Sequence[Piece], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
         """Do what can be done before the turn of these clusters comes, in the pool's threads."""
         ...
 
@@ -63,8 +80,16 @@ class Intake(Protocol):
         """Take clusters in a row; waits while too much is under way."""
         ...
 
-    async def put_zeros(self, drive_id: int, first: int, count: int) -> None:
-        """Take zero clusters in a row."""
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> int:
+        """Take zero clusters in a row; how many of them differ from the parent, where that is known here."""
+        ...
+
+    async def put_unchanged(self, drive_id: int, first: int, count: int) -> None:
+        """Take clusters in a row that are as the parent of this delta has them."""
+        ...
+
+    async def differs(self, piece: Piece) -> bool:
+        """Whether clusters are not as the parent of this delta has them."""
         ...
 
     async def drain(self) -> None:

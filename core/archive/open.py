@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from io import FileIO
 from typing import NamedTuple, TypeGuard
 
@@ -15,16 +15,9 @@ from pybackup.core.devices.unreadable import BLOCK
 from pybackup.core.errors import ArchiveError, RequestError
 from pybackup.core.places.kinds import ArchivePlace, LocalPath, StandardStream, StoreUrl
 from pybackup.core.system.pipe_reader import PipeReader
-from pybackup.formats.errors import UnsupportedError
-from pybackup.formats.vma import DriveInfo, Header
 
-from .by_index import FETCHES, DrivesByIndex
-from .index import ArchiveIndex
 from .read_ahead import ReadAhead
 from .stream import ArchiveStream, Digests
-
-NEARLY_EMPTY = 16
-"""By the index a GiB of data takes about 0.2 s longer, and without it a GiB of zeros 0.012 s (two cores)."""
 
 
 class ArchiveReader(NamedTuple):
@@ -185,54 +178,3 @@ def open_archive(
             digests=digests,
             allow_delta=allow_delta,
         )
-
-
-@contextmanager
-def open_drives(
-    archive: ArchivePlace,
-    wanted: Callable[[Header], Iterable[DriveInfo]],
-    *,
-    threads: int,
-    digests: Digests = Digests.ALL,
-) -> Iterator[ArchiveStream | DrivesByIndex]:
-    """An archive of which some drives are wanted, which ``wanted`` tells when it is given the header (ArchiveError).
-
-    Where the archive has an index, and can be read at any place, nothing is read but what belongs to these drives.
-    When all drives are wanted, it is read from beginning to end, unless nearly all of it is zeros: a tebibyte of them
-    has 300,000 extents, and some rows in the index.
-    """
-    with ExitStack() as stack:
-        if has_ranges(archive):
-            source = stack.enter_context(range_reader(archive))
-            index = _sound_index(source, archive)
-            chosen = {drive.drive_id for drive in wanted(index.header)} if index else set()
-            if index and (len(chosen) < len(index.header.drives) or _is_nearly_empty(index)):
-                pool = ThreadPoolExecutor(threads + FETCHES, thread_name_prefix="pybackup-decompress")
-                yield DrivesByIndex(index, stack.enter_context(pool), stop=source.stop)
-                return
-        stack.close()
-        yield stack.enter_context(open_archive(archive, threads=threads, digests=digests))
-
-
-def _is_nearly_empty(archive: ArchiveIndex) -> bool:
-    """Whether looking up what is stored costs less than passing over the zeros. What the index tells is but a hint."""
-    told = archive.directory.about.get("drives")
-    sizes = [one.get("stored_bytes") for one in told if isinstance(one, dict)] if isinstance(told, list) else []
-    stored = [size for size in sizes if isinstance(size, int)]
-    return bool(stored) and sum(stored) * NEARLY_EMPTY < sum(drive.size for drive in archive.header.drives)
-
-
-def _sound_index(source: RangeReader, archive: LocalPath | StoreUrl) -> ArchiveIndex | None:
-    """The index; None where there is none, or a damaged one: who reads the archive through tells what is wrong."""
-    try:
-        return ArchiveIndex(source.pread, source.size, str(archive))
-    except ArchiveError as error:
-        if isinstance(error.__cause__, OSError | UnsupportedError):
-            raise
-        return None
-
-
-def archive_header(archive: ArchivePlace) -> Header:
-    """The header alone (ArchiveError): of a remote archive with an index no more is fetched than that and the index."""
-    with open_drives(archive, lambda _: (), threads=1, digests=Digests.NONE) as opened:
-        return opened.header

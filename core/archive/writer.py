@@ -20,7 +20,7 @@ from pybackup.formats.archive import ArchiveEncoder, CopiedFrame, Encoded, Item
 from pybackup.formats.cluster_index import DriveCounts
 from pybackup.formats.clusters import ClusterRun, scan
 
-from .intake import Prepared
+from .intake import Piece, Prepared
 
 ITEMS_AHEAD = 2
 """Items in flight beside those that are being compressed."""
@@ -66,15 +66,18 @@ class ArchiveWriter:
         """What each drive was found to hold."""
         return self._encoder.index.counts
 
-    async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+    async def prepare(self, pieces: Sequence[Piece], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
         """Look for zeros and compute digests.
 
         In threads, beside those that compress. Where nothing is compressed they would mostly wait for each other, and
         for the thread that receives from a socket: then it is done here, piece by piece.
         """
         if self._encoder.compresses:
-            return await asyncio.get_running_loop().run_in_executor(pool, _scan_all, contents)
-        return [Prepared(content, await _scan_here(content)) for content in contents]
+            return await asyncio.get_running_loop().run_in_executor(pool, self._prepare_all, pieces)
+        return [Prepared(piece.content, await _scan_here(piece.content)) for piece in pieces]
+
+    def _prepare_all(self, pieces: Sequence[Piece]) -> list[Prepared]:
+        return [Prepared(piece.content, scan(piece.content)) for piece in pieces]
 
     async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
         """Take clusters in a row; waits while too much is in flight."""
@@ -86,11 +89,20 @@ class ArchiveWriter:
             self._encoder.add(drive_id, first, runs)
             await self._submit_ready()
 
-    async def put_zeros(self, drive_id: int, first: int, count: int) -> None:
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> int:
         """Take zero clusters in a row."""
         async with self._turn:
             self._encoder.add_zeros(drive_id, first, count)
             await self._submit_ready()
+        return count
+
+    async def put_unchanged(self, drive_id: int, first: int, count: int) -> None:
+        """Never: a full archive has no parent."""
+        raise AssertionError("a full archive lacks nothing")
+
+    async def differs(self, piece: Piece) -> bool:
+        """Always: a full archive has no parent."""
+        return True
 
     async def put_frame(self, frame: CopiedFrame) -> None:
         """Take a frame of another archive, which is written as it is."""
@@ -165,8 +177,3 @@ async def _scan_here(content: Buffer) -> list[ClusterRun]:
         runs += scan(content, start, min(start + SCANNED_AT_ONCE, len(content)))
         await asyncio.sleep(0)
     return runs
-
-
-def _scan_all(contents: Sequence[Buffer]) -> list[Prepared]:
-    """What scan() finds in each."""
-    return [Prepared(content, scan(content)) for content in contents]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pybackup.core.archive.intake import Intake, Prepared
+from pybackup.core.archive.intake import Intake, Piece, Prepared
 from pybackup.core.cow.claims import Claims
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite, freeze
 from pybackup.core.cow.guest_copies import GuestCopies, OnError
@@ -32,7 +32,9 @@ from pybackup.formats.cluster_index import describe_drive
 from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT, MAX_DRIVE_SIZE
 
 from .block_status_map import BlockStatusMap
+from .changes import ChangeMap, DriveWay, ways_told
 from .job import DriveProgress, Job, with_estimate
+from .trusted_changes import TrustedChanges
 
 if TYPE_CHECKING:
     from pybackup.core.guest.filesystem_freeze import FilesystemFreeze
@@ -62,6 +64,9 @@ class Drive:
     """Called when everything was read; raises if the source changed meanwhile."""
     allocated: int | None = None
     """Bytes that are no holes, about, where that is known."""
+    changes: ChangeMap | None = None
+    """What may have changed since the parent of a delta; set until the drives are frozen."""
+    way: DriveWay = field(default_factory=DriveWay)
 
 
 class _Pending(NamedTuple):
@@ -79,6 +84,7 @@ class _Copying:
     source: BlockDevice
     claims: Claims
     progress: DriveProgress
+    changes: TrustedChanges
     pending: deque[_Pending] = field(default_factory=deque)
 
 
@@ -137,7 +143,9 @@ class BackupJob(Job):
             raise RequestError(f"drive {drive.name} has {device.size:,} bytes; archives hold drives of up to 256 TiB")
         source = device.child if isinstance(device, CopyBeforeWrite) else device
         progress = DriveProgress(drive.name, device.size, to_read=drive.allocated)
-        return _Copying(drive, source, Claims(device.size), progress)
+        claims = Claims(device.size)
+        changes = TrustedChanges(drive.name, source, claims, self._writer, self.trace)
+        return _Copying(drive, source, claims, progress, changes)
 
     # -- the course of events --
 
@@ -231,6 +239,7 @@ class BackupJob(Job):
                 group.create_task(self._old_data.move_to_file()),
             ]
             for copying in self._copying:
+                await copying.changes.begin(copying.drive.drive_id, copying.drive.changes, copying.drive.way)
                 await self._copy_drive(copying)
             await self._settle_all()
             for helper in helpers:
@@ -240,7 +249,8 @@ class BackupJob(Job):
         by_id = {copying.drive.drive_id: copying for copying in self._copying}
         while not self._old_data.closed:
             batch = await self._old_data.take()
-            ready = await self._writer.prepare([saved.content for saved in batch], self._pool)
+            pieces = [Piece(saved.drive_id, saved.first, saved.content) for saved in batch]
+            ready = await self._writer.prepare(pieces, self._pool)
             for saved, prepared in zip(batch, ready, strict=True):
                 self._count(by_id[saved.drive_id], prepared)
                 await self._writer.take(saved.drive_id, saved.first, prepared)
@@ -277,7 +287,12 @@ class BackupJob(Job):
         cluster: int | None = 0
         try:
             while (cluster := copying.claims.next_dirty(cluster or 0)) is not None:
+                limit, may_have_changed = await copying.changes.run_at(cluster)
+                if not may_have_changed:
+                    await self._pass_over(copying, cluster, limit)
+                    continue
                 end, zero = await status.run_at(cluster)
+                end = min(end, limit)
                 if zero:
                     await self._copy_zeros(copying, cluster, end)
                 else:
@@ -285,6 +300,20 @@ class BackupJob(Job):
             await self._emit(copying, 0)
         finally:
             await self._drop_pending(copying)
+
+    async def _pass_over(self, copying: _Copying, cluster: int, end: int) -> None:
+        """Clusters that are known to be as the parent has them."""
+        await self._unpaused()
+        claimed = copying.claims.claim(cluster, end)
+        if claimed is None:
+            return
+        first, count = claimed.start, claimed.end - claimed.start
+        copying.claims.settle(claimed, copied=True)
+        size = self._bytes_of(copying, first, claimed.end)
+        copying.progress.done += size
+        copying.progress.unchanged += size
+        self.trace("copy.unchanged", drive=copying.drive.name, first=first, clusters=count)
+        await self._writer.put_unchanged(copying.drive.drive_id, first, count)
 
     async def _copy_zeros(self, copying: _Copying, cluster: int, end: int) -> None:
         await self._emit(copying, 0)
@@ -295,10 +324,12 @@ class BackupJob(Job):
         first, count = claimed.start, claimed.end - claimed.start
         copying.claims.settle(claimed, copied=True)
         size = self._bytes_of(copying, first, claimed.end)
-        copying.progress.done += size
-        copying.progress.zero += size
         self.trace("copy.zero", drive=copying.drive.name, first=first, clusters=count)
-        await self._writer.put_zeros(copying.drive.drive_id, first, count)
+        changed = await self._writer.put_zeros(copying.drive.drive_id, first, count)
+        zero = min(size, changed * CLUSTER_SIZE)
+        copying.progress.done += size
+        copying.progress.zero += zero
+        copying.progress.unchanged += size - zero
         self.progress.written = self._writer.written
 
     async def _copy_piece(self, copying: _Copying, cluster: int, end: int) -> None:
@@ -328,7 +359,8 @@ class BackupJob(Job):
             copied = True
         finally:
             copying.claims.settle(claimed, copied=copied)
-        (prepared,) = await self._writer.prepare([content], self._pool)
+        piece = Piece(copying.drive.drive_id, claimed.start, content)
+        (prepared,) = await self._writer.prepare([piece], self._pool)
         copying.progress.read += size
         self.trace("copy.read", drive=copying.drive.name, first=claimed.start, clusters=-(-size // CLUSTER_SIZE))
         return prepared
@@ -371,6 +403,7 @@ class BackupJob(Job):
     def _count(copying: _Copying, prepared: Prepared) -> None:
         copying.progress.done += len(prepared.content)
         copying.progress.zero += prepared.zero
+        copying.progress.unchanged += prepared.unchanged
 
     @staticmethod
     def _bytes_of(copying: _Copying, first: int, end: int) -> int:
@@ -386,7 +419,13 @@ class BackupJob(Job):
             return self._filesystems.facts()
         return {key: value for key, value in self._about.items() if key in CRASH}
 
+    @property
+    def ways(self) -> dict[str, DriveWay]:
+        """How each drive came into the archive, by its name."""
+        return {copying.drive.name: copying.changes.way for copying in self._copying}
+
     def _describe(self) -> dict[str, Any]:
         counts = self._writer.counts
         drives = [describe_drive(one.drive.drive_id, one.drive.name, one.claims.size, counts) for one in self._copying]
-        return {**self._about, **self.consistency, "drives": drives, "unreadable": self.lost.as_json()}
+        about = {**self._about, **self.consistency, "drives": drives, "unreadable": self.lost.as_json()}
+        return about | ways_told(self.ways)

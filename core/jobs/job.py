@@ -34,8 +34,9 @@ class State(StrEnum):
 class DriveProgress:
     """How far one drive is. All in bytes; ``done`` includes zeros, ``read`` does not include holes.
 
-    ``zero``: in blocks that an archive does not store, be they holes or written zeros. ``to_read``: how much there is
-    to read, about, where that is known beforehand.
+    ``zero``: in blocks that an archive does not store, be they holes or written zeros. ``unchanged``: as the parent of
+    a delta has them, zeros or not, which ``zero`` does not count. ``to_read``: how much there is to read, about, where
+    that is known beforehand.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DriveProgress:
     zero: int = 0
     read: int = 0
     to_read: int | None = None
+    unchanged: int = 0
 
     @property
     def effort(self) -> tuple[int, int]:
@@ -90,9 +92,14 @@ class Progress:
         return sum(drive.zero for drive in self.drives)
 
     @property
+    def unchanged(self) -> int:
+        """Bytes that a parent has."""
+        return sum(drive.unchanged for drive in self.drives)
+
+    @property
     def stored(self) -> int:
-        """Bytes done that were not zero."""
-        return self.done - self.zero
+        """Bytes done that were not zero, nor as the parent of a delta has them."""
+        return self.done - self.zero - self.unchanged
 
 
 def with_estimate(error: TargetFullError, progress: Progress) -> TargetFullError:

@@ -11,16 +11,16 @@ import contextlib
 import json
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pybackup.core.archive.intake import Prepared
+from pybackup.core.archive.intake import Intake, Piece, Prepared
 from pybackup.core.archive.seen_clusters import SeenClusters
-from pybackup.core.archive.writer import ArchiveWriter
 from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.devices.unreadable import LostRanges
 from pybackup.core.errors import SourceError, TargetFullError
+from pybackup.core.jobs.changes import DriveWay, ways_told
 from pybackup.core.jobs.job import DriveProgress, Job, with_estimate
 from pybackup.core.tasks import beside, end
 from pybackup.core.trace import Trace
@@ -61,13 +61,16 @@ class RemoteBackup(Job):
         path: str,
         request: dict[str, Any],
         drives: Sequence[tuple[str, int]],
-        writer: ArchiveWriter,
+        writer: Intake,
         pool: ThreadPoolExecutor,
         *,
+        ways: Mapping[str, DriveWay] | None = None,
         before_commit: Callable[[], Awaitable[None]] | None = None,
         trace: Trace | None = None,
     ) -> None:
+        """``ways``: how each drive comes into the archive, by its name."""
         super().__init__(trace=trace)
+        self._ways = dict(ways or {})
         self.lost = LostRanges()
         self.consistency: dict[str, Any] = {}
         self._path, self._request, self._writer, self._pool = path, request, writer, pool
@@ -77,6 +80,11 @@ class RemoteBackup(Job):
         self.progress.drives = list(self._by_id.values())
         self._ahead: deque[tuple[wire.Message, asyncio.Task[Prepared]]] = deque()
         self._told = 0.0
+
+    @property
+    def ways(self) -> dict[str, DriveWay]:
+        """How each drive came into the archive, by its name."""
+        return self._ways
 
     async def _work(self) -> None:
         try:
@@ -137,11 +145,14 @@ class RemoteBackup(Job):
         if message.kind == wire.ZEROS:
             await self._write_ahead(0)
             drive = self._by_id[message.drive_id]
+            changed = await self._writer.put_zeros(message.drive_id, message.first, message.clusters)
             drive.done += size
-            drive.zero += size
-            await self._writer.put_zeros(message.drive_id, message.first, message.clusters)
+            zero = min(size, changed * CLUSTER_SIZE)
+            drive.zero += zero
+            drive.unchanged += size - zero
         else:
-            self._ahead.append((message, asyncio.create_task(self._prepare(content))))
+            piece = Piece(message.drive_id, message.first, content)
+            self._ahead.append((message, asyncio.create_task(self._prepare(piece))))
             await self._write_ahead(AHEAD)
         self.progress.written = self._writer.written
 
@@ -156,8 +167,8 @@ class RemoteBackup(Job):
                 return size
         raise SourceError("the server's stream of clusters is damaged")
 
-    async def _prepare(self, content: bytes) -> Prepared:
-        return (await self._writer.prepare([content], self._pool))[0]
+    async def _prepare(self, piece: Piece) -> Prepared:
+        return (await self._writer.prepare([piece], self._pool))[0]
 
     async def _write_ahead(self, keep: int) -> None:
         while len(self._ahead) > keep:
@@ -168,6 +179,7 @@ class RemoteBackup(Job):
             drive.done += len(prepared.content)
             drive.read += len(prepared.content)
             drive.zero += prepared.zero
+            drive.unchanged += prepared.unchanged
             await self._writer.take(message.drive_id, message.first, prepared)
 
     async def _drop_ahead(self) -> None:
@@ -181,7 +193,7 @@ class RemoteBackup(Job):
         about["drives"] = [
             describe_drive(number, drive.name, drive.size, counts) for number, drive in self._by_id.items()
         ]
-        await self._writer.finish(about)
+        await self._writer.finish(about | ways_told(self._ways))
         self.progress.written = self._writer.written
         if self._before_commit is not None:
             await self._before_commit()

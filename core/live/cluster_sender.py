@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pybackup.core.archive.intake import Prepared
+from pybackup.core.archive.intake import Piece, Prepared
 from pybackup.core.device import CLUSTER_SIZE, Buffer
 from pybackup.core.errors import TargetError
 from pybackup.formats import cluster_wire as wire
@@ -57,9 +57,9 @@ class ClusterSender:
         self._listening = True
         asyncio.get_running_loop().add_reader(self._sock, self._receive)
 
-    async def prepare(self, contents: Sequence[Buffer], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+    async def prepare(self, pieces: Sequence[Piece], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
         """Nothing to do."""
-        return [Prepared(content, None) for content in contents]
+        return [Prepared(piece.content, None) for piece in pieces]
 
     async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
         """Send clusters."""
@@ -67,9 +67,18 @@ class ClusterSender:
         message = wire.Message(wire.DATA, drive_id, first, -(-size // CLUSTER_SIZE), size)
         await self._send(message, prepared.content)
 
-    async def put_zeros(self, drive_id: int, first: int, count: int) -> None:
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> int:
         """Tell of zero clusters."""
         await self._send(wire.Message(wire.ZEROS, drive_id, first, count, 0), b"")
+        return count
+
+    async def put_unchanged(self, drive_id: int, first: int, count: int) -> None:
+        """Never: every cluster is sent."""
+        raise AssertionError("every cluster is sent")
+
+    async def differs(self, piece: Piece) -> bool:
+        """Always: the parent is not here."""
+        return True
 
     async def drain(self) -> None:
         """Nothing is kept here."""

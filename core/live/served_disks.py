@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 
+from pybackup.core.archive.chain import ParentSearch, open_chain
 from pybackup.core.archive.drive import ArchiveDrive
-from pybackup.core.archive.index import ArchiveIndex, NoIndexError
-from pybackup.core.archive.open import range_reader
+from pybackup.core.archive.index import NoIndexError
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.raw import RawDevice
@@ -28,6 +28,9 @@ from pybackup.core.system.device_in_use import claim, disk_in_use
 from pybackup.core.system.image_lock import ImageLock
 from pybackup.core.system.opened_files import identity_of
 
+READERS = 2
+"""Threads that decode what clients read of an archive."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedDisk:
@@ -41,13 +44,17 @@ class ServedDisk:
 
 
 async def open_served(
-    sources: Sequence[NamedPlace[ServedPlace]], *, image_format: str | None, read_only: bool, force_share: bool
+    sources: Sequence[NamedPlace[ServedPlace]], *, image_format: str | None, read_only: bool, force_share: bool,
+    search: ParentSearch | None = None,
 ) -> dict[str, ServedDisk]:
-    """The disks by their names; nothing stays open if one cannot be opened."""
+    """The disks by their names; nothing stays open if one cannot be opened.
+
+    ``search``: what finds the parents of an archive that is a delta.
+    """
     archives = {} if image_format is not None else _archives(source.what for source in sources)
     for place, evidence in archives.items():
         if len(sources) == 1:
-            return _open_archive(place)
+            return _open_archive(place, search)
         if isinstance(place, LocalPath):
             raise RequestError(f"{place} {evidence}, and archives are served alone, without other disks")
     disks: dict[str, ServedDisk] = {}
@@ -223,23 +230,22 @@ def _evidence(what: str) -> str | None:
         return None
 
 
-def _open_archive(place: LocalPath | StoreUrl) -> dict[str, ServedDisk]:
+def _open_archive(place: LocalPath | StoreUrl, search: ParentSearch | None) -> dict[str, ServedDisk]:
     with ExitStack() as stack:
-        source = stack.enter_context(range_reader(place))
         try:
-            archive = ArchiveIndex(source.pread, source.size, str(place))
+            chain = stack.enter_context(open_chain(place, search))
         except NoIndexError:
             raise ArchiveError(
                 f"{place} has no index (it is another program's, plain, or was cut off), so its drives cannot be"
                 " read at random; `pybackup restore` reads it through"
             ) from None
-        thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="pybackup-archive"))
-        # Closed before the thread is waited for, which a store that does not answer would keep.
-        stack.callback(source.stop)
+        threads = stack.enter_context(ThreadPoolExecutor(READERS, thread_name_prefix="pybackup-archive"))
+        # Stopped before the threads are waited for, which a store that does not answer would keep.
+        stack.callback(chain.stop)
         opened = stack.pop_all()
     disks = {}
-    for number, info in enumerate(archive.header.drives):
-        drive = ArchiveDrive(archive, info, thread)
+    for number, info in enumerate(chain.view.header.drives):
+        drive = ArchiveDrive(chain.view, info, threads)
         # The last to be closed is the first.
         disks[info.name] = ServedDisk(drive, _closer(drive, None if number else opened), info.name)
     return disks

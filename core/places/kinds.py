@@ -241,6 +241,8 @@ SourcePlace = DiskPlace | RunningServer | RunningQemu
 """What is backed up: a disk, or all disks of one who uses them."""
 ServedPlace = DiskPlace | StoreUrl
 """What a server offers: a disk, or the drives of an archive."""
+HistoryPlace = LocalPath | StoreUrl
+"""A folder, or a prefix of a store, that archives lie in."""
 ArchivePlace = LocalPath | StandardStream | StoreUrl
 """Where an archive is read."""
 NewArchivePlace = ArchivePlace | ShellCommand

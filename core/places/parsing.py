@@ -23,6 +23,7 @@ from .kinds import (
     WRITABLE_SCHEMES,
     ArchivePlace,
     DiskPlace,
+    HistoryPlace,
     LocalPath,
     NbdUri,
     NewArchivePlace,
@@ -166,6 +167,13 @@ ARCHIVE: Role[ArchivePlace] = Role(
     forms=f"an archive is a path, - for the standard input, https://HOST/PATH, {_AT_URLS}",
 )
 """An archive that is read. Which other URLs there are the packages know that speak to stores."""
+
+HISTORY: Role[HistoryPlace] = Role(
+    kinds=(StoreUrl, LocalPath),
+    refusal="archives do not lie at {}",
+    forms="they lie in a folder, or below s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or sftp://HOST/FOLDER",
+)
+"""A folder of archives."""
 
 NEW_ARCHIVE: Role[NewArchivePlace] = Role(
     kinds=(StandardStream, ShellCommand, StoreUrl, LocalPath),

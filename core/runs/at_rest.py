@@ -53,7 +53,7 @@ class DisksAtRest:
         request = parts.request
         return BackupJob(
             [
-                Drive(number, name, one.device, one.check, one.allocated)
+                Drive(number, name, one.device, one.check, one.allocated, way=parts.choice.way_of(name))
                 for number, (name, one) in enumerate(
                     zip(unique_drive_names(self._sources), self._opened, strict=True), 1
                 )

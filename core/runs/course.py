@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from pybackup.core.archive.create import ArchiveOptions, make_writer, open_sink
+from pybackup.core.archive.create import ArchiveOptions, ParentOf, make_writer, open_sink
 from pybackup.core.archive.open import archive_reader
 from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.archive.writer import ArchiveWriter
@@ -25,6 +26,7 @@ from pybackup.core.sinks.file import FileSink
 from pybackup.core.trace import Trace
 
 from .listener import Listener
+from .parent import Choice, ParentWish, chosen_parent
 
 Backup = BackupJob | RemoteBackup
 """The job that makes an archive."""
@@ -39,7 +41,8 @@ class BackupRequest:
     ``archive``: where it goes; ``folders_from``: a folder below which its folders are made. ``replace``: an archive
     that is there. ``configs``: the names, where they got any, and paths of configurations. ``verify``: read the archive
     back before it gets its name, which only a file's can be.
-    ``speed``: bytes a second, 0 for no limit. ``tool``: what the archive says that it was made by.
+    ``speed``: bytes a second, 0 for no limit. ``parent``: of what the archive shall be a delta; None: of nothing.
+    ``tool``: what the archive says that it was made by.
     """
 
     archive: NewArchivePlace
@@ -50,6 +53,7 @@ class BackupRequest:
     verify: bool = False
     skip_unreadable: bool = False
     speed: int = 0
+    parent: ParentWish | None = None
     tool: str = "pybackup"
 
 
@@ -58,6 +62,7 @@ class Parts:
     """What a job is made of, beside its disks."""
 
     request: BackupRequest
+    choice: Choice
     writer: ArchiveWriter
     scanners: ThreadPoolExecutor
     before_commit: Callable[[], Awaitable[None]] | None
@@ -105,17 +110,28 @@ async def backup(
     """
     listener, trace = listener or Listener(), trace or Trace()
     async with AsyncExitStack() as stack:
-        configs = [read_config(config) for config in request.configs]
+        configs: Sequence[tuple[str, bytes]] = [read_config(config) for config in request.configs]
         pool = stack.enter_context(_threads(request.options.threads, "compress"))
         scanners = stack.enter_context(_threads(SCAN_THREADS, "scan"))
         names = await way.find(stack, listener)
         archive = request.archive if named is None else named(names)
         _refuse_own_source(archive, [*way.paths, *(config.what for config in request.configs)])
+        choosing = chosen_parent(request.parent, archive, names, request.options.created, listener)
+        choice = await asyncio.to_thread(stack.enter_context, choosing)
         drives = await way.open(stack, listener)
         sink = open_sink(archive, replace=request.replace, folders_from=request.folders_from)
-        writer = make_writer(drives, way.configs(configs), request.options, sink, pool, trace)
+        configs = way.configs(configs)
+        writer = make_writer(drives, configs, request.options, sink, pool, trace, _parent_of(choice))
         verify = _verifier(sink, pool) if request.verify else None
-        yield way.job(Parts(request, writer, scanners, verify, trace))
+        yield way.job(Parts(request, choice, writer, scanners, verify, trace))
+
+
+def _parent_of(choice: Choice) -> ParentOf | None:
+    if choice.parent is None:
+        return None
+    reference = choice.parent.identity.reference
+    assert reference is not None
+    return ParentOf(choice.parent.chain.view, reference, choice.parent.about())
 
 
 def _threads(count: int, name: str) -> ThreadPoolExecutor:
@@ -147,7 +163,7 @@ def _verifier(sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[No
         await sink.flush()
         with archive_reader(LocalPath(sink.partial_path)) as reader:
             try:
-                await VerifyJob(ArchiveStream(reader.read, sink.name, pool)).run()
+                await VerifyJob(ArchiveStream(reader.read, sink.name, pool, allow_delta=True)).run()
             except ArchiveError as error:
                 error.advice = None  # it goes away, and the disk is still there
                 raise

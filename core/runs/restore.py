@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from pybackup.core.archive.by_index import DrivesByIndex
-from pybackup.core.archive.open import open_archive, open_drives
+from pybackup.core.archive.by_index import DrivesByIndex, DrivesOfChain
+from pybackup.core.archive.chain import ParentSearch
+from pybackup.core.archive.drives import open_drives
 from pybackup.core.archive.stream import ArchiveStream, Digests
 from pybackup.core.endpoints.open_targets import TargetOptions, open_target, refuse_own_archive
 from pybackup.core.endpoints.small_files import SmallFile
 from pybackup.core.jobs.restore import RestoreJob
-from pybackup.core.places.kinds import ArchivePlace, TargetPlace
+from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, TargetPlace
 from pybackup.core.trace import Trace
 from pybackup.formats.vma import DriveInfo, Header
 
@@ -27,8 +28,8 @@ class RestoreRequest:
     ``target``: where everything goes, a folder, or what takes the only drive; or else ``places``, (drive's name, where
     that goes). ``drives``: the names of those that are wanted, all if there are none. ``image_format`` by QEMU's name,
     or raw; None: as each file's name says. ``replace``: files that exist, and what is on disks. ``with_configs``: the
-    configurations go to the folder too. ``skip_damaged``: save what can be saved. ``speed``: bytes a second, 0 for no
-    limit.
+    configurations go to the folder too. ``parents``: where else than beside it the ancestors of a delta may lie.
+    ``skip_damaged``: save what can be saved. ``speed``: bytes a second, 0 for no limit.
     """
 
     archive: ArchivePlace
@@ -39,6 +40,7 @@ class RestoreRequest:
     replace: bool = False
     with_configs: bool = False
     skip_damaged: bool = False
+    parents: Sequence[HistoryPlace] = ()
     threads: int = 1
     speed: int = 0
 
@@ -75,8 +77,13 @@ def restore(
 
 def _open(
     request: RestoreRequest, wanted: Callable[[Header], Iterable[DriveInfo]]
-) -> AbstractContextManager[ArchiveStream | DrivesByIndex]:
+) -> AbstractContextManager[ArchiveStream | DrivesByIndex | DrivesOfChain]:
     """Only what is wanted is read, but of a damaged archive all: what its index says may be lost too."""
-    if request.skip_damaged:
-        return open_archive(request.archive, threads=request.threads, tolerant=True, digests=Digests.UNPROVEN)
-    return open_drives(request.archive, wanted, threads=request.threads, digests=Digests.UNPROVEN)
+    return open_drives(
+        request.archive,
+        wanted,
+        threads=request.threads,
+        digests=Digests.UNPROVEN,
+        search=ParentSearch(request.parents),
+        tolerant=request.skip_damaged,
+    )

@@ -49,6 +49,7 @@ class ServedDisks:
             self._drives,
             parts.writer,
             parts.scanners,
+            ways={name: parts.choice.way_of(name) for name, _ in self._drives},
             before_commit=parts.before_commit,
             trace=parts.trace,
         )

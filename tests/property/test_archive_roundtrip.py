@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybackup.core.archive.drive import ArchiveDrive
+from pybackup.core.archive.view import ArchiveView
 
 EDGES = [1, 511, 512, 513, 4095, 4096, 4097, 65535, 65536, 65537, 131072, 200_000]
 FRAME_SIZES = [4096, 65536, 70_000, 1 << 20]
@@ -78,7 +79,7 @@ def test_any_place_can_be_read(drives: dict[str, bytes], frame_size: int, data: 
     async def read(name: str) -> None:
         disk, info = drives[name], archive.header.drive(name)
         assert info is not None
-        device = ArchiveDrive(archive, info)
+        device = ArchiveDrive(ArchiveView([archive]), info)
         offset = data.draw(st.integers(0, len(disk)))
         length = data.draw(st.integers(0, len(disk) - offset))
         assert await device.pread(offset, length) == disk[offset : offset + length]

@@ -11,8 +11,8 @@ from archives import decode, encode, frames_of, read_of, with_index
 
 from pybackup.core.archive import by_index as drives_by_index
 from pybackup.core.archive.by_index import BATCH, GAP, DrivesByIndex
+from pybackup.core.archive.drives import archive_header, open_drives
 from pybackup.core.archive.index import ArchiveIndex
-from pybackup.core.archive.open import archive_header, open_drives
 from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.errors import Advice, ArchiveError
 from pybackup.core.jobs.walk import Run, runs_of

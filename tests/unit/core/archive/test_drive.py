@@ -8,6 +8,7 @@ from archives import encode, frames_of, open_index
 from device_contract import SIZE, DeviceContract, described, pattern
 
 from pybackup.core.archive.drive import ArchiveDrive
+from pybackup.core.archive.view import ArchiveView
 from pybackup.core.device import BlockDevice, BlockStatus
 
 
@@ -15,7 +16,7 @@ def drive_of(archive: bytes, name: str = "disk") -> ArchiveDrive:
     opened = open_index(archive)
     info = opened.header.drive(name)
     assert info is not None
-    return ArchiveDrive(opened, info)
+    return ArchiveDrive(ArchiveView([opened]), info)
 
 
 class TestArchiveDriveContract(DeviceContract):

@@ -13,6 +13,7 @@ from virtual_time import InlineExecutor, run
 from wild import Weather, WildSink
 
 from pybackup.core.archive.create import ArchiveOptions, make_writer
+from pybackup.core.archive.intake import Piece
 from pybackup.core.archive.writer import ArchiveWriter
 from pybackup.core.errors import PybackupError
 from pybackup.formats.clusters import scan
@@ -152,7 +153,7 @@ def test_what_is_prepared_is_what_a_scan_finds(level: int | None, kind: type) ->
 
     async def main() -> None:
         writer = writer_of(100, WildSink(Weather(Random(3))), InlineExecutor(1), level)
-        (prepared,) = await writer.prepare([kind(content)], InlineExecutor(1))
+        (prepared,) = await writer.prepare([Piece(1, 0, kind(content))], InlineExecutor(1))
         assert prepared.content == content
         assert prepared.runs is not None
         found, whole = ([digest for run in runs for digest in run.digests] for runs in (prepared.runs, scan(content)))

@@ -10,8 +10,9 @@ from archives import encode
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pybackup.core.archive.create import open_sink
+from pybackup.core.archive.drives import archive_header
 from pybackup.core.archive.facts import archive_facts
-from pybackup.core.archive.open import archive_header, open_archive
+from pybackup.core.archive.open import open_archive
 from pybackup.core.errors import Advice, ArchiveError, RequestError, TargetError
 from pybackup.core.jobs.walk import runs_of
 from pybackup.core.places import parsing

@@ -1,0 +1,193 @@
+"""A delta and its ancestors, found and opened: the parent lies beside its child, or in a place that was named.
+
+Nothing is taken for a parent but the very archive that a delta was made from, or one that says that it stands for it.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from pybackup.core.errors import Advice, ArchiveError
+from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
+
+from .identity import ArchiveIdentity, Reference, identity_of_index, read_identity
+from .index import ArchiveIndex, Kept
+from .listing import Listed, archives_in
+from .open import RangeReader, range_reader
+from .view import ArchiveView
+
+MOST_ARCHIVES = 1000
+"""In a chain: each takes a file that is open."""
+KEPT_SEGMENTS, KEPT_FRAMES = 32 << 20, 48 << 20
+"""Bytes that may be kept of a chain."""
+
+
+def folder_of(archive: HistoryPlace) -> HistoryPlace:
+    """The folder, or the prefix, that an archive lies in."""
+    if isinstance(archive, StoreUrl):
+        scheme, _, rest = archive.url.partition("://")
+        return StoreUrl(f"{scheme}://{posixpath.dirname(rest.partition('?')[0])}")
+    return LocalPath(os.path.dirname(archive.path) or ".")
+
+
+def beside(folder: HistoryPlace, name: str) -> HistoryPlace:
+    """A file of a folder."""
+    if isinstance(folder, StoreUrl):
+        return StoreUrl(f"{folder.url.rstrip('/')}/{name}")
+    return LocalPath(os.path.join(folder.path, name))
+
+
+@dataclass(slots=True)
+class ParentSearch:
+    """Looks for parents, beside their children first and then in other places.
+
+    Fixed: ``others``. Changing: what the places were found to hold, each looked through once.
+    """
+
+    others: Sequence[HistoryPlace] = ()
+    _identities: dict[HistoryPlace, list[tuple[HistoryPlace, ArchiveIdentity]]] = field(default_factory=dict)
+
+    def find(self, child: ArchiveIdentity, lies_at: HistoryPlace) -> HistoryPlace:
+        """Where the parent of a delta lies (ArchiveError: nowhere, with all that is known of it)."""
+        reference = child.parent
+        assert reference is not None
+        folders = [folder_of(lies_at), *self.others]
+        namesakes: list[HistoryPlace] = []
+        for folder in folders:
+            if child.likely_parent is not None:
+                likely = beside(folder, child.likely_parent)
+                if _answers(_identity(likely), reference):
+                    return likely
+        for folder in folders:
+            for place, identity in self._look_through(folder):
+                if identity.answers(reference):
+                    return place
+                if identity.uuid == reference.uuid:
+                    namesakes.append(place)
+        raise _missing(child, namesakes)
+
+    def _look_through(self, folder: HistoryPlace) -> Sequence[tuple[HistoryPlace, ArchiveIdentity]]:
+        if folder not in self._identities:
+            listed = [] if _is_gone(folder) else archives_in(folder)
+            found = ((one.place, _identity(one.place)) for one in sorted(listed, key=_newest_first))
+            self._identities[folder] = [(place, identity) for place, identity in found if identity is not None]
+        return self._identities[folder]
+
+
+def _is_gone(folder: HistoryPlace) -> bool:
+    return isinstance(folder, LocalPath) and not os.path.isdir(folder.path)
+
+
+def _newest_first(listed: Listed) -> float:
+    return -(listed.modified or 0.0)
+
+
+def _identity(place: HistoryPlace) -> ArchiveIdentity | None:
+    if isinstance(place, LocalPath) and not os.path.isfile(place.path):
+        return None
+    try:
+        return read_identity(place)
+    except ArchiveError:
+        return None
+
+
+def _answers(identity: ArchiveIdentity | None, reference: Reference) -> bool:
+    return identity is not None and identity.answers(reference)
+
+
+def _missing(child: ArchiveIdentity, namesakes: Sequence[HistoryPlace]) -> ArchiveError:
+    told = parent_told(child)
+    if namesakes:
+        return ArchiveError(
+            f"{child.name} holds only what changed since its parent, {told}; {namesakes[0]} has that uuid, but is not"
+            " the file that it was made from",
+            advice=Advice.NAME_PARENTS,
+        )
+    return ArchiveError(
+        f"{child.name} holds only what changed since its parent, which was not found: {told}",
+        advice=Advice.NAME_PARENTS,
+    )
+
+
+def parent_told(child: ArchiveIdentity) -> str:
+    """What a delta tells of its parent: uuid, time and likely name, as far as it does."""
+    reference = child.parent
+    assert reference is not None
+    told = child.about.get("parent")
+    created = told.get("created") if isinstance(told, dict) else None
+    parts = [f"uuid {UUID(bytes=reference.uuid)}"]
+    if isinstance(created, int) and 0 <= created < 1 << 33:
+        parts.append(f"made {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(created))}")
+    if child.likely_parent is not None:
+        parts.append(f"then called {child.likely_parent}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An archive of a chain: where it lies, and who it is."""
+
+    place: HistoryPlace
+    identity: ArchiveIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """An archive and its ancestors, open. Fixed: all. ``links`` and the view's archives have one order, newest first.
+
+    stop() ends reads that wait.
+    """
+
+    view: ArchiveView
+    links: Sequence[Link]
+    stop: Callable[[], None]
+
+
+@contextmanager
+def open_chain(archive: HistoryPlace, search: ParentSearch | None = None) -> Iterator[Chain]:
+    """An archive with all that it needs (ArchiveError; NoIndexError where it has no index)."""
+    search = search or ParentSearch()
+    kept = Kept(KEPT_SEGMENTS, KEPT_FRAMES)
+    with ExitStack() as stack:
+        readers: list[RangeReader] = []
+        indexes: list[ArchiveIndex] = []
+        links: list[Link] = []
+        place: HistoryPlace | None = archive
+        while place is not None:
+            _check_room(links)
+            reader = stack.enter_context(range_reader(place))
+            index = ArchiveIndex(reader.pread, reader.size, str(place), allow_delta=True, kept=kept)
+            readers.append(reader)
+            indexes.append(index)
+            links.append(Link(place, identity_of_index(index)))
+            _check_link(links)
+            place = search.find(links[-1].identity, place) if index.header.is_delta else None
+
+        def stop() -> None:
+            for one in readers:
+                one.stop()
+
+        yield Chain(ArchiveView(indexes), links, stop)
+
+
+def _check_room(links: Sequence[Link]) -> None:
+    if len(links) == MOST_ARCHIVES:
+        raise ArchiveError(f"{links[0].identity.name} needs more than {MOST_ARCHIVES} other archives, a chain of them")
+
+
+def _check_link(links: Sequence[Link]) -> None:
+    """The parent may have been replaced since it was found; and a chain must not come back to itself."""
+    *_, child, parent = (None, *links)
+    if child is not None and parent is not None:
+        reference = child.identity.parent
+        if reference is None or not parent.identity.answers(reference):
+            raise ArchiveError(f"{parent.place} was replaced just now")
+    digests = [link.identity.digest for link in links]
+    if len(set(digests)) < len(digests):
+        raise ArchiveError(f"{links[0].identity.name} is damaged: it is its own ancestor")

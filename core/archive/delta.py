@@ -1,0 +1,152 @@
+"""A delta, written: of what is put in only what differs from the parent's view goes on into the archive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pybackup.core.sinks import Sink
+from pybackup.core.trace import Trace
+from pybackup.formats.archive import ArchiveEncoder
+from pybackup.formats.clusters import ClusterRun, scan, zero_run
+from pybackup.formats.vma import DriveInfo
+from pybackup.formats.vma_layout import CLUSTER_DIGEST_SIZE
+
+from .intake import Piece, Prepared
+from .view import ArchiveView, ViewRun
+from .writer import ArchiveWriter
+
+
+class ParentDrives:
+    """What the parent of a delta has of the delta's drives. Fixed: all."""
+
+    def __init__(self, view: ArchiveView, drives: Sequence[DriveInfo]) -> None:
+        self._view = view
+        self._drives = {drive.drive_id: view.header.by_name.get(drive.name) for drive in drives}
+
+    def drive(self, drive_id: int) -> DriveInfo | None:
+        """The parent's drive of the name of a drive of the delta."""
+        return self._drives[drive_id]
+
+    def changed(self, drive_id: int, first: int, runs: Sequence[ClusterRun]) -> Iterator[tuple[int, ClusterRun]]:
+        """(first cluster, run) of what differs from the parent, of clusters in a row from ``first`` on.
+
+        ArchiveError where the parent cannot be read.
+        """
+        end = first + sum(run.clusters for run in runs)
+        drive = self._drives[drive_id]
+        known_end = first if drive is None else max(first, min(end, drive.clusters))
+        known: list[ViewRun] = []
+        if drive is not None and known_end > first:
+            known = self._view.resolve(drive.drive_id, first, known_end)
+        at, theirs = first, 0
+        for run in runs:
+            rest: ClusterRun | None = run
+            while rest is not None:
+                if at >= known_end:
+                    yield at, rest
+                    at += rest.clusters
+                    break
+                clusters = min(rest.clusters, known[theirs].end - at)
+                part, rest = rest.cut(clusters) if clusters < rest.clusters else (rest, None)
+                yield from _differing(at, part, known[theirs])
+                at += clusters
+                theirs += at == known[theirs].end
+
+    def changed_zeros(self, drive_id: int, first: int, count: int) -> list[tuple[int, int]]:
+        """(first cluster, clusters) of those in a row that are zero now, and were not in the parent."""
+        return [(at, run.clusters) for at, run in self.changed(drive_id, first, [zero_run(count)])]
+
+
+def _differing(at: int, run: ClusterRun, known: ViewRun) -> Iterator[tuple[int, ClusterRun]]:
+    """What of a run differs from the parent's, which has all these clusters."""
+    if not run.mask and known.segment is None:
+        return
+    if not run.mask or known.segment is None:
+        yield at, run
+        return
+    digests = known.segment.digests(known.number + at - known.first, run.clusters)
+    if digests == b"".join(run.digests):
+        return
+    theirs = [digests[low : low + CLUSTER_DIGEST_SIZE] for low in range(0, len(digests), CLUSTER_DIGEST_SIZE)]
+    first = 0
+    while first < run.clusters:
+        alike = theirs[first] == run.digests[first]
+        end = first + 1
+        while end < run.clusters and (theirs[end] == run.digests[end]) == alike:
+            end += 1
+        if not alike:
+            yield at + first, _part(run, first, end)
+        first = end
+
+
+def _part(run: ClusterRun, first: int, end: int) -> ClusterRun:
+    """Clusters [first, end) of a run."""
+    if end < run.clusters:
+        run, _ = run.cut(end)
+    if first:
+        _, run = run.cut(first)
+    return run
+
+
+class DeltaWriter(ArchiveWriter):
+    """Writes a delta. Fixed, beside what every writer has: the parent."""
+
+    def __init__(
+        self,
+        encoder: ArchiveEncoder,
+        sink: Sink,
+        pool: ThreadPoolExecutor,
+        parent: ArchiveView,
+        parent_told: dict[str, Any],
+        *,
+        threads: int,
+        trace: Trace | None = None,
+    ) -> None:
+        """``parent_told``: what the archive tells of its parent."""
+        super().__init__(encoder, sink, pool, threads=threads, trace=trace)
+        self._parent = ParentDrives(parent, encoder.header.drives)
+        self._parent_told = parent_told
+
+    async def prepare(self, pieces: Sequence[Piece], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
+        """Compute digests, and look for what differs from the parent, in threads."""
+        return await asyncio.get_running_loop().run_in_executor(pool, self._prepare_all, pieces)
+
+    def _prepare_all(self, pieces: Sequence[Piece]) -> list[Prepared]:
+        return [self._prepare(piece) for piece in pieces]
+
+    def _prepare(self, piece: Piece) -> Prepared:
+        changed = list(self._parent.changed(piece.drive_id, piece.first, scan(piece.content)))
+        return Prepared(piece.content, [run for _, run in changed], [at - piece.first for at, _ in changed])
+
+    async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
+        """Take what differs; waits while too much is in flight."""
+        if prepared.runs is None or prepared.places is None:
+            raise AssertionError("not prepared by prepare()")
+        async with self._turn:
+            for place, run in zip(prepared.places, prepared.runs, strict=True):
+                self._encoder.add(drive_id, first + place, [run])
+            await self._submit_ready()
+
+    async def put_zeros(self, drive_id: int, first: int, count: int) -> int:
+        """Take those of zero clusters in a row that were not zero in the parent; how many these are."""
+        changed = await asyncio.get_running_loop().run_in_executor(
+            None, self._parent.changed_zeros, drive_id, first, count
+        )
+        for at, clusters in changed:
+            await super().put_zeros(drive_id, at, clusters)
+        return sum(clusters for _, clusters in changed)
+
+    async def put_unchanged(self, drive_id: int, first: int, count: int) -> None:
+        """Nothing is to be written."""
+
+    async def finish(self, about: dict[str, Any]) -> None:
+        """As for every writer; the archive tells of its parent too."""
+        await super().finish({**about, **self._parent_told})
+
+    async def differs(self, piece: Piece) -> bool:
+        """Whether any of these clusters differs from the parent."""
+        (prepared,) = await asyncio.get_running_loop().run_in_executor(None, self._prepare_all, [piece])
+        return bool(prepared.runs)

@@ -1,0 +1,206 @@
+"""The parent of an incremental backup: chosen, opened, and held until the new archive is durable.
+
+That an incremental backup is not possible never makes a backup fail: it becomes a full one, and says why.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pybackup.core.archive.chain import Chain, ParentSearch, folder_of, open_chain
+from pybackup.core.archive.identity import ArchiveIdentity, read_identity
+from pybackup.core.archive.listing import archives_in
+from pybackup.core.errors import ArchiveError, PybackupError, RequestError
+from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
+from pybackup.core.places.kinds import HistoryPlace, LocalPath, NewArchivePlace, StoreUrl
+from pybackup.formats.vma import DriveInfo
+
+from .listener import Listener
+
+MAX_CHAIN = 30
+"""Deltas in a row, after which the next archive is a full one."""
+MOST_TRIED = 5
+"""Archives that are opened to be a parent: where so many cannot be, something else is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParentWish:
+    """What an archive shall be a delta of: ``base``, or the newest that fits beside it, where that is None.
+
+    ``others``: where ancestors may lie too. ``max_chain``: deltas in a row.
+    """
+
+    base: HistoryPlace | None = None
+    others: Sequence[HistoryPlace] = ()
+    max_chain: int = MAX_CHAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A parent that is open, with all its ancestors, and is not pruned meanwhile."""
+
+    chain: Chain
+
+    @property
+    def identity(self) -> ArchiveIdentity:
+        """Who it is."""
+        return self.chain.links[0].identity
+
+    @property
+    def place(self) -> HistoryPlace:
+        """Where it lies."""
+        return self.chain.links[0].place
+
+    @property
+    def deltas(self) -> int:
+        """Deltas from it down to the full archive."""
+        return len(self.chain.links) - 1
+
+    def drive(self, name: str) -> DriveInfo | None:
+        """Its drive of that name."""
+        return self.identity.header.by_name.get(name)
+
+    def about(self) -> dict[str, Any]:
+        """What a delta tells of it."""
+        digest = self.identity.digest
+        assert digest is not None
+        return {
+            "parent": {
+                "uuid": self.identity.uuid.hex(),
+                "index": digest.hex(),
+                "name": os.path.basename(self.place.text),
+                "created": self.identity.created,
+            },
+            "chain": self.deltas + 1,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The parent, or why there is none; for a backup that shall not have one neither."""
+
+    parent: Parent | None = None
+    why_full: str | None = None
+    _ways: Mapping[str, DriveWay] = field(default_factory=dict)
+
+    def way_of(self, name: str) -> DriveWay:
+        """How a drive comes into the archive, unless somebody knows what has changed of it."""
+        if self.parent is None:
+            return DriveWay(why=self.why_full)
+        if self.parent.drive(name) is None:
+            return DriveWay(why="the parent has no drive of this name")
+        return DriveWay(BY_DIGEST)
+
+
+@contextmanager
+def chosen_parent(
+    wish: ParentWish | None, archive: NewArchivePlace, names: Sequence[str], created: int, listener: Listener
+) -> Iterator[Choice]:
+    """The parent of a new archive with drives of these names, ``created`` in seconds since 1970.
+
+    RequestError where nobody can look for one.
+    """
+    with ExitStack() as stack:
+        if wish is None:
+            yield Choice()
+            return
+        choice = _choose(wish, archive, names, created, stack)
+        if choice.parent is None:
+            listener.note(f"this will be a full archive: {choice.why_full}")
+        yield choice
+
+
+def _choose(
+    wish: ParentWish, archive: NewArchivePlace, names: Sequence[str], created: int, stack: ExitStack
+) -> Choice:
+    why = ""
+    for place in _candidates(wish, archive, names, created):
+        try:
+            parent = stack.enter_context(_opened(place, wish))
+        except PybackupError as error:
+            why = why or f"{place} cannot be its parent: {error}"
+            continue
+        if not any(parent.drive(name) for name in names):
+            return Choice(why_full=f"{place} has none of these drives")
+        if parent.deltas >= wish.max_chain:
+            return Choice(why_full=f"{place} is the last of {parent.deltas} deltas in a row")
+        return Choice(parent)
+    return Choice(why_full=why or "no archive that fits lies beside it")
+
+
+def _candidates(
+    wish: ParentWish, archive: NewArchivePlace, names: Sequence[str], created: int
+) -> Sequence[HistoryPlace]:
+    if wish.base is not None:
+        return [wish.base]
+    if not isinstance(archive, LocalPath | StoreUrl):
+        raise RequestError(f"{archive} has no folder in which a parent could be looked for; name one")
+    folder = folder_of(archive)
+    if isinstance(folder, LocalPath) and not os.path.isdir(folder.path):
+        return []
+    found: list[tuple[bool, int, HistoryPlace]] = []
+    for listed in archives_in(folder):
+        identity = _fitting(listed.place, names)
+        if identity is not None:
+            found.append((identity.created <= created, identity.created, listed.place))
+    found.sort(key=lambda one: one[:2], reverse=True)
+    return [place for _, _, place in found[:MOST_TRIED]]
+
+
+def _fitting(place: HistoryPlace, names: Sequence[str]) -> ArchiveIdentity | None:
+    """The archive, where it can be a parent, as far as its header tells."""
+    try:
+        identity = read_identity(place)
+    except ArchiveError:
+        return None
+    if identity.digest is None or not any(name in identity.header.by_name for name in names):
+        return None
+    return identity
+
+
+@contextmanager
+def _opened(place: HistoryPlace, wish: ParentWish) -> Iterator[Parent]:
+    """The archive and its ancestors, open and held."""
+    with open_chain(place, ParentSearch(wish.others)) as chain, ExitStack() as held:
+        for link in chain.links:
+            if isinstance(link.place, LocalPath):
+                held.callback(os.close, _hold(link.place.path, link.identity))
+        yield Parent(chain)
+
+
+def _hold(path: str, identity: ArchiveIdentity) -> int:
+    """A shared lock on an archive's file, which whoever wants to remove it asks for alone (ArchiveError).
+
+    The lock ends with the process. What was removed, or replaced, before it was taken is nobody's parent.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ArchiveError(f"cannot open {path}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArchiveError(f"{path} is being removed by somebody") from None
+        except OSError:
+            pass  # A filesystem without locks: whoever removes archives has none either, and looks again.
+        _check_still_there(path, fd, identity)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_still_there(path: str, fd: int, identity: ArchiveIdentity) -> None:
+    try:
+        there, held = os.stat(path), os.fstat(fd)
+    except OSError as error:
+        raise ArchiveError(f"{path} was removed just now") from error
+    same = (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+    if not same or read_identity(LocalPath(path)).digest != identity.digest:
+        raise ArchiveError(f"{path} was replaced just now")
