@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.sinks import Sink
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import ArchiveEncoder
-from pybackup.formats.clusters import ClusterRun, scan, zero_run
+from pybackup.formats.clusters import ClusterRun, Part, scan, stored_bytes, zero_run
 from pybackup.formats.vma import DriveInfo
 from pybackup.formats.vma_layout import CLUSTER_DIGEST_SIZE
 
@@ -91,6 +92,12 @@ def _part(run: ClusterRun, first: int, end: int) -> ClusterRun:
     return run
 
 
+def _copied(run: ClusterRun) -> ClusterRun:
+    """The same run, with a buffer of its own."""
+    content = b"".join(memoryview(part.buffer)[part.start : part.end] for part in run.parts)
+    return run._replace(parts=(Part(content, 0, len(content)),)) if content else run
+
+
 class DeltaWriter(ArchiveWriter):
     """Writes a delta. Fixed, beside what every writer has: the parent."""
 
@@ -119,7 +126,11 @@ class DeltaWriter(ArchiveWriter):
 
     def _prepare(self, piece: Piece) -> Prepared:
         changed = list(self._parent.changed(piece.drive_id, piece.first, scan(piece.content)))
-        return Prepared(piece.content, [run for _, run in changed], [at - piece.first for at, _ in changed])
+        found = sum(stored_bytes(run.mask, run.clusters * CLUSTER_SIZE) for _, run in changed)
+        # A few clusters that wait for others must not hold the buffer that they were found in.
+        keep = 2 * found > len(piece.content)
+        runs = [run if keep else _copied(run) for _, run in changed]
+        return Prepared(piece.content, runs, [at - piece.first for at, _ in changed])
 
     async def take(self, drive_id: int, first: int, prepared: Prepared) -> None:
         """Take what differs; waits while too much is in flight."""
