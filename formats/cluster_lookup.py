@@ -200,6 +200,11 @@ class Segment:
         place = self.vma_offset + self._places[number] * EXTENT_HEADER_SIZE
         return StoredCluster(place, self._masks[number], self._digests[at : at + CLUSTER_DIGEST_SIZE])
 
+    def extent_of(self, number: int, count: int) -> tuple[int, int]:
+        """From where to where in the VMA stream neighbouring stored clusters lie."""
+        last = number + count - 1
+        return self._place(number), self._place(last) + self._masks[last].bit_count() * BLOCK_SIZE
+
     def frame_groups(self, most: int) -> Iterator[FrameGroup]:
         """The frames that hold stored clusters, in their order; frames that share a cluster together, ``most`` at most.
 

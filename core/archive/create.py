@@ -93,10 +93,24 @@ def make_writer(
 
     With a parent the archive becomes a delta.
     """
+    infos = [DriveInfo(number, name, size) for number, (name, size) in enumerate(drives, 1)]
+    return writer_for(infos, configs, options, sink, pool, trace, parent)
+
+
+def writer_for(
+    drives: Sequence[DriveInfo],
+    configs: Sequence[tuple[str, bytes]],
+    options: ArchiveOptions,
+    sink: Sink,
+    pool: ThreadPoolExecutor,
+    trace: Trace | None = None,
+    parent: ParentOf | None = None,
+) -> ArchiveWriter:
+    """The same for drives that have their ids already."""
     header = Header(
         uuid=options.uuid,
         created=options.created,
-        drives=tuple(DriveInfo(number, name, size) for number, (name, size) in enumerate(drives, 1)),
+        drives=tuple(drives),
         configs=tuple(configs),
         parent_uuid=bytes(16) if parent is None else parent.reference.uuid,
         parent_index_digest=bytes(16) if parent is None else parent.reference.digest,

@@ -13,6 +13,7 @@ from pybackup.formats import cluster_index as index
 from pybackup.formats import vma_layout
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.cluster_lookup import Directory
+from pybackup.formats.clusters import frame_digest
 from pybackup.formats.errors import FormatError, UnsupportedError
 from pybackup.formats.vma import DriveInfo, Header
 from pybackup.formats.vma_stream import DecodedExtent
@@ -46,6 +47,7 @@ class OwnWord:
     ) -> None:
         """``rows``: of the header's frames; ``compressed``: in frames that an index of ours can name."""
         self.about: dict[str, Any] | None = None
+        self.directory_digest: bytes | None = None
         self.has_seek_table = False
         self._header, self._rows, self._index, self._damage = header, rows, builder, damage
         self._compressed, self._has_digests = compressed, has_digests
@@ -169,6 +171,7 @@ class OwnWord:
         else:
             self._has_directory = True
             self.about = Directory.decode(content).about
+            self.directory_digest = frame_digest(seen.content)
             expected = self._index.directory(self.about)
             self._check_about(seen.offset)
         if self._compares and not (self._indexable and expected == content):

@@ -182,6 +182,11 @@ class ArchiveStream:
         return self._own_word.about
 
     @property
+    def directory_digest(self) -> bytes | None:
+        """By which deltas know this archive, once the index's directory was read."""
+        return self._own_word.directory_digest
+
+    @property
     def has_seek_table(self) -> bool:
         """Whether it was read."""
         return self._own_word.has_seek_table
@@ -254,12 +259,18 @@ class ArchiveStream:
             self._extents_ahead += 1
             if not extent.header.data_size:
                 self._ordered.append(CheckedExtent(extent, [], extent.matches([])))
-            elif self._digests is Digests.NONE or (self._digests is Digests.UNPROVEN and self._proof.is_whole):
+            elif self._are_digests_of_no_use:
                 self._ordered.append(CheckedExtent(extent, [], sound=True))
             else:
                 self._ordered.append(self._pool.submit(check, extent))
             yield from self._in_order(EXTENTS_AHEAD)
         self._gather_damage()
+
+    @property
+    def _are_digests_of_no_use(self) -> bool:
+        """Whether the digests of what comes now are not wanted, or have nothing to be compared with."""
+        is_proven = self._proof.is_whole or not self.header.extent_digests
+        return self._digests is Digests.NONE or (self._digests is Digests.UNPROVEN and is_proven)
 
     def _gather_damage(self) -> None:
         """Make our damage of what the stream complains about."""

@@ -122,7 +122,7 @@ async def backup(
         sink = open_sink(archive, replace=request.replace, folders_from=request.folders_from)
         configs = way.configs(configs)
         writer = make_writer(drives, configs, request.options, sink, pool, trace, _parent_of(choice))
-        verify = _verifier(sink, pool) if request.verify else None
+        verify = verifier(sink, pool) if request.verify else None
         yield way.job(Parts(request, choice, writer, scanners, verify, trace))
 
 
@@ -154,7 +154,7 @@ def read_config(config: NamedPlace[LocalPath]) -> tuple[str, bytes]:
     return stored_name(config.name or os.path.basename(config.what.path)), content
 
 
-def _verifier(sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]]:
+def verifier(sink: Sink, pool: ThreadPoolExecutor) -> Callable[[], Awaitable[None]]:
     """What reads the archive back before it gets its name; ArchiveError if anything is wrong with it."""
     if not isinstance(sink, FileSink):
         raise RequestError(f"{sink.name} cannot be read back before it gets its name, as only a file can be")
