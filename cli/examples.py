@@ -63,6 +63,18 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "The disk that an archive was made of": "pybackup compare disk.vma.zst disk.img",
         "Two drives of several": "pybackup compare vm1.vma.zst scsi0=a.qcow2 scsi1=/dev/vg0/b",
     },
+    "merge": {
+        "A full archive of the last night, which needs the others no more": (
+            "pybackup merge vm1-2026-01-31.vma.zst vm1-january.vma.zst"
+        ),
+        "Parents that lie elsewhere, read back before it gets its name": (
+            "pybackup merge s3://backups/new.vma.zst full.vma.zst \\\n    --parents s3://backups/old --verify"
+        ),
+        "A backup of Proxmox, made seekable and protected": (
+            "pybackup merge vzdump-qemu-100.vma.zst vm100.vma.zst\n"
+            "ssh pve cat /var/lib/vz/dump/vzdump-qemu-100.vma.zst \\\n    | pybackup merge - vm100.vma.zst"
+        ),
+    },
     "serve": {
         "Two disks, to be used over NBD and backed up meanwhile": (
             "pybackup serve --control /run/vm/control.sock \\\n"

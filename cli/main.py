@@ -16,6 +16,7 @@ COMMANDS = {
     "info": "Tell what an archive holds.",
     "config": "Print a configuration that an archive holds.",
     "compare": "Tell whether a disk is what an archive holds.",
+    "merge": "Make one full archive of a chain of deltas, or of any archive.",
     "serve": "Offer disks over NBD, to be backed up while they are in use.",
     "ctl": "Steer a running server.",
     "completion": "Print the completion script for a shell.",

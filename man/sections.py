@@ -41,6 +41,13 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
     "info": _READ,
     "config": _READ,
     "compare": {**_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
+    "merge": {
+        "TMPDIR": "Where parts of uploads go that are larger than fits into memory; else `/tmp`.",
+        "XDG_STATE_HOME": "Where uploads that are under way are remembered; else `~/.local/state`.",
+        **_STORES,
+        **_PROGRESS,
+        **EVERYWHERE,
+    },
     "serve": {
         "XDG_RUNTIME_DIR": "Where the private folder of the sockets is made; else `$TMPDIR`, or `/tmp`.",
         "TMPDIR": "Where old data is fleeced unless `--fleece` says; else `/var/tmp`.",
@@ -68,6 +75,11 @@ FILES: dict[str, dict[str, str]] = {
         ".NAME.partial": "Beside TARGET: what it is until it is complete.",
         "NAME.partial": "What a restore that failed has written, where it has written anything; a later one that"
         " succeeds removes it.",
+    },
+    "merge": {
+        ".NAME.partial": "Beside OUT: what it is until it is complete. What a killed merge leaves, the next one"
+        " removes.",
+        "~/.local/state/pybackup/uploads/": "A file for every upload to an object store, while it is under way.",
     },
     "serve": {
         "$XDG_RUNTIME_DIR/pybackup.XXXXXXXX/": "The private folder of `nbd.sock` and `control.sock`, where no other"
@@ -97,6 +109,9 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
     "info": ("pybackup-config/1", "pybackup-verify/1", "pybackup-archive/5", "pybackup-stores/7"),
     "config": ("pybackup-info/1", "pybackup-run/1", "pybackup-proxmox/7"),
     "compare": ("pybackup-verify/1", "pybackup-images/7"),
+    "merge": (
+        *("pybackup-run/1", "pybackup-verify/1", "pybackup-archive/5", "pybackup-proxmox/7", "pybackup-stores/7"),
+    ),
     "serve": ("pybackup-ctl/1", "pybackup-run/1", "pybackup-control/7", "pybackup-images/7", "pybackup-live/7"),
     "ctl": ("pybackup-serve/1", "pybackup-run/1", "pybackup-control/7", "pybackup-live/7"),
     "completion": (),

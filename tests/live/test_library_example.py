@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from archives import encode
+from archives import decode, encode
+from chains import make_night
 from live.processes import restored
 from manual_pages import MAN, examples
 
@@ -40,8 +41,18 @@ def test_the_example_says_what_went_wrong(tmp_path: Path) -> None:
 
 def test_the_example_of_a_restore(tmp_path: Path) -> None:
     (tmp_path / "disk.vma.zst").write_bytes(encode({"disk": bytes(range(256)) * 1024}))
-    _, code = examples(MAN / "pybackup-api.7")
+    code = examples(MAN / "pybackup-api.7")[1]
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
     assert (tmp_path / "restored.raw").read_bytes() == bytes(range(256)) * 1024
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "restored.raw exists already" in done.stderr
+
+
+def test_the_example_of_a_merge(tmp_path: Path) -> None:
+    monday = make_night({"disk": bytes(range(256)) * 1024}, seed=1)
+    tuesday = make_night({"disk": bytes(range(255, -1, -1)) * 1024}, monday, seed=2)
+    (tmp_path / "monday.vma.zst").write_bytes(monday.archive)
+    (tmp_path / "tuesday.vma.zst").write_bytes(tuesday.archive)
+    code = examples(MAN / "pybackup-api.7")[2]
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
+    assert decode((tmp_path / "full.vma.zst").read_bytes()).drives == tuesday.disks
