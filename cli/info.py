@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,42 +17,56 @@ from pybackup.cli.consistency import in_words
 from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.names import printable
 from pybackup.cli.numbers import percent, short
-from pybackup.cli.options import json_option, threads_option
+from pybackup.cli.options import json_option, parents_option, threads_option
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.running import threads_or_default
 from pybackup.cli.unreadable import archive_lines
+from pybackup.core.archive.ancestors import Ancestors, ancestors_of
+from pybackup.core.archive.chain import ParentSearch
 from pybackup.core.archive.facts import ArchiveFacts, DriveMap, archive_facts
+from pybackup.core.archive.identity import ArchiveIdentity
 from pybackup.core.errors import ArchiveError, ExitCode
 from pybackup.core.guest.consistency import consistency_of
-from pybackup.core.places.kinds import ArchivePlace, StandardStream
+from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, StandardStream
 from pybackup.formats.vma import DriveInfo
+from pybackup.formats.vma_layout import CLUSTER_SIZE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 MAP_WIDTH = 64
+LAST_SECOND = 253402300799
+"""Of the year 9999."""
 _SHADES = " ░▒▓█"
 
 
 @click.command("info", cls=Command, short_help="Tell what an archive holds.")
 @click.argument("archives", type=PlainPath(archive_place), nargs=-1, required=True, metavar="ARCHIVE...")
 @click.option("--map", "with_map", is_flag=True, help="Draw where data and zeros lie.")
+@parents_option
 @threads_option
 @json_option
-def command(archives: tuple[ArchivePlace, ...], with_map: bool, threads: int | None, as_json: bool) -> int:
+def command(
+    archives: tuple[ArchivePlace, ...],
+    with_map: bool,
+    threads: int | None,
+    as_json: bool,
+    parents: tuple[HistoryPlace, ...],
+) -> int:
     """Tell what an archive holds, or several: drives with their sizes, configurations, and where it comes from.
 
     Only the index is read where there is one; other archives are read through. ARCHIVE may be - for the standard
-    input, or a URL. With --json each archive has a line.
+    input, or a URL. With --json each archive has a line. Of a delta, which holds only what changed since its parent,
+    the archives that it needs are listed, with what each of them cost.
     """
     code = 0
     for number, archive in enumerate(archives):
         if number and not as_json:
             click.echo()
         try:
-            _tell(archive, with_map, threads, as_json)
+            _tell(archive, with_map, threads, as_json, parents)
         except ArchiveError as error:
             if len(archives) == 1:
                 raise
@@ -60,22 +76,29 @@ def command(archives: tuple[ArchivePlace, ...], with_map: bool, threads: int | N
     return code
 
 
-def _tell(archive: ArchivePlace, with_map: bool, threads: int | None, as_json: bool) -> None:
+def _tell(
+    archive: ArchivePlace, with_map: bool, threads: int | None, as_json: bool, parents: Sequence[HistoryPlace]
+) -> None:
     facts = archive_facts(archive, threads=threads_or_default(threads))
+    identity = ArchiveIdentity(str(archive), facts.header, facts.digest, facts.size, facts.about)
+    ancestors = ancestors_of(identity, archive, ParentSearch(parents))
     if as_json:
-        print(json_text(_as_dict(archive, facts, with_map)))
+        print(json_text(_as_dict(archive, facts, with_map) | history_as_dict(ancestors)))
     else:
-        _print(archive, facts, with_map)
+        _print(archive, facts, with_map, ancestors)
 
 
 def _row(facts: ArchiveFacts, drive: DriveInfo) -> dict[str, Any]:
     counts = facts.counts[drive.drive_id]
     stored = counts.stored_bytes
+    listed = min(drive.size, (counts.stored_clusters + counts.zero_clusters) * CLUSTER_SIZE)
+    unchanged = {"unchanged": drive.size - listed} if facts.header.is_delta else {}
     return {
         "name": drive.name,
         "size": drive.size,
         "stored": stored,
-        "zero": max(0, drive.size - stored),
+        "zero": max(0, listed - stored) if facts.header.is_delta else max(0, drive.size - stored),
+        **unchanged,
         "compressed": facts.compressed[drive.drive_id] if facts.compressed is not None else None,
     }
 
@@ -103,9 +126,9 @@ def _as_dict(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> dict
     }
 
 
-def _print(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> None:
+def _print(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool, ancestors: Ancestors) -> None:
     header = facts.header
-    created = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(header.created, 253402300799)))
+    created = _time(header.created)
     called = "the standard input" if isinstance(archive, StandardStream) else str(archive)
     say(
         f"{called}: {'VMA' if facts.compression == 'vma' else 'VMA in ' + facts.compression},"
@@ -118,10 +141,8 @@ def _print(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> None:
     if (state := in_words(facts.about)) is not None:
         click.echo(f"state    {state}")
     if header.is_delta:
-        click.echo(
-            f"parent   {uuid.UUID(bytes=header.parent_uuid)}: only what changed since then is here, and this version of"
-            " pybackup cannot restore it"
-        )
+        for line in history_lines(facts, ancestors):
+            click.echo(line)
     for name, content in header.configs:
         click.echo(f"config   {printable(name)} ({len(content)} bytes)")
     rows = [_row(facts, drive) for drive in header.drives]
@@ -141,7 +162,53 @@ def _print(archive: ArchivePlace, facts: ArchiveFacts, with_map: bool) -> None:
                 click.echo(f"  |{line}|")
 
 
-_COLUMNS = ("drive", "size", "stored", "zero", "compressed", "ratio")
+def history_lines(facts: ArchiveFacts, ancestors: Ancestors) -> Iterator[str]:
+    """What a delta needs: each archive with its time and its size, the newest first."""
+    count = len(ancestors.found)
+    sizes = [facts.size or 0, *(link.identity.size or 0 for link in ancestors.found)]
+    since = _when(facts.about.get("parent"))
+    yield f"delta    holds what changed since {since}; with what it needs {short(sum(sizes))}"
+    for number, link in enumerate(ancestors.found):
+        identity = link.identity
+        kind = "delta" if identity.is_delta else "full"
+        begin = "needs    " if not number else "         "
+        yield (
+            f"{begin}{_time(identity.created)}  {kind:5}  {short(identity.size or 0):>10}"
+            f"  {printable(os.path.basename(str(link.place)))}"
+        )
+    if ancestors.missing is not None:
+        yield f"missing  {printable(with_advice(ancestors.missing))}"
+    elif count:
+        yield f"chain    {count + 1} archives, back to {_time(ancestors.found[-1].identity.created)}"
+
+
+def _when(parent: object) -> str:
+    created = parent.get("created") if isinstance(parent, dict) else None
+    return _time(created) if isinstance(created, int) else "its parent"
+
+
+def _time(created: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(max(0, min(created, LAST_SECOND))))
+
+
+def history_as_dict(ancestors: Ancestors) -> dict[str, Any]:
+    """The archives that a delta needs, for JSON."""
+    needs = [
+        {
+            "archive": str(link.place),
+            "uuid": str(uuid.UUID(bytes=link.identity.uuid)),
+            "created": link.identity.created,
+            "delta": link.identity.is_delta,
+            "size": link.identity.size,
+        }
+        for link in ancestors.found
+    ]
+    missing = None if ancestors.missing is None else with_advice(ancestors.missing)
+    return {"needs": needs, "missing": missing}
+
+
+def _columns(row: dict[str, Any]) -> tuple[str, ...]:
+    return ("drive", "size", "stored", "zero", *(["unchanged"] if "unchanged" in row else []), "compressed", "ratio")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -151,6 +218,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         short(row["size"]),
         short(row["stored"]),
         f"{short(row['zero'])} ({percent(row['zero'], row['size'])})",
+        *([f"{short(row['unchanged'])} ({percent(row['unchanged'], row['size'])})"] if "unchanged" in row else []),
         "-" if compressed is None else short(compressed),
         "-" if compressed is None else percent(compressed, row["stored"]),
     )
@@ -163,7 +231,7 @@ def make_table(facts: ArchiveFacts) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in _COLUMNS:
+    for column in _columns(_row(facts, facts.header.drives[0])):
         table.add_column(column, justify="left" if column == "drive" else "right")
     for drive in facts.header.drives:
         table.add_row(*map(Text, _cells(_row(facts, drive))))
@@ -177,8 +245,8 @@ def _print_table(facts: ArchiveFacts) -> None:
 
 
 def _print_plain(rows: list[dict[str, Any]]) -> None:
-    lines = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+    lines = [_columns(rows[0]), *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
         rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         cells = [line[0].ljust(widths[0]), *rest]

@@ -33,6 +33,7 @@ from pybackup.cli.running import run_in_loop, run_job, tell_report, warn
 from pybackup.cli.unattended import RunFacts, unattended
 from pybackup.cli.unreadable import unreadable_lines
 from pybackup.cli.version import VERSION
+from pybackup.cli.ways import ways_in_words
 from pybackup.core.archive.chain import MOST_ARCHIVES
 from pybackup.core.archive.create import ArchiveOptions
 from pybackup.core.errors import ExitCode
@@ -292,6 +293,8 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
             + (", filesystem-consistent" if job.consistency.get("consistency") == "filesystem" else ""),
             err=True,
         )
+        for line in ways_in_words(job.ways):
+            click.echo(f"pybackup: {line}", err=True)
     listed = f"pybackup info --json {request.archive}"
     for line in unreadable_lines(job.lost, "could not be read and are zeros in the archive", listed):
         click.echo(f"pybackup: {line}", err=True)

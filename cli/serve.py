@@ -17,12 +17,13 @@ import click
 from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import served_place
-from pybackup.cli.options import agent_options, format_option
+from pybackup.cli.options import agent_options, format_option, parents_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, Seconds, Size
 from pybackup.cli.request import takes
 from pybackup.cli.running import run_in_loop, warn
 from pybackup.cli.signals import end_event
 from pybackup.cli.version import VERSION
+from pybackup.core.archive.chain import ParentSearch
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.cow.fleece_file import FleecePlace
 from pybackup.core.cow.guest_copies import OnError
@@ -33,7 +34,7 @@ from pybackup.core.live.control import ControlSocket
 from pybackup.core.live.served_disks import ServedDisk, open_served
 from pybackup.core.live.server import LiveServer
 from pybackup.core.nbd.server import NbdServer
-from pybackup.core.places.kinds import RunningServer, ServedPlace
+from pybackup.core.places.kinds import HistoryPlace, RunningServer, ServedPlace
 from pybackup.core.system.private_folder import private_folder
 from pybackup.core.system.systemd import listen_sockets, notify
 
@@ -58,6 +59,7 @@ class _Request:
     copy_on_read: bool
     fleece: str | None
     fleece_size: int | None
+    parents: Sequence[HistoryPlace]
     no_fleece: bool
     guest_agent: str | None
     freeze_timeout: float
@@ -90,6 +92,7 @@ class _Request:
 )
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @format_option
+@parents_option
 @click.option(
     "--force-share",
     is_flag=True,
@@ -187,7 +190,11 @@ async def _serve(request: _Request) -> int:
 
 async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, ServedDisk]:
     disks = await open_served(
-        request.sources, image_format=request.image_format, read_only=request.read_only, force_share=request.force_share
+        request.sources,
+        image_format=request.image_format,
+        read_only=request.read_only,
+        force_share=request.force_share,
+        search=ParentSearch(request.parents),
     )
     for disk in disks.values():
         stack.push_async_callback(disk.close)

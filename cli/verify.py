@@ -12,19 +12,21 @@ from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.numbers import counted, duration, short
-from pybackup.cli.options import job_options, json_option, threads_option
+from pybackup.cli.options import job_options, json_option, parents_option, threads_option
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.request import JobRequest, takes
 from pybackup.cli.running import run_in_loop, run_job, threads_or_default
 from pybackup.cli.unreadable import archive_lines
+from pybackup.core.archive.ancestors import check_whole
+from pybackup.core.archive.chain import Link, ParentSearch
 from pybackup.core.archive.damage import Damage
 from pybackup.core.archive.open import open_archive
 from pybackup.core.archive.stream import ArchiveStream
 from pybackup.core.errors import ArchiveError, ExitCode
 from pybackup.core.jobs.verify import VerifyJob
-from pybackup.core.places.kinds import ArchivePlace
+from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, LocalPath, StoreUrl
 from pybackup.core.trace import Trace
 
 
@@ -33,12 +35,18 @@ class _Request(JobRequest):
     """What was asked of `verify`."""
 
     archives: Sequence[ArchivePlace]
+    with_chain: bool
+    parents: Sequence[HistoryPlace]
     threads: int | None
     as_json: bool
 
 
 @click.command("verify", cls=Command, short_help="Read everything of an archive and prove that it is sound.")
 @click.argument("archives", type=PlainPath(archive_place), nargs=-1, required=True, metavar="ARCHIVE...")
+@click.option(
+    "--chain", "with_chain", is_flag=True, help="Of a delta verify all archives too that it needs, each once."
+)
+@parents_option
 @threads_option
 @json_option
 @job_options
@@ -48,7 +56,8 @@ def command(request: _Request) -> int:
 
     Checked are the zstd checksums, the MD5s, the digests of extents and clusters, the index and the seek table, and
     that every cluster of every drive is there exactly once. Damage is listed with drive, clusters and bytes.
-    ARCHIVE may be - for the standard input, or a URL.
+    ARCHIVE may be - for the standard input, or a URL. Of a delta, which holds only what changed since its parent,
+    the indexes of the archives that it needs must have every cluster that it lacks; --chain reads these archives too.
 
     Of an archive of another program, which carries no checksum of its data (a plain VMA, or zstd without checksums),
     only the structure can be sound: what flipped in the data, nobody can see. That is told, and "protected" is then
@@ -58,33 +67,55 @@ def command(request: _Request) -> int:
     """
     tracer = request.tracer()
     code = 0
-    for archive in request.archives:
-        code = max(code, _verify_one(archive, request, tracer))
+    waiting, seen = list(request.archives), set(request.archives)
+    while waiting:
+        of_one, needed = _verify_one(waiting.pop(0), request, tracer)
+        code = max(code, of_one)
+        if request.with_chain:
+            waiting[:0] = [place for place in needed if place not in seen]
+            seen.update(needed)
     return code
 
 
-def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> int:
+def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> tuple[int, list[HistoryPlace]]:
+    """The exit code, and the archives that it needs."""
     as_json = request.as_json
+    needed: list[Link] = []
     try:
-        with open_archive(archive, threads=threads_or_default(request.threads), tolerant=True) as stream:
+        with open_archive(
+            archive, threads=threads_or_default(request.threads), tolerant=True, allow_delta=True
+        ) as stream:
             job = VerifyJob(stream, speed=request.speed, trace=trace)
             run_in_loop(run_job(job, "verify", request.display()))
+        if stream.header.is_delta:
+            needed = _ancestors(archive, request)
     except ArchiveError as error:
         _report(str(archive), [Damage(with_advice(error))], as_json)
-        return int(ExitCode.ARCHIVE)
-    _report(str(archive), job.damage, as_json, stream)
+        return int(ExitCode.ARCHIVE), []
+    _report(str(archive), job.damage, as_json, stream, needed)
     if not job.damage and not as_json and not request.quiet:
+        with_it = f", with {counted(len(needed), 'archive')} that it needs" if needed else ""
         index = "" if stream.has_seek_table else ", without an index"
         verdict = "sound" if stream.protects_data else "structure sound, data not protected"
         say(
             f"{stream.name}: {verdict}: {counted(len(job.drives), 'drive')}, {short(job.progress.size)},"
-            f" {short(job.progress.stored)} of data read in {duration(job.elapsed)}{index}"
+            f" {short(job.progress.stored)} of data read in {duration(job.elapsed)}{index}{with_it}"
         )
         for name, size in stream.ends_early():
             say(f"{stream.name}: drive {name} ends after {short(size)}, as memory may: if more was cut off, it is lost")
         for line in archive_lines(_unreadable(stream)):
             say(f"{stream.name}: {line}")
-    return int(ExitCode.ARCHIVE) if job.damage else 0
+    return int(ExitCode.ARCHIVE) if job.damage else 0, [link.place for link in needed]
+
+
+def _ancestors(archive: ArchivePlace, request: _Request) -> list[Link]:
+    """What a delta needs, which has every cluster that it lacks (ArchiveError)."""
+    if not isinstance(archive, LocalPath | StoreUrl):
+        raise ArchiveError(
+            f"{archive} holds only what changed since its parent, and of an archive that comes through a pipe nobody"
+            " can tell whether that has the rest"
+        )
+    return check_whole(archive, ParentSearch(request.parents))
 
 
 def _unreadable(stream: ArchiveStream) -> Any:
@@ -92,7 +123,9 @@ def _unreadable(stream: ArchiveStream) -> Any:
     return (stream.about or {}).get("unreadable")
 
 
-def _report(name: str, damage: list[Damage], as_json: bool, stream: ArchiveStream | None = None) -> None:
+def _report(
+    name: str, damage: list[Damage], as_json: bool, stream: ArchiveStream | None = None, needed: Sequence[Link] = ()
+) -> None:
     not_listed = stream.not_listed if stream else 0
     if as_json:
         report: dict[str, Any] = {
@@ -101,6 +134,8 @@ def _report(name: str, damage: list[Damage], as_json: bool, stream: ArchiveStrea
             "protected": stream.protects_data if stream else None,
             "damage": [one.as_dict() for one in damage],
         }
+        if stream and stream.header.is_delta:
+            report["needs"] = [str(link.place) for link in needed]
         if not_listed:
             report["damage_not_listed"] = not_listed
         if stream and (ends := [{"drive": drive, "bytes": size} for drive, size in stream.ends_early()]):

@@ -53,11 +53,14 @@ class ParentSearch:
     others: Sequence[HistoryPlace] = ()
     _identities: dict[HistoryPlace, list[tuple[HistoryPlace, ArchiveIdentity]]] = field(default_factory=dict)
 
-    def find(self, child: ArchiveIdentity, lies_at: HistoryPlace) -> HistoryPlace:
-        """Where the parent of a delta lies (ArchiveError: nowhere, with all that is known of it)."""
+    def find(self, child: ArchiveIdentity, lies_at: HistoryPlace | None) -> HistoryPlace:
+        """Where the parent of a delta lies (ArchiveError: nowhere, with all that is known of it).
+
+        ``lies_at``: the delta itself, None where it comes through a pipe.
+        """
         reference = child.parent
         assert reference is not None
-        folders = [folder_of(lies_at), *self.others]
+        folders = [*([] if lies_at is None else [folder_of(lies_at)]), *self.others]
         namesakes: list[HistoryPlace] = []
         for folder in folders:
             if child.likely_parent is not None:

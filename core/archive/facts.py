@@ -30,7 +30,10 @@ class DriveMap:
 
 @dataclass(slots=True)
 class ArchiveFacts:
-    """The facts. ``size`` is the archive's in bytes, None where it came through a pipe."""
+    """The facts. ``size`` is the archive's in bytes, None where it came through a pipe.
+
+    ``digest``: of the directory, where the archive has one and is read at any place.
+    """
 
     header: Header
     size: int | None
@@ -39,6 +42,7 @@ class ArchiveFacts:
     counts: dict[int, DriveCounts]
     compressed: dict[int, int] | None
     about: dict[str, Any]
+    digest: bytes | None
     maps: dict[int, DriveMap]
 
 
@@ -77,7 +81,8 @@ def _from_index(archive: ArchiveIndex) -> ArchiveFacts:
     with ThreadPoolExecutor(SEGMENTS_AHEAD, thread_name_prefix="pybackup-index") as pool:
         for segment in archive.segments(archive.directory.segments, pool):
             _count_segment(segment, counts, compressed, maps)
-    return ArchiveFacts(archive.header, archive.size, "zstd", True, counts, compressed, archive.directory.about, maps)
+    about, digest = archive.directory.about, archive.digest
+    return ArchiveFacts(archive.header, archive.size, "zstd", True, counts, compressed, about, digest, maps)
 
 
 def _count_segment(
@@ -109,5 +114,5 @@ def _from_reading(archive: ArchivePlace, size: int | None, threads: int) -> Arch
 def _facts_of(stream: ArchiveStream, size: int | None, maps: dict[int, DriveMap]) -> ArchiveFacts:
     counts = {drive.drive_id: stream.counts.get(drive.drive_id, DriveCounts()) for drive in stream.header.drives}
     return ArchiveFacts(
-        stream.header, size, stream.compression, stream.about is not None, counts, None, stream.about or {}, maps
+        stream.header, size, stream.compression, stream.about is not None, counts, None, stream.about or {}, None, maps
     )
