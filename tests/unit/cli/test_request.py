@@ -38,4 +38,4 @@ def test_nothing_is_handed_on_untyped() -> None:
         for path in (root / top).rglob("*.py")
         if re.search(r"\*\*\w+: Any", path.read_text())
     }
-    assert found == {"request.py", "unattended.py", "filesystem.py", "s3_upload.py"}
+    assert found == {"request.py", "unattended.py", "filesystem.py", "s3_upload.py", "folder_sources.py"}
