@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from pybackup.core.archive.intake import Intake
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.jobs.backup import BackupJob, Drive
+from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
 from pybackup.core.tasks import end, uninterrupted
 from pybackup.core.trace import Trace
 
+from .changes import BitmapChanges
 from .disks import QemuDisk
 from .fleecing import Fleecing
 
@@ -59,6 +61,7 @@ class QemuBackup(BackupJob):
         writer: Intake,
         pool: ThreadPoolExecutor,
         *,
+        ways: Mapping[str, DriveWay] | None = None,
         about: dict[str, Any] | None = None,
         skip_unreadable: bool = False,
         before_commit: Callable[[], Awaitable[None]] | None = None,
@@ -66,15 +69,22 @@ class QemuBackup(BackupJob):
         speed: int = 0,
         trace: Trace | None = None,
     ) -> None:
-        """As for every backup; ``before_commit`` is awaited when the machine has been let go."""
+        """As for every backup; ``before_commit`` is awaited when the machine has been let go.
+
+        ``ways``: how each drive comes into the archive, by its name, unless a dirty bitmap tells what has changed.
+        """
         self._fleecing, self._verify = fleecing, before_commit
         self._disks = [FrozenDisk(disk) for disk in fleecing.disks]
         self._watch: asyncio.Task[None] | None = None
         self.left: list[str] = []
         self.told: list[str] = []
-        drives = [Drive(number, disk.name, disk) for number, disk in enumerate(self._disks, 1)]
+        known = ways or {}
+        self._drives = [
+            Drive(number, disk.name, disk, way=known.get(disk.name, DriveWay()))
+            for number, disk in enumerate(self._disks, 1)
+        ]
         super().__init__(
-            drives,
+            self._drives,
             writer,
             pool,
             about=about,
@@ -101,8 +111,18 @@ class QemuBackup(BackupJob):
         opened = await uninterrupted(self._fleecing.start(held))
         for disk, device in zip(self._disks, opened, strict=True):
             disk.frozen = device
+        for drive, changes in zip(self._drives, self._fleecing.changes, strict=False):
+            self._hint(drive, changes)
         self._watch = asyncio.create_task(self._fail_when_broken())
         await super()._freeze()
+
+    @staticmethod
+    def _hint(drive: Drive, changes: BitmapChanges | str) -> None:
+        """``changes``: what a dirty bitmap tells, or why none does."""
+        if isinstance(changes, BitmapChanges):
+            drive.changes = changes
+        elif changes and drive.way.way == BY_DIGEST:
+            drive.way = DriveWay(BY_DIGEST, changes)
 
     async def _fail_when_broken(self) -> None:
         self.fail(await self._fleecing.watch())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pybackup.core.device import CLUSTER_SIZE
+from pybackup.core.jobs.changes import BY_BITMAP
 from pybackup.core.nbd.dirty_bitmap import DirtyRange, NbdDirtyBitmap
 
 
@@ -15,7 +16,7 @@ class BitmapChanges:
     tells.
     """
 
-    way = "bitmap"
+    way = BY_BITMAP
 
     def __init__(self, bitmap: NbdDirtyBitmap) -> None:
         self._bitmap = bitmap

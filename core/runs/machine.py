@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 
+from pybackup.core.archive.identity import ArchiveIdentity
 from pybackup.core.guest.consistency import CRASH
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 from pybackup.core.places.kinds import RunningQemu, SourcePlace
 from pybackup.core.qemu.backup import QemuBackup
+from pybackup.core.qemu.bitmaps import BitmapRequest, ParentArchive
 from pybackup.core.qemu.disks import LeftOut
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.machine import CONFIG_NAME
@@ -16,6 +18,7 @@ from pybackup.core.qemu.running import RunningQemu as Machine
 
 from .course import Parts
 from .listener import Listener
+from .parent import Parent
 
 
 class MachinesDisks:
@@ -57,6 +60,11 @@ class MachinesDisks:
         return self._job.unplugged if self._job is not None else ()
 
     @property
+    def told(self) -> Sequence[str]:
+        """What is worth telling of dirty bitmaps at the end, in sentences."""
+        return self._job.told if self._job is not None else ()
+
+    @property
     def stays_behind(self) -> Sequence[str]:
         """The names of what QEMU would not give up at the end."""
         return self._job.left if self._job is not None else ()
@@ -86,9 +94,10 @@ class MachinesDisks:
         assert self._machine is not None
         request = parts.request
         self._job = QemuBackup(
-            self._machine.fleecing(self._fleecing, parts.trace),
+            self._machine.fleecing(self._fleecing, parts.trace, _bitmaps_of(parts)),
             parts.writer,
             parts.scanners,
+            ways={disk.name: parts.choice.way_of(disk.name) for disk in self._machine.disks},
             about={
                 "tool": request.tool,
                 "created": request.options.created,
@@ -102,3 +111,36 @@ class MachinesDisks:
             trace=parts.trace,
         )
         return self._job
+
+
+def _bitmaps_of(parts: Parts) -> BitmapRequest | None:
+    """What is wanted of dirty bitmaps; None where the archive is to be nobody's delta, lest one stays unasked for."""
+    wish, options, parent = parts.request.parent, parts.request.options, parts.choice.parent
+    if wish is None:
+        return None
+    return BitmapRequest(
+        options.uuid,
+        options.created,
+        None if parent is None else _parent_archive(parent),
+        keeps_parent=wish.base is not None,
+        superseded=parts.choice.superseded,
+    )
+
+
+def _parent_archive(parent: Parent) -> ParentArchive:
+    identities = [link.identity for link in parent.chain.links]
+    return ParentArchive(
+        parent.identity.uuid,
+        parent.identity.created,
+        {drive.name: drive.size for drive in parent.identity.drives},
+        frozenset(identity.uuid for identity in identities[1:]),
+        frozenset(name for identity in identities for name in _unread_in(identity)),
+    )
+
+
+def _unread_in(identity: ArchiveIdentity) -> Iterator[str]:
+    """The drives of which an archive says that it could not read all."""
+    told = identity.about.get("unreadable")
+    for one in told if isinstance(told, list) else ():
+        if isinstance(one, dict) and isinstance(name := one.get("drive"), str):
+            yield name

@@ -82,10 +82,14 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The parent, or why there is none; for a backup that shall not have one neither."""
+    """The parent, or why there is none; for a backup that shall not have one neither.
+
+    ``superseded``: the uuids of archives that would be its ancestors, were it not the beginning of a new chain.
+    """
 
     parent: Parent | None = None
     why_full: str | None = None
+    superseded: frozenset[bytes] = frozenset()
     _ways: Mapping[str, DriveWay] = field(default_factory=dict)
 
     def way_of(self, name: str) -> DriveWay:
@@ -128,7 +132,8 @@ def _choose(
         if not any(parent.drive(name) for name in names):
             return Choice(why_full=f"{place} has none of these drives")
         if parent.deltas >= wish.max_chain:
-            return Choice(why_full=f"{place} is the last of {parent.deltas} deltas in a row")
+            before = frozenset(link.identity.uuid for link in parent.chain.links)
+            return Choice(why_full=f"{place} is the last of {parent.deltas} deltas in a row", superseded=before)
         return Choice(parent)
     return Choice(why_full=why or "no archive that fits lies beside it")
 

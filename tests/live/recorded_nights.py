@@ -7,8 +7,9 @@ alone; it must be what the disks hold now.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,27 +58,39 @@ class Series:
         self.nights: list[Night] = []
 
     def night(
-        self, during: Callable[[], None] | None = None, *, becomes_archive: bool = True, chosen: tuple[str, ...] = ()
+        self,
+        during: Callable[[], None] = lambda: None,
+        *,
+        just_before: Callable[[], None] = lambda: None,
+        becomes_archive: bool = True,
     ) -> Night:
         """One more; ``during`` is called after the instant. Whether what it made ``becomes_archive``."""
         parent = self.nights[-1].parent if self.nights else None
         created = 1_800_000_000 + len(self.nights)
         request = BitmapRequest(uuid.uuid4().bytes, created, parent, keeps_parent=self.keeps_parent)
-        night = asyncio.run(self._worked(request, during, becomes_archive, chosen))
+        night = asyncio.run(self._worked(request, during, just_before, becomes_archive))
         if becomes_archive:
             self.nights.append(night)
         return night
 
     async def _worked(
-        self, request: BitmapRequest, during: Callable[[], None] | None, becomes_archive: bool, chosen: tuple[str, ...]
+        self,
+        request: BitmapRequest,
+        during: Callable[[], None],
+        just_before: Callable[[], None],
+        becomes_archive: bool,
     ) -> Night:
-        machine = await RunningQemu.connect(self.qemu.monitor, chosen)
+        @contextlib.asynccontextmanager
+        async def held() -> AsyncIterator[None]:
+            just_before()
+            yield
+
+        machine = await RunningQemu.connect(self.qemu.monitor)
         options = FleecingOptions(str(self.qemu.fleece), nbd_socket=self.qemu.guests if self.shared else None)
         fleecing = machine.fleecing(options, Trace(), request)
         try:
-            opened = await fleecing.start()
-            if during is not None:
-                await asyncio.to_thread(during)
+            opened = await fleecing.start(held)
+            await asyncio.to_thread(during)
             night = Night(request, await _read(fleecing, opened))
             await fleecing.check()
             assert await fleecing.let_go() == []
@@ -109,7 +122,7 @@ def _check(before: bytes, now: Told) -> int:
     return len(now.changed)
 
 
-async def _read(fleecing: Fleecing, opened: Mapping[int, NbdDevice] | list[NbdDevice]) -> dict[str, Told]:
+async def _read(fleecing: Fleecing, opened: Sequence[NbdDevice]) -> dict[str, Told]:
     found: dict[str, Told] = {}
     for number, disk in enumerate(fleecing.disks):
         changes = fleecing.changes[number]
