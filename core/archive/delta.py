@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,16 +17,23 @@ from pybackup.formats.vma import DriveInfo
 from pybackup.formats.vma_layout import CLUSTER_DIGEST_SIZE
 
 from .intake import Piece, Prepared
+from .shared_cache import SharedCache
 from .view import ArchiveView, ViewRun
 from .writer import ArchiveWriter
 
+WINDOW, WINDOWS_KEPT = 1 << 12, 4
+"""Clusters that are looked up together in the parent by who goes through a drive, and how many such are kept."""
+FEW = 16
+"""Clusters that are looked up alone: a guest's writes are all over the drive."""
+
 
 class ParentDrives:
-    """What the parent of a delta has of the delta's drives. Fixed: all."""
+    """What the parent of a delta has of the delta's drives. Fixed: all but what is kept of the parent's view."""
 
     def __init__(self, view: ArchiveView, drives: Sequence[DriveInfo]) -> None:
         self._view = view
         self._drives = {drive.drive_id: view.header.by_name.get(drive.name) for drive in drives}
+        self._windows: SharedCache[list[ViewRun]] = SharedCache(WINDOWS_KEPT, lambda _: 1)
 
     def drive(self, drive_id: int) -> DriveInfo | None:
         """The parent's drive of the name of a drive of the delta."""
@@ -41,7 +49,7 @@ class ParentDrives:
         known_end = first if drive is None else max(first, min(end, drive.clusters))
         known: list[ViewRun] = []
         if drive is not None and known_end > first:
-            known = self._view.resolve(drive.drive_id, first, known_end)
+            known = self._known(drive, first, known_end)
         at, theirs = first, 0
         for run in runs:
             rest: ClusterRun | None = run
@@ -56,9 +64,28 @@ class ParentDrives:
                 at += clusters
                 theirs += at == known[theirs].end
 
+    def _known(self, drive: DriveInfo, first: int, end: int) -> list[ViewRun]:
+        """What the parent has of clusters [first, end), in order; the first and the last run may go on beyond.
+
+        A long chain has many archives to look into, and mostly the next clusters are wanted next.
+        """
+        number = first // WINDOW
+        window = self._windows.peek((drive.drive_id, number))
+        if (window is None and end - first < FEW) or end > (number + 1) * WINDOW:
+            return self._view.resolve(drive.drive_id, first, end)
+        start = number * WINDOW
+        until = min(start + WINDOW, drive.clusters)
+        window = self._windows.get((drive.drive_id, number), lambda: self._view.resolve(drive.drive_id, start, until))
+        low = bisect_right(window, first, key=_first_of) - 1
+        return window[low : bisect_left(window, end, key=_first_of)]
+
     def changed_zeros(self, drive_id: int, first: int, count: int) -> list[tuple[int, int]]:
         """(first cluster, clusters) of those in a row that are zero now, and were not in the parent."""
         return [(at, run.clusters) for at, run in self.changed(drive_id, first, [zero_run(count)])]
+
+
+def _first_of(run: ViewRun) -> int:
+    return run.first
 
 
 def _differing(at: int, run: ClusterRun, known: ViewRun) -> Iterator[tuple[int, ClusterRun]]:

@@ -105,13 +105,23 @@ class ArchiveView:
 
 
 def _fill(layer: Layer, gaps: Sequence[tuple[int, int]], found: list[ViewRun]) -> Iterator[tuple[int, int]]:
-    """Add to ``found`` what a layer has of the gaps; gives those that are left, in order."""
+    """Add to ``found`` what a layer has of the gaps; gives those that are left, in order.
+
+    The layer is asked once: in a long chain there are many gaps.
+    """
+    runs = layer.archive.runs_between(layer.drive_id, gaps[0][0], gaps[-1][1])
+    number = 0
     for at, end in gaps:
-        for run in layer.archive.runs_between(layer.drive_id, at, end):
-            if run.first > at:
-                yield at, run.first
-            found.append(ViewRun(run.first, run.clusters, layer, run.segment, run.number))
-            at = run.end
+        while number < len(runs) and runs[number].first < end:
+            if runs[number].end > at:
+                run = runs[number].within(at, end)
+                if run.first > at:
+                    yield at, run.first
+                found.append(ViewRun(run.first, run.clusters, layer, run.segment, run.number))
+                at = run.end
+            if runs[number].end > end:  # the next gap may have more of it
+                break
+            number += 1
         if at < end:
             yield at, end
 
