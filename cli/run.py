@@ -297,6 +297,8 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
             + (", filesystem-consistent" if job.consistency.get("consistency") == "filesystem" else ""),
             err=True,
         )
+    # That not all went as wished is told in cron's mail too.
+    if request.shows_summary() or (not request.quiet and any(way.why for way in job.ways.values())):
         for line in ways_in_words(job.ways):
             click.echo(f"pybackup: {line}", err=True)
     listed = f"pybackup info --json {request.archive}"

@@ -47,10 +47,11 @@ def beside(folder: HistoryPlace, name: str) -> HistoryPlace:
 class ParentSearch:
     """Looks for parents, beside their children first and then in other places.
 
-    Fixed: ``others``. Changing: what the places were found to hold, each looked through once.
+    Fixed: ``others``. Changing: where children lay, and what the places were found to hold, each looked through once.
     """
 
     others: Sequence[HistoryPlace] = ()
+    _besides: list[HistoryPlace] = field(default_factory=list)
     _identities: dict[HistoryPlace, list[tuple[HistoryPlace, ArchiveIdentity]]] = field(default_factory=dict)
 
     def find(self, child: ArchiveIdentity, lies_at: HistoryPlace | None) -> HistoryPlace:
@@ -60,7 +61,9 @@ class ParentSearch:
         """
         reference = child.parent
         assert reference is not None
-        folders = [*([] if lies_at is None else [folder_of(lies_at)]), *self.others]
+        if lies_at is not None and (folder := folder_of(lies_at)) not in self._besides:
+            self._besides.insert(0, folder)
+        folders = [*self._besides, *self.others]
         namesakes: list[HistoryPlace] = []
         for folder in folders:
             if child.likely_parent is not None:
