@@ -91,7 +91,8 @@ def command(control: RunningServer, what: str, values: tuple[str, ...], as_json:
     \b
     backup ARCHIVE  back up all its disks, as `pybackup run serve:CONTROL
                     ARCHIVE` does; the options of run may follow
-    status          disks, clients, the running backup, and the last one
+    status          disks, what has changed on them, clients, the running
+                    backup, and the last one
     speed RATE      change the running backup's speed, bytes a second, such
                     as 50M for 50 MiB/s; 0 means no limit
     pause, resume   hold the running backup, go on with it
@@ -137,6 +138,8 @@ def _print_status(status: dict[str, Any]) -> None:
         click.echo(
             f"drive    {drive['name']}: {short(drive['size'])}, {mode}, {counted(drive['connections'], 'client')}"
         )
+        if (changed := drive.get("changed")) is not None:
+            click.echo(f"{'':8} {short(changed)} changed since the last archive")
     for kind in ("job", "last"):
         job = status[kind]
         if job is None:

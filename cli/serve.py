@@ -167,6 +167,7 @@ async def _serve(request: _Request) -> int:
             drives,
             policy=_policy(request),
             labels={name: one.label for name, one in disks.items()},
+            shared=[name for name, one in disks.items() if one.is_shared],
             tool=f"pybackup {VERSION}",
             fleece=fleece,
             agent=None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout),

@@ -20,7 +20,7 @@ from . import cluster_index as index
 from . import vma, vma_layout
 from . import zstd_seekable as zs
 from .buffer import Buffer
-from .clusters import EMPTY_EXTENT_DIGEST, ClusterRun, Part, extent_digest, zero_run
+from .clusters import EMPTY_EXTENT_DIGEST, ClusterRun, Part, extent_digest, frame_digest, zero_run
 from .vma import Header, SlotRun
 
 DEFAULT_LEVEL = 3
@@ -131,8 +131,8 @@ class ArchiveEncoder:
     """Turns clusters into an archive.
 
     Fixed: header, level, frame size. ``level`` None writes the plain VMA, without index and seek table.
-    Changing: ``ready`` (items to encode, oldest first), the open extents, and what commit() has counted; add and
-    commit belong to one caller, encode may be called from any thread.
+    Changing: ``ready`` (items to encode, oldest first), the open extents, what commit() has counted, and in the end
+    ``digest``, of the directory; add and commit belong to one caller, encode may be called from any thread.
     """
 
     def __init__(
@@ -143,6 +143,7 @@ class ArchiveEncoder:
         self.header = vma.decode_header(self._header_bytes, allow_delta=True)
         self.ready: list[Item] = []
         self.written = 0
+        self.digest: bytes | None = None
         self._level, self._frame_size = level, frame_size
         self._open, self._copied = Extent(), CopiedExtent()
         self._seek_table = zs.SeekTable()
@@ -309,7 +310,9 @@ class ArchiveEncoder:
         out: list[Buffer] = []
         if not self.index.segment_is_empty:
             out.append(self._segment())
-        out.append(self._skippable(index.wrap(index.DIRECTORY, self.index.directory(self._fitting(about)))))
+        directory = index.wrap(index.DIRECTORY, self.index.directory(self._fitting(about)))
+        self.digest = frame_digest(directory)
+        out.append(self._skippable(directory))
         table = self._seek_table.pieces()
         self.written += sum(map(len, table))
         return [*out, *table]

@@ -36,10 +36,10 @@ POOL = InlineExecutor(1)
 
 def play(seed: int, backups: int = 4) -> dict[str, int]:
     """Play one game to its end; how often which outcome came up."""
-    return run(_Game(Random(seed)).play(backups))
+    return run(Game(Random(seed)).play(backups))
 
 
-class _Disk:
+class Disk:
     """A disk and what must be on it. ``busy``: the byte ranges that guests are at: two at once have no order."""
 
     def __init__(self, random: Random, weather: Weather, number: int) -> None:
@@ -58,11 +58,11 @@ class _Disk:
         return all(end <= low or high <= start for low, high in self.busy)
 
 
-class _Game:
+class Game:
     def __init__(self, random: Random) -> None:
         self.random = random
         self.weather = Weather(random)
-        self.disks = [_Disk(random, self.weather, number) for number in range(1, random.randint(1, 3) + 1)]
+        self.disks = [Disk(random, self.weather, number) for number in range(1, random.randint(1, 3) + 1)]
         self.policy = GuestPolicy()
         self.think = random.choice([[0, 0, 0.001, 0.01, 0.2, 3.0], [0, 0.01, 0.1]])  # seconds between requests
         self.over = False
@@ -120,14 +120,14 @@ class _Game:
         pattern = self.random.randbytes(31)
         return (pattern * (length // 31 + 1))[:length]
 
-    def _range(self, disk: _Disk) -> tuple[int, int]:
+    def _range(self, disk: Disk) -> tuple[int, int]:
         start = self.random.randrange(disk.size)
         if self.random.random() < 0.3:
             start -= start % CLUSTER_SIZE
         most = self.random.choice([1, 4096, CLUSTER_SIZE, 3 * CLUSTER_SIZE, disk.size])
         return start, min(disk.size, start + self.random.randint(1, most))
 
-    async def _request(self, disk: _Disk, start: int, end: int) -> None:
+    async def _request(self, disk: Disk, start: int, end: int) -> None:
         task = asyncio.create_task(self._try(disk, start, end))
         if self.random.random() < 0.05:
             await self.weather.wait()
@@ -143,7 +143,7 @@ class _Game:
             assert self.weather.faults > faults or self.weather.faults or waited, error
             assert disk.wild.disk.read_now(start, end - start) == disk.model[start:end]
 
-    async def _try(self, disk: _Disk, start: int, end: int) -> None:
+    async def _try(self, disk: Disk, start: int, end: int) -> None:
         try:
             await self._do(disk, start, end)
         except asyncio.CancelledError:
@@ -151,7 +151,7 @@ class _Game:
             disk.model[start:end] = disk.wild.disk.read_now(start, end - start)
             raise
 
-    async def _do(self, disk: _Disk, start: int, end: int) -> None:
+    async def _do(self, disk: Disk, start: int, end: int) -> None:
         match self.random.choice(["write", "write", "now", "zero", "discard", "flush", "read", "read_now"]):
             case "write":
                 data = self._data(end - start)
@@ -178,7 +178,7 @@ class _Game:
                     self._take_read(disk, start, found, end)
 
     @staticmethod
-    def _take_read(disk: _Disk, start: int, found: Any, end: int) -> None:
+    def _take_read(disk: Disk, start: int, found: Any, end: int) -> None:
         assert bytes(found) == disk.model[start:end]
         if isinstance(found, bytearray):
             found[:] = b"!" * len(found)  # it belongs to the caller
@@ -207,7 +207,7 @@ class _Game:
             found = plain_vma.drives_of(bytes(sink.content), sizes)
             assert found == frozen
             assert job.progress.done == job.progress.size
-            self._count("done")
+            self.count("done")
         torment.cancel()
         await asyncio.wait([torment])
         if not torment.cancelled():
@@ -261,13 +261,13 @@ class _Game:
         assert sink.outcome == "aborted"
         if isinstance(error, CancelledError):
             assert not tame
-            self._count("cancelled")
+            self.count("cancelled")
         elif "too slow" in str(error):
             assert self.policy.on_error is OnError.BREAK_BACKUP and self.policy.timeout is not None
-            self._count("too slow")
+            self.count("too slow")
         else:
             assert isinstance(error, SourceError | TargetError) and had_faults, error
-            self._count("failed")
+            self.count("failed")
 
     async def _check_nothing_is_left(self, job: BackupJob) -> None:
         assert not any(disk.filter.is_armed for disk in self.disks)
@@ -275,5 +275,5 @@ class _Game:
             # A guest may still be reading old data that nobody wants any more.
             await copying.claims.wait_until_settled()
 
-    def _count(self, outcome: str) -> None:
+    def count(self, outcome: str) -> None:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1

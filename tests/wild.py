@@ -204,6 +204,10 @@ class WildIntake:
     def counts(self) -> dict[int, DriveCounts]:
         return self._inner.counts
 
+    @property
+    def digest(self) -> bytes | None:
+        return self._inner.digest
+
     async def start(self) -> None:
         await self._inner.start()
 

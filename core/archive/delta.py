@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pybackup.core.device import CLUSTER_SIZE
+from pybackup.core.errors import SourceError
 from pybackup.core.sinks import Sink
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import ArchiveEncoder
@@ -178,7 +179,12 @@ class DeltaWriter(ArchiveWriter):
         return sum(clusters for _, clusters in changed)
 
     async def put_unchanged(self, drive_id: int, first: int, count: int) -> None:
-        """Nothing is to be written."""
+        """Nothing is to be written. SourceError where the parent has none of them: whoever says so is wrong."""
+        drive = self._parent.drive(drive_id)
+        if drive is None or first + count > drive.clusters:
+            raise SourceError(
+                f"clusters {first} to {first + count - 1} are said to be as the parent has them; it has none"
+            )
 
     async def finish(self, about: dict[str, Any]) -> None:
         """As for every writer; the archive tells of its parent too."""

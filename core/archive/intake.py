@@ -68,6 +68,11 @@ class Intake(Protocol):
         """What each drive was found to hold, where that is known here."""
         ...
 
+    @property
+    def digest(self) -> bytes | None:
+        """Of the archive's directory, once it is complete; None where no delta of it can be made."""
+        ...
+
     async def start(self) -> None:
         """Get ready."""
         ...

@@ -56,6 +56,11 @@ class ArchiveWriter:
         """What turns clusters into bytes; knows header and counts."""
         return self._encoder
 
+    @property
+    def digest(self) -> bytes | None:
+        """Of the directory, once it is written; None of an archive that has none."""
+        return self._encoder.digest
+
     async def start(self) -> None:
         """Open the sink and write the header."""
         await self._sink.begin()

@@ -13,18 +13,20 @@ from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.errors import BusyError, SourceError
 from pybackup.core.inflight import InflightRanges
 
+from .drive_record import DriveRecord
 from .guest_copies import GuestCopies
 
 
 class CopyBeforeWrite:
     """A device in front of another one.
 
-    Fixed: ``child``. Changing, in the event loop only: the guard while a backup runs, whether the drive is frozen, and
-    the changes in flight (byte ranges).
+    Fixed: ``child``, ``record``. Changing, in the event loop only: the guard while a backup runs, whether the drive is
+    frozen, and the changes in flight (byte ranges).
     """
 
-    def __init__(self, child: BlockDevice) -> None:
-        self.child = child
+    def __init__(self, child: BlockDevice, record: DriveRecord | None = None) -> None:
+        """``record``: learns of every change, for backups that store what has changed since an earlier one."""
+        self.child, self.record = child, record
         self._guard: GuestCopies | None = None
         self._thawed: asyncio.Event | None = None
         self._changes = InflightRanges()
@@ -65,6 +67,8 @@ class CopyBeforeWrite:
         """From now on every change goes through ``guard`` first. Only while held and quiet."""
         assert self._thawed is not None and not self._changes and self._guard is None
         self._guard = guard
+        if self.record is not None:
+            self.record.begin()
 
     def release(self) -> None:
         """Let changes begin again."""
@@ -108,6 +112,8 @@ class CopyBeforeWrite:
                 guarded_by = self._guard
                 await guarded_by.before_change(offset, length)
         in_flight = self._changes.begin(offset, offset + length)
+        if self.record is not None:
+            self.record.mark(offset, length)
         try:
             await change()
         finally:
@@ -119,6 +125,8 @@ class CopyBeforeWrite:
             return False
         if self._guard is not None and not self._guard.save_now(offset, len(data)):
             return False
+        if self.record is not None:
+            self.record.mark(offset, len(data))
         return self.child.write_now(offset, data)
 
     # -- what changes nothing --

@@ -20,7 +20,7 @@ from pybackup.core.archive.seen_clusters import SeenClusters
 from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.devices.unreadable import LostRanges
 from pybackup.core.errors import SourceError, TargetFullError
-from pybackup.core.jobs.changes import DriveWay, ways_told
+from pybackup.core.jobs.changes import BY_DIGEST, BY_SERVER, FULL, DriveWay, ways_told
 from pybackup.core.jobs.job import DriveProgress, Job, with_estimate
 from pybackup.core.tasks import beside, end
 from pybackup.core.trace import Trace
@@ -35,6 +35,8 @@ TELL_EVERY = 0.25
 """Seconds between two messages of progress."""
 AHEAD = 4
 """Messages whose clusters are scanned ahead of the archive."""
+DAMAGED = "the server's stream of clusters is damaged"
+OTHER_VERSION = "the server is of another version of pybackup"
 
 
 def served_drives(path: str) -> list[tuple[str, int]]:
@@ -68,23 +70,19 @@ class RemoteBackup(Job):
         before_commit: Callable[[], Awaitable[None]] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        """``ways``: how each drive comes into the archive, by its name."""
+        """``ways``: how drives come into a delta, by their names, unless the server knows a better way."""
         super().__init__(trace=trace)
-        self._ways = dict(ways or {})
         self.lost = LostRanges()
         self.consistency: dict[str, Any] = {}
+        self.ways = {name: DriveWay() for name, _ in drives} | dict(ways or {})
         self._path, self._request, self._writer, self._pool = path, request, writer, pool
         self._before_commit = before_commit
         self._by_id = {number: DriveProgress(name, size) for number, (name, size) in enumerate(drives, 1)}
         self._seen = {number: SeenClusters(-(-drive.size // CLUSTER_SIZE)) for number, drive in self._by_id.items()}
         self.progress.drives = list(self._by_id.values())
         self._ahead: deque[tuple[wire.Message, asyncio.Task[Prepared]]] = deque()
+        self._takes_identity = False
         self._told = 0.0
-
-    @property
-    def ways(self) -> dict[str, DriveWay]:
-        """How each drive came into the archive, by its name."""
-        return self._ways
 
     async def _work(self) -> None:
         try:
@@ -93,7 +91,7 @@ class RemoteBackup(Job):
             server = await ClusterReceiver.begin(self._path, self._request)
             try:
                 await self._make_archive(server)
-                await server.acknowledge()
+                await server.acknowledge(self._writer.digest if self._takes_identity else None)
             except BaseException as error:
                 server.give_up(str(self.error or error))
                 raise
@@ -109,7 +107,7 @@ class RemoteBackup(Job):
 
     async def _make_archive(self, server: ClusterReceiver) -> None:
         while (received := await server.message())[0].kind != wire.END:
-            await self._take(*received)
+            await self._take(server, *received)
             self._tell(server)
         await self._write_ahead(0)
         about = self._parse_about(received[1])
@@ -131,18 +129,40 @@ class RemoteBackup(Job):
 
     def _parse_about(self, content: bytes) -> dict[str, Any]:
         if any(next(seen.missing(), None) for seen in self._seen.values()):
-            raise SourceError("the server's stream of clusters is damaged")
+            raise SourceError(DAMAGED)
         try:
-            about = json.loads(content)
+            about = dict(json.loads(content))
             self.lost = LostRanges.from_json(about["unreadable"])
+            self._takes_identity = about.pop(wire.TAKES_IDENTITY, False) is True
+            self._hear_ways(about.get("ways", ()))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SourceError(f"what answers at {self._path} is not a pybackup server") from None
         self.consistency = dict(about)
-        return dict(about)
+        return about
 
-    async def _take(self, message: wire.Message, content: bytes) -> None:
+    def _hear_ways(self, ways: Any) -> None:
+        """What the server tells of the ways of drives that the parent has too."""
+        told = {one["name"]: one for one in ways}
+        for name in filter(self._has_parent, self.ways):
+            way, why = (told.get(name, {}).get(key) for key in ("way", "why"))
+            self.ways[name] = (
+                DriveWay(way, why) if way in (BY_DIGEST, BY_SERVER) else DriveWay(BY_DIGEST, OTHER_VERSION)
+            )
+
+    def _has_parent(self, name: str) -> bool:
+        return self.ways[name].way != FULL
+
+    async def _take(self, server: ClusterReceiver, message: wire.Message, content: bytes) -> None:
+        if message.kind == wire.SAMPLE:
+            server.answer(differs=await self._writer.differs(self._check_sample(message, content)))
+            return
         size = self._check(message)
-        if message.kind == wire.ZEROS:
+        if message.kind == wire.UNCHANGED:
+            drive = self._by_id[message.drive_id]
+            await self._writer.put_unchanged(message.drive_id, message.first, message.clusters)
+            drive.done += size
+            drive.unchanged += size
+        elif message.kind == wire.ZEROS:
             await self._write_ahead(0)
             drive = self._by_id[message.drive_id]
             changed = await self._writer.put_zeros(message.drive_id, message.first, message.clusters)
@@ -158,14 +178,28 @@ class RemoteBackup(Job):
 
     def _check(self, message: wire.Message) -> int:
         """The bytes of disk that a message is about (SourceError for what cannot be)."""
+        size = self._size_of(message)
+        if not self._seen[message.drive_id].add(message.first, message.clusters):
+            raise SourceError(DAMAGED)
+        return size
+
+    def _check_sample(self, message: wire.Message, content: bytes) -> Piece:
+        """Clusters that the server only asks about (SourceError for what cannot be)."""
+        self._size_of(message)
+        return Piece(message.drive_id, message.first, content)
+
+    def _size_of(self, message: wire.Message) -> int:
+        """The bytes of disk that a message is about, as far as that fits into the drive (SourceError)."""
         drive = self._by_id.get(message.drive_id)
-        if drive is not None and message.clusters:
-            start, end = message.first * CLUSTER_SIZE, (message.first + message.clusters) * CLUSTER_SIZE
-            size = min(end, drive.size) - start
-            fits = end < drive.size + CLUSTER_SIZE and message.length == (size if message.kind == wire.DATA else 0)
-            if fits and self._seen[message.drive_id].add(message.first, message.clusters):
-                return size
-        raise SourceError("the server's stream of clusters is damaged")
+        if drive is None or not message.clusters:
+            raise SourceError(DAMAGED)
+        end = (message.first + message.clusters) * CLUSTER_SIZE
+        size = min(end, drive.size) - message.first * CLUSTER_SIZE
+        has_parent = message.kind not in (wire.UNCHANGED, wire.SAMPLE) or self._has_parent(drive.name)
+        length = size if message.kind in (wire.DATA, wire.SAMPLE) else 0
+        if end >= drive.size + CLUSTER_SIZE or message.length != length or not has_parent:
+            raise SourceError(DAMAGED)
+        return size
 
     async def _prepare(self, piece: Piece) -> Prepared:
         return (await self._writer.prepare([piece], self._pool))[0]
@@ -193,7 +227,7 @@ class RemoteBackup(Job):
         about["drives"] = [
             describe_drive(number, drive.name, drive.size, counts) for number, drive in self._by_id.items()
         ]
-        await self._writer.finish(about | ways_told(self._ways))
+        await self._writer.finish(about | ways_told(self.ways))
         self.progress.written = self._writer.written
         if self._before_commit is not None:
             await self._before_commit()

@@ -64,6 +64,10 @@ class ClusterReceiver:
         """Tell the server how many bytes of data the archive holds, and how many it has itself."""
         self._clusters[1].write(wire.PROGRESS.pack(wire.PROGRESS_MARK, stored, written))
 
+    def answer(self, *, differs: bool) -> None:
+        """Tell the server whether the sample that it has sent differs from the parent."""
+        self._clusters[1].write(wire.ANSWER.pack(wire.ANSWER_MARK, differs))
+
     async def gone(self) -> PybackupError:
         """Return when the server gives up although it has sent all: cancelled, or stopped; with the reason."""
         with contextlib.suppress(OSError):
@@ -80,10 +84,14 @@ class ClusterReceiver:
             return SourceError(f"the server at {self._path} ended the connection")
         return SourceError(f"the server at {self._path} ended the backup too early")
 
-    async def acknowledge(self) -> None:
-        """Tell the server that the archive is complete, and wait until it knows."""
+    async def acknowledge(self, digest: bytes | None) -> None:
+        """Tell the server that the archive is complete, and wait until it knows.
+
+        ``digest``: of the archive's directory, by which a delta of it will know it, where the server wants that.
+        """
+        identity = b"" if digest is None else wire.IDENTITY.pack(wire.IDENTITY_MARK, digest)
         with contextlib.suppress(OSError, TimeoutError):
-            self._clusters[1].write(wire.ACKNOWLEDGEMENT)
+            self._clusters[1].write(identity + wire.ACKNOWLEDGEMENT)
             async with asyncio.timeout(LAST_ANSWER):
                 await self._control[0].read(1)
 

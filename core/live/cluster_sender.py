@@ -25,16 +25,18 @@ SEND_BUFFER = 4 << 20
 class ClusterSender:
     """Sends clusters through a socket.
 
-    Fixed: the socket, which belongs to the sender. Changing: what the other end has said.
+    Fixed: the socket, which belongs to the sender, and whether the archive's identity is of use. Changing: what the
+    other end has said.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, takes_identity: bool = False) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._sock = sock
-        self._turn = asyncio.Lock()
+        self._takes_identity = takes_identity
+        self._turn, self._sampling = asyncio.Lock(), asyncio.Lock()
         self._replies = wire.Replies()
-        self._has_answered = asyncio.Event()
+        self._heard, self._has_answered = asyncio.Event(), asyncio.Event()
         self._listening = False
 
     @property
@@ -51,6 +53,11 @@ class ClusterSender:
     def counts(self) -> dict[int, DriveCounts]:
         """Not known here."""
         return {}
+
+    @property
+    def digest(self) -> bytes | None:
+        """Of the archive's directory, as the other end tells; None where no delta of it can be made."""
+        return self._replies.digest
 
     async def start(self) -> None:
         """Listen to whoever asked, who has everything ready."""
@@ -73,19 +80,30 @@ class ClusterSender:
         return count
 
     async def put_unchanged(self, drive_id: int, first: int, count: int) -> None:
-        """Never: every cluster is sent."""
-        raise AssertionError("every cluster is sent")
+        """Tell of clusters that are as the parent has them."""
+        await self._send(wire.Message(wire.UNCHANGED, drive_id, first, count, 0), b"")
 
     async def differs(self, piece: Piece) -> bool:
-        """Always: the parent is not here."""
-        return True
+        """Ask the other end, which has the parent."""
+        size = len(piece.content)
+        message = wire.Message(wire.SAMPLE, piece.drive_id, piece.first, -(-size // CLUSTER_SIZE), size)
+        async with self._sampling:
+            self._replies.answer = None
+            await self._send(message, piece.content)
+            while self._replies.answer is None:
+                if self._has_answered.is_set():
+                    raise self.reason()
+                self._heard.clear()
+                await self._heard.wait()
+            return self._replies.answer
 
     async def drain(self) -> None:
         """Nothing is kept here."""
 
     async def finish(self, about: dict[str, Any]) -> None:
         """Send the end."""
-        text = json.dumps(about).encode()
+        told = {**about, wire.TAKES_IDENTITY: True} if self._takes_identity else about
+        text = json.dumps(told).encode()
         await self._send(wire.Message(wire.END, 0, 0, 0, len(text)), text)
 
     async def _send(self, message: wire.Message, content: Buffer) -> None:
@@ -122,6 +140,7 @@ class ClusterSender:
             self._listen_no_more()
         if not data or last:
             self._has_answered.set()
+        self._heard.set()
 
     def _listen_no_more(self) -> None:
         if self._listening:

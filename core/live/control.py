@@ -17,10 +17,12 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from pybackup.core.archive.identity import DIGEST_SIZE, from_hex
 from pybackup.core.errors import CancelledError, PybackupError, RequestError, SourceError
 from pybackup.core.system.listeners import UnixListener
 from pybackup.core.tasks import end, end_within
 
+from .archive_records import Base
 from .cluster_sender import ClusterSender
 from .server import BackupRequest, LiveServer, exit_code_of
 
@@ -139,7 +141,7 @@ class ControlSocket:
             raise RequestError(
                 "a backup request comes with a socket for the clusters: use `pybackup run serve:CONTROL`"
             )
-        sender = ClusterSender(_stream_socket(fd))
+        sender = ClusterSender(_stream_socket(fd), takes_identity=asked.uuid is not None)
         try:
             return await self._run_backup(asked, sender, client)
         finally:
@@ -160,7 +162,25 @@ class ControlSocket:
 
 def _backup_request(request: dict[str, Any]) -> BackupRequest:
     """The options of a backup, checked (RequestError)."""
-    return BackupRequest(speed=_number(request, "speed", 0), skip_unreadable=request.get("skip_unreadable") is True)
+    return BackupRequest(
+        speed=_number(request, "speed", 0),
+        skip_unreadable=request.get("skip_unreadable") is True,
+        uuid=None if request.get("uuid") is None else _bytes(request["uuid"]),
+        base=None if request.get("base") is None else _base(request["base"]),
+    )
+
+
+def _base(told: Any) -> Base:
+    if not isinstance(told, dict) or not isinstance(told.get("digests"), list):
+        raise RequestError("base is an object with the uuid of an archive, and digests by which it is known")
+    return Base(_bytes(told.get("uuid")), frozenset(map(_bytes, told["digests"])))
+
+
+def _bytes(told: Any) -> bytes:
+    found = from_hex(told, DIGEST_SIZE)
+    if found is None:
+        raise RequestError(f"uuids and digests are 32 hexadecimal digits, not {str(told)[:64]}")
+    return found
 
 
 def _number(request: dict[str, Any], name: str, default: int | None) -> int:

@@ -41,10 +41,16 @@ class ServedDisk:
     label: str
     warning: str | None = None
     """A sentence for the user where there is no lock."""
+    is_shared: bool = False
+    """Whether others may write to it, past the server."""
 
 
 async def open_served(
-    sources: Sequence[NamedPlace[ServedPlace]], *, image_format: str | None, read_only: bool, force_share: bool,
+    sources: Sequence[NamedPlace[ServedPlace]],
+    *,
+    image_format: str | None,
+    read_only: bool,
+    force_share: bool,
     search: ParentSearch | None = None,
 ) -> dict[str, ServedDisk]:
     """The disks by their names; nothing stays open if one cannot be opened.
@@ -98,7 +104,8 @@ async def _open_path(what: str, image_format: str | None, read_only: bool, force
             _release(claimed)
 
     warnings = [one for one in (in_use, disk.warning) if one is not None]
-    return replace(disk, close=close, warning="; ".join(warnings) or None)
+    is_shared = force_share or in_use is not None
+    return replace(disk, close=close, warning="; ".join(warnings) or None, is_shared=is_shared)
 
 
 def _claim(what: str, read_only: bool, force_share: bool) -> tuple[int | None, str | None]:

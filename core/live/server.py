@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from pybackup.core.archive.identity import Reference
 from pybackup.core.archive.intake import Intake
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.cow.fleece_file import FleeceFile, FleecePlace
@@ -20,8 +21,11 @@ from pybackup.core.errors import BusyError, CancelledError, PybackupError, Reque
 from pybackup.core.guest.consistency import CRASH, consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
+from pybackup.core.jobs.changes import ways_told
 from pybackup.core.jobs.job import State
 from pybackup.core.system.allocator import give_back_freed_memory
+
+from .archive_records import ArchiveRecords, Base
 
 MOST_TOLD = 100
 """Unreadable places in a report; the archive lists all."""
@@ -43,17 +47,23 @@ def _tidy() -> None:
 
 @dataclass(frozen=True, slots=True)
 class BackupRequest:
-    """What a client may ask of a backup. ``speed`` in bytes a second, 0 for no limit."""
+    """What a client may ask of a backup. ``speed`` in bytes a second, 0 for no limit.
+
+    ``uuid``: of the archive that is made, where deltas of it can be made later. ``base``: the archive of which it is to
+    be a delta.
+    """
 
     speed: int = 0
     skip_unreadable: bool = False
+    uuid: bytes | None = None
+    base: Base | None = None
 
 
 class LiveServer:
     """The drives of one server, and the backup of all of them.
 
-    Fixed: drives, labels, policy, where to fleece, agent, tool. Changing, in the event loop only: the job, and the last
-    one's outcome.
+    Fixed: drives, labels, policy, where to fleece, agent, tool. Changing, in the event loop only: the job, the last
+    one's outcome, and what is known of changes since earlier archives.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class LiveServer:
         policy: GuestPolicy,
         tool: str,
         labels: Mapping[str, str] | None = None,
+        shared: Collection[str] = (),
         fleece: FleecePlace | None = None,
         agent: AgentOptions | None = None,
         tell: Callable[[str], None] = lambda _: None,
@@ -71,6 +82,7 @@ class LiveServer:
     ) -> None:
         """``labels``: what the archive tells of where each drive comes from, by its name; else that is the name.
 
+        ``shared``: the drives that others may write to, past us.
         ``agent``: of the guest that uses the drives; ``tell`` is called with sentences about a guest that hangs.
         ``in_words``: what clients are told of an error.
         """
@@ -79,6 +91,7 @@ class LiveServer:
         self._policy, self._tool, self._clock = policy, tool, clock
         self._fleece = fleece
         self._agent, self._tell, self.in_words = agent, tell, in_words
+        self._records = ArchiveRecords(self.drives, shared)
         self.job: BackupJob | None = None
         self.last: dict[str, Any] | None = None
         self._finished = asyncio.Event()
@@ -111,7 +124,7 @@ class LiveServer:
     async def _run(self, request: BackupRequest, intake: Intake, fleece: FleeceFile | None) -> BackupJob:
         with ThreadPoolExecutor(1, thread_name_prefix="pybackup-scan") as pool:
             self.job = job = BackupJob(
-                [Drive(number, name, device) for number, (name, device) in enumerate(self.drives.items(), 1)],
+                self._drives_for(request.base),
                 intake,
                 pool,
                 about={
@@ -126,11 +139,29 @@ class LiveServer:
                 filesystems=None if self._agent is None else FilesystemFreeze(self._agent, self._tell),
                 speed=request.speed,
             )
+            archive: Reference | None = None
             try:
                 await job.run()
+                archive = self._made(job, request, intake)
             finally:
+                self._records.settle(archive, request.base)
                 self.last = self.describe(job)
             return job
+
+    def _drives_for(self, base: Base | None) -> list[Drive]:
+        drives = []
+        for number, (name, device) in enumerate(self.drives.items(), 1):
+            changes, way = self._records.changes(name, base)
+            drives.append(Drive(number, name, device, changes=changes, way=way))
+        return drives
+
+    def _made(self, job: BackupJob, request: BackupRequest, intake: Intake) -> Reference | None:
+        """The archive that came of a job, if a delta of it can be made; what it lost is read again then."""
+        if request.uuid is None or intake.digest is None:
+            return None
+        for one in job.lost:
+            self._records.mark(one.drive, one.offset, one.length)
+        return Reference(request.uuid, intake.digest)
 
     def _open_fleece(self) -> FleeceFile | None:
         if self._fleece is None:
@@ -175,6 +206,7 @@ class LiveServer:
                 {"name": one.name, "size": one.size, "done": one.done, "zero": one.zero, "read": one.read}
                 for one in progress.drives
             ],
+            **ways_told(job.ways),
             "unreadable": [one.as_json() for one in islice(job.lost, MOST_TOLD)],
             "unreadable_bytes": job.lost.lost,
             **consistency_of(job.consistency),
@@ -186,9 +218,16 @@ class LiveServer:
         """What there is to monitor."""
         return {
             "drives": [
-                {"name": name, "size": device.size, "read_only": device.read_only, "armed": device.is_armed}
+                {
+                    "name": name,
+                    "size": device.size,
+                    "read_only": device.read_only,
+                    "armed": device.is_armed,
+                    "changed": self._records.changed_bytes(name),
+                }
                 for name, device in self.drives.items()
             ],
+            "archives": self._records.as_json(),
             "job": None if self.job is None else self.describe(self.job),
             "last": self.last,
         }

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from itertools import islice
+from typing import Any
 
 from pybackup.core.live.client import RemoteBackup, served_drives
 from pybackup.core.places.kinds import RunningServer, SourcePlace
 
 from .course import Parts
 from .listener import Listener
+
+MOST_NAMES = 256
+"""Archives that the parent was merged from, by whose digests the server may know it: a request has a bound."""
 
 
 class ServedDisks:
@@ -42,10 +47,9 @@ class ServedDisks:
 
     def job(self, parts: Parts) -> RemoteBackup:
         """What receives the clusters."""
-        asked = {"speed": parts.request.speed, "skip_unreadable": parts.request.skip_unreadable}
         return RemoteBackup(
             self._path,
-            asked,
+            _asked(parts),
             self._drives,
             parts.writer,
             parts.scanners,
@@ -53,3 +57,17 @@ class ServedDisks:
             before_commit=parts.before_commit,
             trace=parts.trace,
         )
+
+
+def _asked(parts: Parts) -> dict[str, Any]:
+    """What the server is asked for: see pybackup-control(7)."""
+    request, parent = parts.request, parts.choice.parent
+    asked: dict[str, Any] = {
+        "speed": request.speed,
+        "skip_unreadable": request.skip_unreadable,
+        "uuid": request.options.uuid.hex(),
+    }
+    if parent is not None and parent.identity.digest is not None:
+        names = [parent.identity.digest, *islice(parent.identity.replaces, MOST_NAMES)]
+        asked["base"] = {"uuid": parent.identity.uuid.hex(), "digests": [name.hex() for name in names]}
+    return asked

@@ -45,12 +45,15 @@ class History:
     def _mark(self, number: int) -> bytes:
         return NUMBER.pack(0xC0FFEE << 40 | self._seed) + NUMBER.pack(number)
 
-    def instant(self, before: Mapping[str, bytes], images: Mapping[str, bytes]) -> int:
-        """The number of changes that the images hold; AssertionError if they are not of one instant."""
+    def instant(self, before: Mapping[str, bytes], images: Mapping[str, bytes], first: int = 0) -> int:
+        """The number of changes that the images hold; AssertionError if they are not of one instant.
+
+        ``before`` is what they held after the ``first`` changes.
+        """
         disks = {name: bytearray(before[name][self.start : self.end]) for name in self._disks}
         wanted = {name: images[name][self.start : self.end] for name in self._disks}
-        last = self._last_mark(wanted)
-        number = 0
+        last = max(self._last_mark(wanted), first - 1)
+        number = first
         while number <= last or disks != wanted:
             # Changes to zero leave no mark, and erase some.
             assert number <= last + 16, f"no instant: the last change found is {last}"

@@ -33,6 +33,9 @@ class Nbd:
     def zero(self, offset: int, length: int) -> None:
         self._ask(wire.CMD_WRITE_ZEROES, offset, length)
 
+    def trim(self, offset: int, length: int) -> None:
+        self._ask(wire.CMD_TRIM, offset, length)
+
     def read(self, offset: int, length: int) -> bytes:
         return self._ask(wire.CMD_READ, offset, length)
 

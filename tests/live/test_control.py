@@ -141,7 +141,8 @@ def test_status_is_for_people_and_for_programs(server: Server, tmp_path: Path) -
         client = server.start_backup(str(tmp_path / "out.vma"))
         status = json.loads(call("ctl", server.control, "status", "--json").stdout)
         drive = {"name": "disk", "size": SIZE, "read_only": False, "armed": True, "connections": 1, "archive": False}
-        assert status["drives"] == [drive] and status["connections"] == 1
+        assert status["drives"] == [drive | {"changed": None}] and status["archives"] == []
+        assert status["connections"] == 1
         assert status["job"]["size"] == SIZE and status["job"]["speed"] == 65_536 and status["last"] is None
         assert "1 client" in call("ctl", server.control, "status").stdout
     assert interrupt(client)[0] == 130

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from live.processes import call
 
-from pybackup.formats.cluster_wire import DATA, END, ZEROS, Message
+from pybackup.formats.cluster_wire import DATA, END, SAMPLE, UNCHANGED, ZEROS, Message
 
 SIZE = 3 * 65_536 + 512
 STATUS = {"ok": True, "drives": [{"name": "disk", "size": SIZE}], "job": None, "last": None}
@@ -44,6 +44,8 @@ STREAMS = {
     "data cut short": data(0, 2, 65_536),
     "more data than disk": data(3, 1, 65_536),
     "zeros with data": Message(ZEROS, 1, 0, 1, 65_536).encode() + bytes(65_536),
+    "unchanged without a parent": Message(UNCHANGED, 1, 0, 1, 0).encode(),
+    "a sample without a parent": Message(SAMPLE, 1, 0, 1, 65_536).encode() + bytes(65_536),
     "the same cluster again": ALL + zeros(1, 1) + end(),
     "an end too early": data(0, 2, 2 * 65_536) + end(),
     "cut off within a message": ALL[:-100],
