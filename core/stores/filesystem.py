@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
-import sys
-from importlib.metadata import PackageNotFoundError, distribution
-from shlex import quote
 from typing import Any
-from urllib.parse import unquote
 
 from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import BUCKET_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, StoreUrl
 from pybackup.core.places.parsing import ARCHIVE
+from pybackup.core.system.extras import how_to_install
 
 from .patience import Patience
 
 _EXTRAS = {**dict.fromkeys(S3_SCHEMES, "s3"), **dict.fromkeys(SFTP_SCHEMES, "sftp"), "gs": "gs", "gcs": "gs"}
-DISTRIBUTION = "pybackup-vma"
-"""What the package is called where packages are listed; `pybackup` is somebody else's there."""
 CONNECT_TIMEOUT = 10.0
 """Seconds for one attempt to connect, at most."""
 
@@ -88,21 +80,8 @@ def io_loop(url: StoreUrl) -> asyncio.AbstractEventLoop:
 
 def _missing(url: StoreUrl, error: ImportError) -> RequestError:
     extra = _EXTRAS.get(url.scheme)
-    advice = f"{quote(sys.executable)} -m pip install {_place(extra)}" if extra else str(error)
+    advice = how_to_install(extra) if extra else str(error)
     return RequestError(f"{url} needs a package that this Python does not have: {advice}")
-
-
-def _place(extra: str) -> str:
-    """What pip installs us from, with an extra: the clone that we came from, where it is still there.
-
-    No name stands there that a package index may know: whose package it would fetch, nobody can tell.
-    """
-    clone = "."
-    with contextlib.suppress(PackageNotFoundError, ValueError, TypeError, KeyError):
-        told = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
-        path = unquote(told["url"].removeprefix("file://"))
-        clone = path if os.path.isfile(os.path.join(path, "pyproject.toml")) else "."
-    return quote(f"{clone}[{extra}]") + (" in a clone of pybackup" if clone == "." else "")
 
 
 def _options(scheme: str, patience: Patience) -> dict[str, Any]:
