@@ -25,6 +25,7 @@ The rooms, each of which imports only from those below it (`make lint` holds the
     guest       the guest itself: its filesystems are frozen for an instant, through its agent
     images      other programs' image formats: told apart, checked, read and made by QEMU's programs
     nbd         the NBD protocol over sockets, client and server
+    secrets     who may read archives: keys that were given, and encryption for recipients
     stores      object stores and SFTP servers
     sinks       files, pipes and commands that an archive is written to
     devices     disks: raw files and block devices, memory, the standard input

@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     ARCHIVE = 4
     TARGET = 5
     BUSY = 6
+    NO_KEY = 7
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -80,6 +81,12 @@ class Advice(Enum):
     """Say where the parents of a delta lie."""
     THAT_SIZE_SAYS = auto()
     """Tell the right size of a disk, which the sentence has just named."""
+    IDENTITY = auto()
+    """Give the identity of a recipient."""
+    NO_FACTS = auto()
+    """Have the header of an encrypted archive tell nothing."""
+    PASSPHRASE = auto()
+    """Give the file with the passphrase."""
 
 
 class PybackupError(Exception):
@@ -135,6 +142,12 @@ class BusyError(PybackupError):
     """Somebody else holds the lock of a source, a target or a server."""
 
     exit_code = ExitCode.BUSY
+
+
+class NoKeyError(PybackupError):
+    """The archive is encrypted, and no identity that was given opens it: it may be sound."""
+
+    exit_code = ExitCode.NO_KEY
 
 
 class CancelledError(PybackupError):

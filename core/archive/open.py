@@ -14,14 +14,30 @@ from typing import NamedTuple, TypeGuard
 from pybackup.core.devices.unreadable import BLOCK
 from pybackup.core.errors import ArchiveError, RequestError
 from pybackup.core.places.kinds import ArchivePlace, LocalPath, StandardStream, StoreUrl
+from pybackup.core.secrets.keys import given
 from pybackup.core.system.pipe_reader import PipeReader
+from pybackup.formats.age_header import AgeHeader, looks_encrypted
+from pybackup.formats.errors import FormatError
 
+from .encrypted_file import HEAD, EncryptedFile
+from .encrypted_stream import Unsealed
 from .read_ahead import ReadAhead
 from .stream import ArchiveStream, Digests
 
 
 class ArchiveReader(NamedTuple):
-    """How to read on in an archive: read(at_most) gives bytes, or none at the end; stop() ends a read that waits."""
+    """How to read on in an archive: read(at_most) gives bytes, or none at the end; stop() ends a read that waits.
+
+    ``lost``: what of an encrypted archive did not decrypt so far, where that does not end the reading.
+    """
+
+    read: Callable[[int], bytes]
+    stop: Callable[[], None]
+    lost: list[FormatError]
+
+
+class _RawReader(NamedTuple):
+    """How to read on in the file, whatever it is."""
 
     read: Callable[[int], bytes]
     stop: Callable[[], None]
@@ -34,12 +50,15 @@ def _no_stop() -> None:
 class RangeReader(NamedTuple):
     """How to read an archive at any place: pread(offset, length) gives exactly that or raises OSError; size in bytes.
 
-    stop() ends reads that wait. Any thread may use it.
+    FormatError for what of an encrypted archive does not decrypt. stop() ends reads that wait. Any thread may use it.
+    ``file_size``: bytes of the file; ``encryption``: the header of an encrypted one.
     """
 
     pread: Callable[[int, int], bytes]
     size: int
     stop: Callable[[], None]
+    file_size: int
+    encryption: AgeHeader | None = None
 
 
 def has_ranges(archive: ArchivePlace) -> TypeGuard[LocalPath | StoreUrl]:
@@ -49,15 +68,46 @@ def has_ranges(archive: ArchivePlace) -> TypeGuard[LocalPath | StoreUrl]:
 
 @contextmanager
 def range_reader(archive: LocalPath | StoreUrl) -> Iterator[RangeReader]:
-    """What reads an archive for which has_ranges() is true (ArchiveError where it cannot be opened)."""
+    """What reads an archive for which has_ranges() is true, in the clear.
+
+    ArchiveError where it cannot be opened, NoKeyError where it is encrypted and nobody gave its key.
+    """
+    with file_ranges(archive) as file:
+        try:
+            head = file.pread(0, min(file.size, HEAD))
+        except OSError as error:
+            raise ArchiveError(f"cannot read {archive} at byte 0: {error.strerror or error}") from error
+        if not looks_encrypted(head):
+            yield file._replace(pread=_with_head(file.pread, head))
+            return
+        try:
+            opened = EncryptedFile(file.pread, file.size, str(archive), given(), head)
+        except OSError as error:
+            raise ArchiveError(f"cannot read {archive}: {error.strerror or error}") from error
+        yield RangeReader(opened.pread, opened.size, file.stop, file.size, opened.header)
+
+
+@contextmanager
+def file_ranges(archive: LocalPath | StoreUrl) -> Iterator[RangeReader]:
+    """What reads the bytes of the file, also of an encrypted one (ArchiveError where it cannot be opened)."""
     if isinstance(archive, StoreUrl):
         from pybackup.core.stores.remote_file import open_remote
 
         with open_remote(archive) as remote:
-            yield RangeReader(remote.pread, remote.size, remote.stop)
+            yield RangeReader(remote.pread, remote.size, remote.stop, remote.size)
         return
     with _open_file(archive.path) as file:
-        yield RangeReader(pread_exactly(file.fileno(), archive.path), os.fstat(file.fileno()).st_size, _no_stop)
+        size = os.fstat(file.fileno()).st_size
+        yield RangeReader(pread_exactly(file.fileno(), archive.path), size, _no_stop, size)
+
+
+def _with_head(pread: Callable[[int, int], bytes], head: bytes) -> Callable[[int, int], bytes]:
+    """A pread() that has the first bytes of the file already."""
+
+    def with_head(offset: int, length: int) -> bytes:
+        return head[offset : offset + length] if offset + length <= len(head) else pread(offset, length)
+
+    return with_head
 
 
 def _open_file(path: str) -> FileIO:
@@ -105,9 +155,9 @@ def read_around(fd: int) -> Callable[[int], bytes]:
 
 @contextmanager
 def archive_reader(archive: ArchivePlace, *, tolerant: bool = False) -> Iterator[ArchiveReader]:
-    """What reads on in the archive's file (ArchiveError where it cannot be opened).
+    """What reads on in an archive, in the clear (ArchiveError where it cannot be opened).
 
-    ``tolerant``: bytes of a file that cannot be read are zeros.
+    ``tolerant``: bytes of a file that cannot be read, or do not decrypt, are zeros.
     """
     match archive:
         case StoreUrl():
@@ -116,39 +166,44 @@ def archive_reader(archive: ArchivePlace, *, tolerant: bool = False) -> Iterator
             opened = _standard_input_reader()
         case LocalPath(path):
             opened = _file_reader(path, tolerant)
-    with opened as reader:
-        yield reader
+    with opened as file, closing(Unsealed(file.read, name_of(archive), given(), tolerant=tolerant)) as unsealed:
+        yield ArchiveReader(unsealed.read, file.stop, unsealed.lost)
+
+
+def name_of(archive: ArchivePlace) -> str:
+    """What an archive that is read is called in sentences."""
+    return "the standard input" if isinstance(archive, StandardStream) else str(archive)
 
 
 @contextmanager
-def _remote_reader(archive: StoreUrl) -> Iterator[ArchiveReader]:
+def _remote_reader(archive: StoreUrl) -> Iterator[_RawReader]:
     from pybackup.core.stores.remote_file import open_remote
 
     with open_remote(archive) as remote, closing(ReadAhead(remote.pread, remote.size)) as ahead:
         # Told to stop first: closing waits for what is on the way.
         try:
-            yield ArchiveReader(ahead.read, remote.stop)
+            yield _RawReader(ahead.read, remote.stop)
         finally:
             remote.stop()
 
 
 @contextmanager
-def _standard_input_reader() -> Iterator[ArchiveReader]:
+def _standard_input_reader() -> Iterator[_RawReader]:
     if os.isatty(0):
         raise RequestError("the standard input is a terminal, not an archive")
     with closing(PipeReader(0)) as pipe:
-        yield ArchiveReader(pipe.read, pipe.stop)
+        yield _RawReader(pipe.read, pipe.stop)
 
 
 @contextmanager
-def _file_reader(path: str, tolerant: bool) -> Iterator[ArchiveReader]:
+def _file_reader(path: str, tolerant: bool) -> Iterator[_RawReader]:
     with _open_file(path) as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            yield ArchiveReader(read_around(file.fileno()) if tolerant else file.read, _no_stop)
+            yield _RawReader(read_around(file.fileno()) if tolerant else file.read, _no_stop)
             return
         with closing(PipeReader(file.fileno())) as pipe:
-            yield ArchiveReader(pipe.read, pipe.stop)
+            yield _RawReader(pipe.read, pipe.stop)
 
 
 @contextmanager
@@ -161,7 +216,6 @@ def open_archive(
     allow_delta: bool = False,
 ) -> Iterator[ArchiveStream]:
     """An archive, open to be read once from beginning to end, with threads of its own (ArchiveError)."""
-    name = "the standard input" if isinstance(archive, StandardStream) else str(archive)
     with (
         archive_reader(archive, tolerant=tolerant) as reader,
         ThreadPoolExecutor(threads, thread_name_prefix="pybackup-decompress") as pool,
@@ -170,9 +224,10 @@ def open_archive(
         size = os.path.getsize(path) if path is not None and os.path.isfile(path) else None
         yield ArchiveStream(
             reader.read,
-            name,
+            name_of(archive),
             pool,
             stop=reader.stop,
+            lost=reader.lost,
             size=size,
             tolerant=tolerant,
             digests=digests,

@@ -122,8 +122,11 @@ class ArchiveStream:
         tolerant: bool = False,
         digests: Digests = Digests.ALL,
         allow_delta: bool = False,
+        lost: list[FormatError] | None = None,
     ) -> None:
         """``stop``: makes a ``read`` that waits fail, from any thread. ``size``: bytes of the archive, if known.
+
+        ``lost``: what ``read`` could not give but as zeros, which grows as it is called, and is emptied here.
 
         ``allow_delta``: what the parent has may lack.
         """
@@ -131,6 +134,7 @@ class ArchiveStream:
         self.stored: dict[str, int] = {}
         self._size, self._reader = size, _CountedReader(read)
         self._pool, self._digests = pool, digests
+        self._lost = [] if lost is None else lost
         self._found, self._proof = DamageFound(tolerant=tolerant), _Proof()
         self.damage: list[Damage] = self._found.listed
         self._ordered: deque[_Ordered] = deque()
@@ -230,6 +234,7 @@ class ArchiveStream:
         yield from self._submit(self._stream.finish())
         yield from self._in_order(0)
         self._own_word.end()
+        self._gather_damage()
 
     def _take(self, piece: Piece) -> Iterator[CheckedExtent]:
         if isinstance(piece, SkippableSeen | SeekTableSeen):
@@ -274,9 +279,10 @@ class ArchiveStream:
 
     def _gather_damage(self) -> None:
         """Make our damage of what the stream complains about."""
-        for error in self._stream.damage:
-            self._found.spoil(error)
-        self._stream.damage.clear()
+        for damage in (self._lost, self._stream.damage):
+            for error in damage:
+                self._found.spoil(error)
+            damage.clear()
 
     def _in_order(self, keep: int) -> Iterator[CheckedExtent]:
         while self._ordered and (

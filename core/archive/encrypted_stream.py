@@ -1,0 +1,168 @@
+"""An encrypted archive read on from its beginning, wherever it comes from; or one that is not, without a word.
+
+The chunks are opened in threads, some ahead of the one that is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+from pybackup.core.secrets.keys import Keys
+from pybackup.formats.age_header import VERSION_LINE, looks_encrypted, parse_header
+from pybackup.formats.age_payload import NONCE_SIZE, SEALED, TAG_SIZE, PayloadKey
+from pybackup.formats.errors import FormatError
+from pybackup.formats.zstd_seekable import ByteFeed
+
+from .encrypted_file import chunk_is_wrong, end_is_wrong, header_is_wrong, refuse_armor
+from .read_ahead import Sized, in_order
+
+BATCH = 16
+"""Chunks that are opened at once."""
+THREADS = 2
+AHEAD, AHEAD_SIZE = 3, 8 << 20
+"""Batches ahead of the one that is used, and bytes that they may take."""
+LOOK = len(VERSION_LINE)
+"""Bytes by which an encrypted file is known."""
+LONGEST_READ = 1 << 20
+
+
+class _Opened(NamedTuple):
+    """The content of chunks in a row, what was wrong with them, and whether nothing comes behind them."""
+
+    content: bytes
+    wrong: list[FormatError]
+    is_end: bool
+
+
+class Unsealed:
+    """Reads on, what the file holds or what is encrypted in it.
+
+    Fixed: how to read the file, its name, the keys. Changing, by the one thread that reads: what was read; ``lost``,
+    which is what did not decrypt: with ``tolerant`` zeros stand there, and without it the first ends the reading.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], name: str, keys: Keys, *, tolerant: bool = False) -> None:
+        """Nothing is read yet."""
+        self.lost: list[FormatError] = []
+        self._source, self._name, self._keys, self._tolerant = read, name, keys, tolerant
+        self._start: bytes | None = None
+        self._opened: Iterator[_Opened] | None = None
+        self._rest = memoryview(b"")
+        self._pool: ThreadPoolExecutor | None = None
+
+    def read(self, at_most: int) -> bytes:
+        """Bytes of the archive, none at its end (OSError, FormatError, NoKeyError, ArchiveError)."""
+        if self._start is None:
+            self._begin()
+        if self._opened is not None:
+            return self._read_opened(self._opened, at_most)
+        if self._start:
+            part, self._start = self._start[:at_most], self._start[at_most:]
+            return part
+        return self._source(at_most)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _begin(self) -> None:
+        """Look what the file is: only now, so that whoever reads is told what fails."""
+        start = b""
+        while len(start) < LOOK and (more := self._source(LOOK - len(start))):
+            start += more
+        self._start = start
+        if looks_encrypted(start):
+            refuse_armor(start)
+            self._opened = self._chunks(ByteFeed(self._from_start(start), chunk=LONGEST_READ))
+
+    def _from_start(self, start: bytes) -> Callable[[int], bytes]:
+        waiting = [start]
+        return lambda at_most: waiting.pop() if waiting else self._source(at_most)
+
+    def _read_opened(self, opened: Iterator[_Opened], at_most: int) -> bytes:
+        while not self._rest:
+            one = next(opened, None)
+            if one is None:
+                return b""
+            self._rest = memoryview(one.content)
+            self.lost += one.wrong
+        part, self._rest = self._rest[:at_most], self._rest[at_most:]
+        return bytes(part)
+
+    def _chunks(self, feed: ByteFeed) -> Iterator[_Opened]:
+        key = self._payload_key(feed)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="pybackup-decrypt")
+        for opened in in_order(self._pool, self._batches(feed, key), AHEAD, AHEAD_SIZE):
+            if opened.wrong and not self._tolerant:
+                # What is sound in front of the damage comes first, and then nothing.
+                yield opened._replace(wrong=[])
+                raise opened.wrong[0]
+            yield opened
+            if opened.is_end:
+                return
+
+    def _payload_key(self, feed: ByteFeed) -> PayloadKey:
+        size = 0
+        header = None
+        while header is None:
+            head = feed.peek(size := size + (16 << 10))
+            try:
+                header = parse_header(bytes(head), is_all=len(head) < size)
+            except FormatError as error:
+                raise header_is_wrong(error) from None
+        feed.take(header.size)
+        file_key = self._keys.file_key(header, self._name)
+        if len(nonce := feed.peek(NONCE_SIZE)) < NONCE_SIZE:
+            raise FormatError("it was cut short", feed.offset + len(nonce))
+        return PayloadKey(file_key, bytes(feed.take(NONCE_SIZE)))
+
+    def _batches(self, feed: ByteFeed, key: PayloadKey) -> Iterator[Sized]:
+        number = 0
+        while True:
+            offset = feed.offset
+            window = feed.peek(BATCH * SEALED + 1)
+            is_end = len(window) <= BATCH * SEALED
+            sealed = feed.take(min(len(window), BATCH * SEALED))
+            call = partial(_open, key, number, sealed, offset, is_end=is_end, tolerant=self._tolerant)
+            yield Sized(2 * len(sealed), call)
+            if is_end:
+                return
+            number += BATCH
+
+
+def _open(key: PayloadKey, number: int, sealed: memoryview, offset: int, *, is_end: bool, tolerant: bool) -> _Opened:
+    """Open a batch of chunks, of which the last may be the file's; without ``tolerant`` up to the first wrong one."""
+    parts: list[bytes] = []
+    wrong: list[FormatError] = []
+    for at in range(0, max(1, len(sealed)), SEALED):
+        one = bytes(sealed[at : at + SEALED])
+        is_last = is_end and at + SEALED >= len(sealed)
+        content = key.open(number, one, is_last=is_last)
+        if content is None:
+            error, content = _wrong(key, number, one, offset + at, is_last=is_last)
+            wrong.append(error)
+            if isinstance(error, _EndsEarlyError) or not tolerant:
+                return _Opened(b"".join((*parts, content or b"")), wrong, is_end=True)
+        parts.append(bytes(max(0, len(one) - TAG_SIZE)) if content is None else content)
+        number += 1
+    return _Opened(b"".join(parts), wrong, is_end)
+
+
+class _EndsEarlyError(FormatError):
+    """Behind the last chunk there is something, which nobody sealed."""
+
+
+def _wrong(
+    key: PayloadKey, number: int, sealed: bytes, offset: int, *, is_last: bool
+) -> tuple[FormatError, bytes | None]:
+    """What is wrong with a chunk that does not decrypt as what it is; and its content, where that is proved."""
+    if is_last:
+        return end_is_wrong(key, number, sealed, offset), key.open_cut_off(number, sealed)
+    if (content := key.open(number, sealed, is_last=True)) is not None:
+        behind = f"there is something behind byte {offset + len(sealed) - 1} of the encrypted file, which is its end"
+        return _EndsEarlyError(behind), content
+    return chunk_is_wrong(offset, len(sealed)), None
