@@ -36,6 +36,9 @@ WORDS = {
     Advice.SIZE_SAYS: "; --size says {about}",
     Advice.NAME_PARENTS: "; --parents names another place to look in",
     Advice.THAT_SIZE_SAYS: " that --size says",
+    Advice.IDENTITY: "; --identity FILE names the file with the identity of a recipient",
+    Advice.NO_FACTS: "; --no-public-facts leaves them out",
+    Advice.PASSPHRASE: "; --passphrase-file FILE names the file with it",
 }
 """By each advice the end of a sentence, in which {about} is replaced by the error's."""
 

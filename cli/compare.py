@@ -16,6 +16,7 @@ from pybackup.cli.options import (
     format_option,
     job_options,
     json_option,
+    key_options,
     parents_option,
     snapshot_option,
     threads_option,
@@ -71,6 +72,7 @@ class _Request(JobRequest):
 @format_option
 @force_share_option
 @snapshot_option
+@key_options
 @parents_option
 @threads_option
 @json_option

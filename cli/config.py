@@ -8,7 +8,7 @@ import click
 
 from pybackup.cli.command import Command, later
 from pybackup.cli.elsewhere import archive_place
-from pybackup.cli.options import json_option
+from pybackup.cli.options import json_option, key_options
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.core.archive.drives import archive_header
@@ -20,6 +20,7 @@ from pybackup.formats.vma import find_name
 @click.command("config", cls=Command, short_help="Print a configuration that an archive holds.")
 @click.argument("archive", type=PlainPath(archive_place))
 @click.argument("name", required=False, shell_complete=later("config_names"))
+@key_options
 @json_option
 def command(archive: ArchivePlace, name: str | None, as_json: bool) -> int:
     """Print a configuration that an archive holds, byte for byte.

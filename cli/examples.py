@@ -30,6 +30,9 @@ EXAMPLES: dict[str, dict[str, str]] = {
             "    --on-success 'ssh host mv disk.part disk.vma.zst'\n"
             "pybackup run disk.img s3://backups/disk.vma.zst"
         ),
+        "Encrypted, for whoever has the identity of one of two recipients": (
+            "pybackup run disk.img disk.vma.zst.age \\\n    --recipients-file /etc/pybackup/recipients"
+        ),
         "What a job file says": "pybackup run --job /etc/pybackup/vm1.toml",
     },
     "restore": {
@@ -43,7 +46,12 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "Onto another machine": (
             "pybackup restore vm1.vma.zst --drive scsi0 \\\n    '|ssh host \"dd of=/dev/sdb bs=1M conv=fsync\"'"
         ),
+        "An encrypted archive": "pybackup restore --identity key.txt vm1.vma.zst.age folder/",
         "What damage has left": "pybackup restore --skip-damaged vm1.vma.zst rest/",
+    },
+    "keygen": {
+        "On the machine that shall be able to restore": "pybackup keygen -o key.txt",
+        "A second key, for the safe": "pybackup keygen > paper.txt",
     },
     "verify": {
         "Archives of a folder, with a line for each": "pybackup verify -v /backups/*.vma.zst",

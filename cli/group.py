@@ -23,6 +23,7 @@ EXIT_CODES = {
     "4": "the archive cannot be opened, is damaged, or is none",
     "5": "the target cannot be written: it exists, is full, too small, in use",
     "6": "busy: another program holds the lock",
+    "7": "the archive is encrypted, and no identity that was given opens it",
     "129, 130, 143": "cancelled by SIGHUP, SIGINT, SIGTERM",
     "141": "whoever read the report has gone (SIGPIPE)",
 }

@@ -17,7 +17,7 @@ from pybackup.cli.consistency import in_words
 from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.names import printable
 from pybackup.cli.numbers import percent, short
-from pybackup.cli.options import json_option, parents_option, threads_option
+from pybackup.cli.options import json_option, key_options, parents_option, threads_option
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
@@ -45,6 +45,7 @@ _SHADES = " ░▒▓█"
 @click.command("info", cls=Command, short_help="Tell what an archive holds.")
 @click.argument("archives", type=PlainPath(archive_place), nargs=-1, required=True, metavar="ARCHIVE...")
 @click.option("--map", "with_map", is_flag=True, help="Draw where data and zeros lie.")
+@key_options
 @parents_option
 @threads_option
 @json_option

@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "Tell whether a disk is what an archive holds.",
     "merge": "Make one full archive of a chain of deltas, or of any archive.",
     "serve": "Offer disks over NBD, to be backed up while they are in use.",
+    "keygen": "Make a key for encrypted archives.",
     "ctl": "Steer a running server.",
     "completion": "Print the completion script for a shell.",
     "help": "Explain the program, or a command.",

@@ -123,6 +123,80 @@ snapshot_option = click.option(
     " what is written meanwhile. Where there is no snapshot, auto reads the file itself, under a lock, and reflink"
     " fails.",
 )
+
+
+def _give_keys(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Have every archive that this command opens tried with what was given; the files are read when one needs it."""
+    if context.resilient_parsing:
+        return value
+    from pybackup.core.secrets.keys import Keys, give
+
+    found = context.meta.setdefault(_KEYS, {})
+    if not found:
+        context.call_on_close(lambda: give(Keys()))
+    found[option.name] = value
+    give(Keys(found.get("identities") or (), found.get("passphrase_file")))
+    return value
+
+
+_KEYS = "pybackup.keys"
+identity_option = click.option(
+    "--identity",
+    "identities",
+    type=PlainPath(),
+    multiple=True,
+    envvar="PYBACKUP_IDENTITY",
+    metavar="FILE",
+    expose_value=False,
+    callback=_give_keys,
+    help="Open encrypted archives with the identities in FILE, as `pybackup keygen` and age-keygen write it; may be"
+    " given several times.",
+)
+key_options = all_of(
+    identity_option,
+    click.option(
+        "--passphrase-file",
+        type=PlainPath(),
+        default=None,
+        metavar="FILE",
+        expose_value=False,
+        callback=_give_keys,
+        help="Open archives that are encrypted with a passphrase, which stands in FILE.",
+    ),
+)
+encryption_options = all_of(
+    click.option(
+        "--recipient",
+        "recipients",
+        multiple=True,
+        metavar="AGE1...",
+        help="Encrypt the archive, so that only who has the identity of a recipient can read it; may be given several"
+        " times. Two are good practice: one of them in a safe.",
+    ),
+    click.option(
+        "--recipients-file",
+        "recipients_files",
+        type=PlainPath(),
+        multiple=True,
+        metavar="FILE",
+        help="The same for all recipients in FILE, a line each.",
+    ),
+    click.option(
+        "--passphrase-file",
+        type=PlainPath(),
+        default=None,
+        metavar="FILE",
+        callback=_give_keys,
+        help="Encrypt the archive with the passphrase in FILE, instead of for recipients.",
+    ),
+    click.option(
+        "--no-public-facts",
+        is_flag=True,
+        help="Have the header of an encrypted archive not tell its uuid, its parent's, its time, and the names and"
+        " sizes of its drives, which `list` and `prune` need where there is no identity.",
+    ),
+    identity_option,
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON on stdout.")
 threads_option = click.option(
     "--threads",

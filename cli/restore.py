@@ -10,7 +10,7 @@ import click
 from pybackup.cli.command import Command, later
 from pybackup.cli.elsewhere import archive_place, target_place
 from pybackup.cli.numbers import duration, short
-from pybackup.cli.options import job_options, json_option, parents_option, threads_option
+from pybackup.cli.options import job_options, json_option, key_options, parents_option, threads_option
 from pybackup.cli.params import Named, NamedPath, PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
@@ -80,6 +80,7 @@ class _Request(JobRequest):
     help="Save what can be saved of a damaged archive, under the full name, and list what is lost: zeros in a file or a"
     " stream, on a disk what was there. The exit code is then 4.",
 )
+@key_options
 @parents_option
 @threads_option
 @json_option

@@ -19,6 +19,7 @@ from pybackup.cli.job_file import or_from_job_file
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import (
     agent_options,
+    encryption_options,
     force_share_option,
     format_option,
     job_options,
@@ -165,6 +166,7 @@ class _Run(Command):
 @parents_option
 @threads_option
 @click.option("-f", "--force", is_flag=True, help="Replace ARCHIVE if it exists, and is an archive or empty.")
+@encryption_options
 @click.option("--verify", is_flag=True, help="Read the archive back and check it before it gets its name.")
 @click.option(
     "--skip-unreadable",
@@ -292,6 +294,7 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
             f" {percent(progress.zero, progress.size)} zeros,"
             f" {short(progress.stored)} stored in {short(progress.written)}"
             f" ({percent(progress.written, progress.stored)})"
+            + (", encrypted" if request.is_encrypted else "")
             + (", verified" if request.verify else "")
             + (f", {short(progress.unchanged)} as in the parent" if progress.unchanged else "")
             + (", filesystem-consistent" if job.consistency.get("consistency") == "filesystem" else ""),
@@ -318,6 +321,7 @@ def _summary(request: RunRequest, job: Backup) -> dict[str, Any]:
         "zero": progress.zero,
         "stored": progress.stored,
         "written": progress.written,
+        "encrypted": request.is_encrypted,
         "verified": request.verify,
         **consistency_of(job.consistency),
         "drives": [{"name": one.name, "size": one.size, "zero": one.zero} for one in progress.drives],

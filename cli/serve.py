@@ -17,7 +17,7 @@ import click
 from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import served_place
-from pybackup.cli.options import agent_options, format_option, parents_option
+from pybackup.cli.options import agent_options, format_option, key_options, parents_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, Seconds, Size
 from pybackup.cli.request import takes
 from pybackup.cli.running import run_in_loop, warn
@@ -133,6 +133,7 @@ class _Request:
 @click.option("--fleece-size", type=Size(1 << 20), default=None, metavar="SIZE", help="The most that file may take.")
 @click.option("--no-fleece", is_flag=True, help="Keep old data in memory alone; guests wait when it is full.")
 @agent_options()
+@key_options
 @click.option("-q", "--quiet", is_flag=True, help="Do not print where to connect.")
 @takes(_Request)
 def command(request: _Request) -> int:

@@ -12,7 +12,7 @@ from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.numbers import counted, duration, short
-from pybackup.cli.options import job_options, json_option, parents_option, threads_option
+from pybackup.cli.options import job_options, json_option, key_options, parents_option, threads_option
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
@@ -43,6 +43,7 @@ class _Request(JobRequest):
 
 @click.command("verify", cls=Command, short_help="Read everything of an archive and prove that it is sound.")
 @click.argument("archives", type=PlainPath(archive_place), nargs=-1, required=True, metavar="ARCHIVE...")
+@key_options
 @click.option(
     "--chain", "with_chain", is_flag=True, help="Of a delta verify all archives too that it needs, each once."
 )

@@ -20,7 +20,11 @@ _STORES = {
 _IMAGES = {
     "PATH": "Where `qemu-nbd` and `qemu-img` are looked for, which read and write images of other formats.",
 }
-_READ = {**_STORES, **EVERYWHERE}
+_KEYS = {
+    "PYBACKUP_IDENTITY": "A file with identities, or several between colons, where no `--identity` is given:"
+    " `pybackup-secrets`(7).",
+}
+_READ = {**_KEYS, **_STORES, **EVERYWHERE}
 
 ENVIRONMENT: dict[str, dict[str, str]] = {
     "pybackup": EVERYWHERE,
@@ -31,19 +35,21 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "TZ": "The time zone of {now}.",
         "PYBACKUP_ARCHIVE, PYBACKUP_ERROR...": "Given to the commands of `--on-success` and `--on-failure`:"
         " `pybackup-unattended`(7).",
+        **_KEYS,
         **_IMAGES,
         **_STORES,
         **_PROGRESS,
         **EVERYWHERE,
     },
-    "restore": {**_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
-    "verify": {**_STORES, **_PROGRESS, **EVERYWHERE},
+    "restore": {**_KEYS, **_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
+    "verify": {**_KEYS, **_STORES, **_PROGRESS, **EVERYWHERE},
     "info": _READ,
     "config": _READ,
-    "compare": {**_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
+    "compare": {**_KEYS, **_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
     "merge": {
         "TMPDIR": "Where parts of uploads go that are larger than fits into memory; else `/tmp`.",
         "XDG_STATE_HOME": "Where uploads that are under way are remembered; else `~/.local/state`.",
+        **_KEYS,
         **_STORES,
         **_PROGRESS,
         **EVERYWHERE,
@@ -53,10 +59,12 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "TMPDIR": "Where old data is fleeced unless `--fleece` says; else `/var/tmp`.",
         "NOTIFY_SOCKET, LISTEN_FDS, LISTEN_PID": "Set by systemd, which is told when the server is ready, and whose"
         " sockets are taken instead of `--socket`.",
+        **_KEYS,
         **_IMAGES,
         **_STORES,
         **EVERYWHERE,
     },
+    "keygen": EVERYWHERE,
     "ctl": EVERYWHERE,
     "completion": EVERYWHERE,
     "help": EVERYWHERE,
@@ -100,7 +108,7 @@ FILES: dict[str, dict[str, str]] = {
 SEE_ALSO: dict[str, tuple[str, ...]] = {
     "run": (
         *("pybackup-restore/1", "pybackup-verify/1", "pybackup-job/5", "pybackup-archive/5", "pybackup-images/7"),
-        *("pybackup-live/7", "pybackup-proxmox/7", "pybackup-stores/7", "pybackup-unattended/7"),
+        *("pybackup-live/7", "pybackup-proxmox/7", "pybackup-secrets/7", "pybackup-stores/7", "pybackup-unattended/7"),
     ),
     "restore": (
         *("pybackup-run/1", "pybackup-verify/1", "pybackup-images/7", "pybackup-proxmox/7", "pybackup-stores/7"),
@@ -113,6 +121,7 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
         *("pybackup-run/1", "pybackup-verify/1", "pybackup-archive/5", "pybackup-proxmox/7", "pybackup-stores/7"),
     ),
     "serve": ("pybackup-ctl/1", "pybackup-run/1", "pybackup-control/7", "pybackup-images/7", "pybackup-live/7"),
+    "keygen": ("pybackup-run/1", "pybackup-restore/1", "pybackup-secrets/7"),
     "ctl": ("pybackup-serve/1", "pybackup-run/1", "pybackup-control/7", "pybackup-live/7"),
     "completion": (),
     "help": (),
@@ -123,6 +132,7 @@ GUIDES = {
     "pybackup-live/7": "disks in use: reflink clones, `serve`, running QEMUs, libvirt, the guest agent",
     "pybackup-images/7": "qcow2, vmdk and other formats, and NBD exports",
     "pybackup-stores/7": "archives in object stores, on SFTP servers, in pipes",
+    "pybackup-secrets/7": "encrypted archives, and their keys",
     "pybackup-unattended/7": "cron, systemd, hooks, metrics, reports for programs",
     "pybackup-proxmox/7": "backups that go to Proxmox VE, or come from there",
     "pybackup-control/7": "the protocol that steers a running server",

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pybackup.core.errors import RequestError
+from pybackup.core.errors import Advice, RequestError
 from pybackup.core.places.kinds import (
     S3_SCHEMES,
     WRITABLE_SCHEMES,
@@ -18,6 +18,7 @@ from pybackup.core.places.kinds import (
     StoreUrl,
 )
 from pybackup.core.places.parsing import NEW_ARCHIVE
+from pybackup.core.secrets.encrypting_sink import EncryptingSink, Encryption
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.command import CommandSink
 from pybackup.core.sinks.file import FileSink
@@ -25,6 +26,7 @@ from pybackup.core.sinks.stream import StreamSink, is_stream
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE, DEFAULT_LEVEL, ArchiveEncoder
 from pybackup.formats.errors import FormatError
+from pybackup.formats.public_facts import PublicFacts
 from pybackup.formats.vma import DriveInfo, Header
 
 from .delta import DeltaWriter
@@ -35,13 +37,18 @@ from .writer import ArchiveWriter
 
 @dataclass(frozen=True, slots=True)
 class ArchiveOptions:
-    """How an archive is written. ``level`` None: not compressed. ``uuid`` 16 bytes, ``created`` seconds since 1970."""
+    """How an archive is written.
+
+    ``level`` None: not compressed. ``uuid`` 16 bytes, ``created`` seconds since 1970. ``encryption`` None: everybody
+    can read it.
+    """
 
     uuid: bytes
     created: int
     level: int | None = DEFAULT_LEVEL
     frame_size: int = DEFAULT_FRAME_SIZE
     threads: int = 1
+    encryption: Encryption | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,22 @@ def writer_for(
         encoder = ArchiveEncoder(header, level=options.level, frame_size=options.frame_size)
     except FormatError as error:
         raise RequestError(error.what) from None
+    seal = None
+    if options.encryption is not None:
+        sink = _encrypting(sink, options.encryption, header, pool)
+        seal = sink.seal
     if parent is not None:
-        return DeltaWriter(encoder, sink, pool, parent.view, parent.about, threads=options.threads, trace=trace)
-    return ArchiveWriter(encoder, sink, pool, threads=options.threads, trace=trace)
+        return DeltaWriter(
+            encoder, sink, pool, parent.view, parent.about, threads=options.threads, trace=trace, seal=seal
+        )
+    return ArchiveWriter(encoder, sink, pool, threads=options.threads, trace=trace, seal=seal)
+
+
+def _encrypting(sink: Sink, encryption: Encryption, header: Header, pool: ThreadPoolExecutor) -> EncryptingSink:
+    """A sink that encrypts for another (RequestError)."""
+    try:
+        told = [PublicFacts.of_header(header).stanza()] if encryption.tells_facts else []
+    except FormatError as error:
+        raise RequestError(error.what, advice=Advice.NO_FACTS) from None
+    encryption.check()
+    return EncryptingSink(sink, encryption, told, pool)

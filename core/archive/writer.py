@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,14 +32,22 @@ class ArchiveWriter:
     """Fixed: encoder, sink, pool. Changing, in the event loop only: the items in flight."""
 
     def __init__(
-        self, encoder: ArchiveEncoder, sink: Sink, pool: ThreadPoolExecutor, *, threads: int, trace: Trace | None = None
+        self,
+        encoder: ArchiveEncoder,
+        sink: Sink,
+        pool: ThreadPoolExecutor,
+        *,
+        threads: int,
+        trace: Trace | None = None,
+        seal: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """``seal``: what is to be done when the sink has been given all that there is."""
         self._encoder, self._sink, self._pool = encoder, sink, pool
         self._most = threads + ITEMS_AHEAD
         self._queue: deque[asyncio.Future[Encoded]] = deque()
         self._turn = asyncio.Lock()
         self._local = threading.local()
-        self._trace = trace or Trace()
+        self._trace, self._seal = trace or Trace(), seal
 
     @property
     def written(self) -> int:
@@ -162,6 +170,8 @@ class ArchiveWriter:
         """Write the rest, index and seek table included. The sink is left to be committed."""
         await self.drain()
         await self._sink.write(self._encoder.finish(about))
+        if self._seal is not None:
+            await self._seal()
         self._trace("archive.finish", size=self._encoder.written)
 
     async def abort(self) -> None:

@@ -13,7 +13,9 @@ from manual_pages import MAN, command_lines, examples, options_of, unknown_words
 
 PAGES = sorted(path for section in "157" for path in MAN.glob(f"*.{section}"))
 BY_HAND = [path for path in PAGES if path.suffix != ".1"]
-OTHERS = {"crontab", "qemu-img", "qemu-nbd", "strftime", "systemd.service", "systemd.socket", "systemd.timer", "zstd"}
+OTHERS = {
+    *("age", "crontab", "qemu-img", "qemu-nbd", "strftime", "systemd.service", "systemd.socket", "systemd.timer", "zstd"),
+}
 """Pages of other programs to which ours refer."""
 
 
@@ -35,7 +37,7 @@ def test_every_page_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_page_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     guides = {name.replace("/", ".") for name in generator(monkeypatch).GUIDES}
     assert {path.name for path in BY_HAND} == guides
-    assert len(guides) == 9
+    assert len(guides) == 10
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -1,0 +1,148 @@
+"""A sink that encrypts what goes to another, in threads: a whole age file, whatever stops before the end is none.
+
+Memory is bounded: MOST_AHEAD batches of a MiB are under way, each once as it came and once as it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pybackup.core.device import Buffer
+from pybackup.core.errors import RequestError
+from pybackup.core.sinks import Sink
+from pybackup.core.tasks import end
+from pybackup.formats.age_header import FILE_KEY_SIZE, Stanza, encode_header
+from pybackup.formats.age_keys import Passphrase, Recipient
+from pybackup.formats.age_payload import CHUNK, NONCE_SIZE, PayloadKey
+from pybackup.formats.errors import FormatError
+
+from .keys import missing_package
+
+BATCH = 16 * CHUNK
+"""Bytes that are encrypted at once."""
+MOST_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """For whom an archive is encrypted. ``tells_facts``: what anybody may know of it stands in the header.
+
+    Either some recipients, or one passphrase, with which nothing else stands in a header.
+    """
+
+    recipients: Sequence[Recipient]
+    tells_facts: bool = True
+
+    @property
+    def is_by_passphrase(self) -> bool:
+        """Whether a passphrase opens it."""
+        return any(isinstance(one, Passphrase) for one in self.recipients)
+
+    def check(self) -> None:
+        """Find out now whether anything can be encrypted (RequestError)."""
+        try:
+            PayloadKey(bytes(FILE_KEY_SIZE), bytes(NONCE_SIZE))
+            if not self.is_by_passphrase:
+                self.header(bytes(FILE_KEY_SIZE), [])
+        except ImportError as error:
+            raise missing_package(error) from None
+        except FormatError as error:
+            raise RequestError(f"nothing can be encrypted for one of the recipients: {error.what}") from None
+
+    def header(self, file_key: bytes, told: Sequence[Stanza]) -> bytes:
+        """The header of a file; ``told``: what else stands in it, but with a passphrase."""
+        stanzas = [one.wrap(file_key) for one in self.recipients]
+        return encode_header(stanzas if self.is_by_passphrase else [*stanzas, *told], file_key)
+
+
+class EncryptingSink:
+    """Encrypts what it is given, and passes it on.
+
+    Fixed: the other sink, for whom, the pool. Changing, in the event loop: the open batch, and those under way in
+    order; ``_number``: the chunks in front of the open batch.
+    """
+
+    def __init__(self, sink: Sink, encryption: Encryption, told: Sequence[Stanza], pool: ThreadPoolExecutor) -> None:
+        """``told``: stanzas for everybody."""
+        self._sink, self._encryption, self._told, self._pool = sink, encryption, told, pool
+        self._file_key = os.urandom(FILE_KEY_SIZE)
+        self._nonce = os.urandom(NONCE_SIZE)
+        self._key = PayloadKey(self._file_key, self._nonce)
+        self._open = bytearray(BATCH)
+        self._used = self._number = 0
+        self._free: list[bytearray] = []
+        self._under_way: deque[asyncio.Future[tuple[bytearray, list[bytes]]]] = deque()
+        self._is_sealed = False
+
+    @property
+    def name(self) -> str:
+        """The other sink's."""
+        return self._sink.name
+
+    async def begin(self) -> None:
+        """Open the other sink, and write the header."""
+        await self._sink.begin()
+        loop = asyncio.get_running_loop()
+        header = await loop.run_in_executor(self._pool, self._encryption.header, self._file_key, self._told)
+        await self._sink.write([header + self._nonce])
+
+    async def write(self, buffers: Sequence[Buffer]) -> None:
+        """Append the buffers; waits while too much is under way."""
+        for buffer in buffers:
+            rest = memoryview(buffer)
+            while len(rest):
+                if self._used == BATCH:
+                    await self._pass_on(is_end=False)
+                part = rest[: BATCH - self._used]
+                self._open[self._used : self._used + len(part)] = part
+                self._used += len(part)
+                rest = rest[len(part) :]
+
+    async def _pass_on(self, *, is_end: bool) -> None:
+        """Have the open batch encrypted, and open another. A full one waits until it is known whether it is the end."""
+        await self._settle(MOST_AHEAD - 1)
+        batch, used, number = self._open, self._used, self._number
+        self._open = self._free.pop() if self._free else bytearray(BATCH)
+        self._used, self._number = 0, number + -(-used // CHUNK)
+        sealing = self._pool.submit(_seal, self._key, number, batch, used, is_end)
+        self._under_way.append(asyncio.wrap_future(sealing))
+
+    async def _settle(self, most: int) -> None:
+        while len(self._under_way) > most:
+            batch, sealed = await self._under_way[0]
+            self._under_way.popleft()
+            self._free.append(batch)
+            await self._sink.write(sealed)
+
+    async def seal(self) -> None:
+        """That was all: write the rest, and the end that says so."""
+        if not self._is_sealed:
+            self._is_sealed = True
+            await self._pass_on(is_end=True)
+            await self._settle(0)
+
+    async def commit(self) -> None:
+        """Seal it, and commit the other sink."""
+        await self.seal()
+        await self._sink.commit()
+
+    async def abort(self) -> None:
+        """Drop what is under way, and abort the other sink."""
+        waiting, self._under_way = list(self._under_way), deque()
+        await end(waiting)
+        await self._sink.abort()
+
+
+def _seal(key: PayloadKey, number: int, batch: bytearray, used: int, is_end: bool) -> tuple[bytearray, list[bytes]]:
+    """(the batch, which can be used again; its chunks)."""
+    view = memoryview(batch)
+    sealed: list[bytes] = []
+    for at in range(0, max(1, used), CHUNK):
+        end = min(at + CHUNK, used)
+        sealed.append(key.seal(number + at // CHUNK, view[at:end], is_last=is_end and end == used))
+    return batch, sealed
