@@ -164,12 +164,28 @@ class _ByPlace(ABC):
             start, end = group[0].file_offset, group[-1].file_offset + group[-1].compressed
             for place in group:
                 archive.check_place(place)
-            fetched = memoryview(archive.read(start, end - start))
+            try:
+                fetched = memoryview(archive.read(start, end - start))
+            except FormatError:
+                contents.update(self._read_each(archive, group, batch))
+                continue
             for place in group:
                 frame = _Frame(archive, place)
                 low = place.file_offset - start
                 contents[frame] = self._decoded(frame, fetched[low : low + place.compressed], batch)
         return contents
+
+    def _read_each(
+        self, archive: ArchiveIndex, group: Iterable[FramePlace], batch: _Batch
+    ) -> Iterator[tuple[_Frame, memoryview | None]]:
+        """Frames one by one, where something among them does not decrypt: what is lost with it is told."""
+        for place in group:
+            frame = _Frame(archive, place)
+            try:
+                yield frame, self._decoded(frame, memoryview(archive.read(place.file_offset, place.compressed)), batch)
+            except FormatError as error:
+                self._lost(archive, place_told(error), [one.slot for one in batch.clusters if frame in one.frames])
+                yield frame, None
 
     def _decoded(self, frame: _Frame, raw: memoryview, batch: _Batch) -> memoryview | None:
         place = frame.place

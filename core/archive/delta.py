@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -139,9 +139,10 @@ class DeltaWriter(ArchiveWriter):
         *,
         threads: int,
         trace: Trace | None = None,
+        seal: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """``parent_told``: what the archive tells of its parent."""
-        super().__init__(encoder, sink, pool, threads=threads, trace=trace)
+        super().__init__(encoder, sink, pool, threads=threads, trace=trace, seal=seal)
         self._parent = ParentDrives(parent, encoder.header.drives)
         self._parent_told = parent_told
 
