@@ -73,7 +73,7 @@ def command(
                 raise
             sys.stdout.flush()
             click.echo(f"pybackup: {with_advice(error)}", err=True)
-            code = int(ExitCode.ARCHIVE)
+            code = int(ExitCode.ARCHIVE) if code == ExitCode.ARCHIVE else int(error.exit_code)
     return code
 
 

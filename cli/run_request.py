@@ -116,6 +116,12 @@ class RunRequest(JobRequest):
             _check_identity(recipients)
         return encryption
 
+    def parent_wish(self) -> ParentWish | None:
+        """What the archive shall be a delta of."""
+        if self.base is None and not self.incremental:
+            return None
+        return ParentWish(self.base, self.parents, self.max_chain)
+
 
 def _check_identity(recipients: Sequence[X25519Recipient]) -> None:
     """RequestError where an archive for these could not be read back, which is better known before it is made."""
@@ -127,13 +133,6 @@ def _check_identity(recipients: Sequence[X25519Recipient]) -> None:
         )
     if not any(identity.recipient() in recipients for identity in given().x25519()):
         raise RequestError("--verify reads an archive back, and no --identity is that of a recipient")
-
-
-    def parent_wish(self) -> ParentWish | None:
-        """What the archive shall be a delta of."""
-        if self.base is None and not self.incremental:
-            return None
-        return ParentWish(self.base, self.parents, self.max_chain)
 
 
 def check(request: RunRequest) -> None:

@@ -24,7 +24,7 @@ from pybackup.core.archive.chain import Link, ParentSearch
 from pybackup.core.archive.damage import Damage
 from pybackup.core.archive.open import open_archive
 from pybackup.core.archive.stream import ArchiveStream
-from pybackup.core.errors import ArchiveError, ExitCode
+from pybackup.core.errors import ArchiveError, ExitCode, NoKeyError
 from pybackup.core.jobs.verify import VerifyJob
 from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, LocalPath, StoreUrl
 from pybackup.core.trace import Trace
@@ -71,11 +71,15 @@ def command(request: _Request) -> int:
     waiting, seen = list(request.archives), set(request.archives)
     while waiting:
         of_one, needed = _verify_one(waiting.pop(0), request, tracer)
-        code = max(code, of_one)
+        code = min(code, of_one, key=_WORST.index)
         if request.with_chain:
             waiting[:0] = [place for place in needed if place not in seen]
             seen.update(needed)
     return code
+
+
+_WORST = (int(ExitCode.ARCHIVE), int(ExitCode.NO_KEY), int(ExitCode.DONE))
+"""Of several archives the worst counts: one that is damaged, then one of which nothing could be proved."""
 
 
 def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> tuple[int, list[HistoryPlace]]:
@@ -90,6 +94,11 @@ def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> tuple
             run_in_loop(run_job(job, "verify", request.display()))
         if stream.header.is_delta:
             needed = _ancestors(archive, request)
+    except NoKeyError as error:
+        if as_json:
+            print(json_text({"archive": str(archive), "sound": None, "not_proved": with_advice(error)}))
+        say(f"pybackup: {with_advice(error)}: nothing is proved", err=True)
+        return int(ExitCode.NO_KEY), []
     except ArchiveError as error:
         _report(str(archive), [Damage(with_advice(error))], as_json)
         return int(ExitCode.ARCHIVE), []

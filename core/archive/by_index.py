@@ -182,10 +182,12 @@ class _ByPlace(ABC):
         for place in group:
             frame = _Frame(archive, place)
             try:
-                yield frame, self._decoded(frame, memoryview(archive.read(place.file_offset, place.compressed)), batch)
+                raw = memoryview(archive.read(place.file_offset, place.compressed))
             except FormatError as error:
                 self._lost(archive, place_told(error), [one.slot for one in batch.clusters if frame in one.frames])
                 yield frame, None
+            else:
+                yield frame, self._decoded(frame, raw, batch)
 
     def _decoded(self, frame: _Frame, raw: memoryview, batch: _Batch) -> memoryview | None:
         place = frame.place
