@@ -144,8 +144,8 @@ class BusyError(PybackupError):
     exit_code = ExitCode.BUSY
 
 
-class NoKeyError(PybackupError):
-    """The archive is encrypted, and no identity that was given opens it: it may be sound."""
+class NoKeyError(ArchiveError):
+    """The archive is encrypted, and no identity that was given opens it: it may be sound, and nobody here can tell."""
 
     exit_code = ExitCode.NO_KEY
 

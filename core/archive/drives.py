@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
-from pybackup.core.errors import ArchiveError
+from pybackup.core.errors import ArchiveError, NoKeyError
 from pybackup.core.places.kinds import ArchivePlace, LocalPath, StoreUrl
 from pybackup.formats.errors import UnsupportedError
 from pybackup.formats.vma import DriveInfo, Header
@@ -40,8 +40,7 @@ def open_drives(
     ``tolerant``: damage is listed, and of a full archive all is read, for what its index says may be lost too.
     """
     with ExitStack() as stack:
-        if has_ranges(archive):
-            source = stack.enter_context(range_reader(archive))
+        if has_ranges(archive) and (source := _ranges(archive, stack, tolerant=tolerant)) is not None:
             index = _sound_index(source, archive)
             pool = ThreadPoolExecutor(threads + FETCHES, thread_name_prefix="pybackup-decompress")
             if index and index.header.is_delta:
@@ -54,6 +53,16 @@ def open_drives(
                 return
         stack.close()
         yield stack.enter_context(open_archive(archive, threads=threads, digests=digests, tolerant=tolerant))
+
+
+def _ranges(archive: LocalPath | StoreUrl, stack: ExitStack, *, tolerant: bool) -> RangeReader | None:
+    """What reads it at any place; None where its encryption has lost its end, and what is there is wanted anyway."""
+    try:
+        return stack.enter_context(range_reader(archive))
+    except ArchiveError as error:
+        if not tolerant or isinstance(error, NoKeyError) or isinstance(error.__cause__, OSError):
+            raise
+        return None
 
 
 def _by_index_is_better(index: ArchiveIndex, wanted: Callable[[Header], Iterable[DriveInfo]]) -> bool:

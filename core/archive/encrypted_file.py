@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pybackup.core.errors import ArchiveError
+from pybackup.core.errors import Advice, ArchiveError
 from pybackup.core.secrets.keys import Keys
 from pybackup.formats.age_header import ARMOR, MAX_HEADER, AgeHeader, parse_header
 from pybackup.formats.age_payload import CHUNK, NONCE_SIZE, Layout, PayloadKey
-from pybackup.formats.errors import FormatError
+from pybackup.formats.errors import FormatError, UnsupportedError
 
 from .shared_cache import SharedCache
 
@@ -38,8 +38,10 @@ class EncryptedFile:
             self._layout = Layout.of(self.header.size, size)
             self._key = PayloadKey(file_key, nonce)
             self._prove_end()
+        except UnsupportedError as error:
+            raise ArchiveError(f"{name}: {error.what}") from error
         except FormatError as error:
-            raise ArchiveError(f"{name} is damaged: {error}") from None
+            raise ArchiveError(f"{name} is damaged: {error}", advice=Advice.SKIP_DAMAGED) from None
         self.size = self._layout.size
 
     def _prove_end(self) -> None:
@@ -114,10 +116,10 @@ def read_header(pread: Callable[[int, int], bytes], size: int, head: bytes) -> A
 
 
 def refuse_armor(head: bytes) -> None:
-    """FormatError where a file is text, of which nothing can be read at its place."""
+    """UnsupportedError where a file is text, of which nothing can be read at its place."""
     if head.startswith(ARMOR):
-        raise FormatError(
-            "it is armored, which makes text of an encrypted file: decrypt it with `age -d`, and read that"
+        raise UnsupportedError(
+            "it is armored, text that holds an encrypted file: decrypt it with `age -d`, and read what comes"
         )
 
 

@@ -46,11 +46,7 @@ class ServedDisk:
 
 
 async def open_served(
-    sources: Sequence[NamedPlace[ServedPlace]],
-    *,
-    image_format: str | None,
-    read_only: bool,
-    force_share: bool,
+    sources: Sequence[NamedPlace[ServedPlace]], *, image_format: str | None, read_only: bool, force_share: bool,
     search: ParentSearch | None = None,
 ) -> dict[str, ServedDisk]:
     """The disks by their names; nothing stays open if one cannot be opened.

@@ -119,7 +119,9 @@ def chosen_parent(
         yield choice
 
 
-def _choose(wish: ParentWish, archive: NewArchivePlace, names: Sequence[str], created: int, stack: ExitStack) -> Choice:
+def _choose(
+    wish: ParentWish, archive: NewArchivePlace, names: Sequence[str], created: int, stack: ExitStack
+) -> Choice:
     why = ""
     for place in _candidates(wish, archive, names, created):
         try:

@@ -12,6 +12,8 @@ import re
 TAIL_BYTES = 4
 """Bytes from the end that are looked at."""
 
+ENCRYPTED = "age"
+"""What encrypts an archive."""
 _ARCHIVE_MAGICS = (
     (b"VMA\0", "vma"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -21,16 +23,20 @@ _ARCHIVE_MAGICS = (
     (b"\xfd7zXZ\0", "xz"),
     (b"BZh", "bzip2"),
     (b"\x04\x22\x4d\x18", "lz4"),
+    (b"age-encr", ENCRYPTED),
 )
 """What pybackup writes or reads as an archive, and what compresses one."""
 
-_ARCHIVE_NAME = re.compile(r".*\.vma(\.(zst|zstd|gz|lzo|xz|bz2|lz4))?", re.IGNORECASE | re.DOTALL)
+_ARCHIVE_NAME = re.compile(r".*\.vma(\.(zst|zstd|gz|lzo|xz|bz2|lz4))?(\.age)?", re.IGNORECASE | re.DOTALL)
 _SEEKABLE = b"\xb1\xea\x92\x8f"
 """The last four bytes of a seekable zstd file, as every compressed archive of ours is."""
 
 
 def archive_format(head: bytes) -> str | None:
-    """Return "vma" or what compresses an archive ("zstd", "gzip", "lzop"...) when these first bytes say so, or None."""
+    """Return "vma", or what compresses or encrypts an archive ("zstd", "gzip", "age"...) when these first bytes say so.
+
+    None where they say nothing.
+    """
     return next((name for magic, name in _ARCHIVE_MAGICS if head.startswith(magic)), None)
 
 
@@ -41,6 +47,8 @@ def archive_evidence(name: str | os.PathLike[str], head: bytes, tail: bytes) -> 
     """
     if (found := marks_of_archive(name, head, tail)) is not None:
         return found
+    if archive_format(head) == ENCRYPTED:
+        return "is encrypted with age, as archives are"
     compressed = archive_format(head) or ("zstd" if _differ(head, b"\x28\xb5\x2f\xfd") == 1 else None)
     return f"is compressed with {compressed}, as archives are" if compressed else None
 

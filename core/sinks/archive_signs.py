@@ -14,7 +14,11 @@ import zstandard
 
 from pybackup.formats import vma, vma_layout
 from pybackup.formats import zstd_seekable as zs
+from pybackup.formats.age_header import looks_encrypted, parse_header
 from pybackup.formats.errors import FormatError
+from pybackup.formats.public_facts import KIND
+
+from .archive_evidence import is_archive_name
 
 HEAD_BYTES = 128 << 10
 """Bytes from the start that is_archive() looks at: at least the first block of a zstd frame."""
@@ -23,20 +27,35 @@ _LARGEST_WINDOW = 128 << 20
 """Bytes; `zstd` itself asks for permission above that."""
 
 
-def is_archive(fd: int) -> bool:
-    """Whether the open file is an archive: VMA, plain or in zstd or gzip (OSError)."""
+def is_archive(fd: int, name: str = "") -> bool:
+    """Whether the open file is an archive: VMA, plain or in zstd or gzip, or what may be one, encrypted (OSError).
+
+    ``name``: the file's.
+    """
     size = os.fstat(fd).st_size
-    return begins_archive(os.pread(fd, HEAD_BYTES, 0)) or _ends_archive(fd, size)
+    return begins_archive(os.pread(fd, HEAD_BYTES, 0), name) or _ends_archive(fd, size)
 
 
-def begins_archive(head: bytes) -> bool:
-    """Whether these first bytes of a file, up to HEAD_BYTES, are an archive's."""
+def begins_archive(head: bytes, name: str = "") -> bool:
+    """Whether these first bytes of a file, up to HEAD_BYTES, are an archive's, or those of an encrypted one.
+
+    That what is encrypted is an archive, its header tells, or the name alone.
+    """
+    if looks_encrypted(head):
+        return is_archive_name(name) or _tells_of_archive(head)
     start = vma_layout.HEADER_START.size
     try:
         vma.header_length(_unpacked(head, start))
     except FormatError:
         return False
     return True
+
+
+def _tells_of_archive(head: bytes) -> bool:
+    with contextlib.suppress(FormatError):
+        header = parse_header(head, is_all=False)
+        return header is not None and any(stanza.kind == KIND for stanza in header.stanzas)
+    return False
 
 
 def _unpacked(head: bytes, most: int) -> bytes:

@@ -40,15 +40,15 @@ NO_ARCHIVE = f"is no archive, and only archives and empty files are replaced: {_
 """Why an archive does not replace what is there, as the end of "PATH exists already, and it"."""
 
 
-def _no_archive(fd: int, _name: str) -> str | None:
-    return None if is_archive(fd) else NO_ARCHIVE
+def _no_archive(fd: int, name: str) -> str | None:
+    return None if is_archive(fd, name) else NO_ARCHIVE
 
 
 def _an_archive(fd: int, name: str) -> str | None:
     """Also a damaged one, of which most may yet be saved."""
     size = os.fstat(fd).st_size
     head, tail = os.pread(fd, TAIL_BYTES, 0), os.pread(fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
-    marks = "is an archive" if is_archive(fd) else marks_of_archive(name, head, tail)
+    marks = "is an archive" if is_archive(fd, name) else marks_of_archive(name, head, tail)
     return marks and f"{marks}, which no restored disk replaces: remove it first, if you mean it"
 
 

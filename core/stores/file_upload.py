@@ -76,7 +76,7 @@ class RemoteFileSink:
 
     def __init__(self, url: StoreUrl, *, replace: bool = False) -> None:
         self.name = str(url)
-        self._replace = replace
+        self._name, self._replace = url.text, replace
         kind = SftpOutput if url.scheme in SFTP_SCHEMES else TransactionOutput
         self._output: RemoteOutput = kind(url, Patience.of_environment())
         self._calls = BlockingCalls(threads=1)
@@ -87,7 +87,7 @@ class RemoteFileSink:
         if not await self._run("create", self._output.exists):
             return
         head = await self._run("look at", self._output.head)
-        if head and not begins_archive(head):
+        if head and not begins_archive(head, self._name):
             raise TargetError(f"{self.name} exists already, and {NO_ARCHIVE}")
         if not self._replace:
             raise TargetError(f"{self.name} exists already", advice=Advice.REPLACE)

@@ -96,7 +96,7 @@ class S3Upload:
             found = await self._object_there()
             if found is None:
                 return
-            if found["ContentLength"] and not begins_archive(await self._head()):
+            if found["ContentLength"] and not begins_archive(await self._head(), self._url.text):
                 raise TargetError(f"{self.name} exists already, and {NO_ARCHIVE}")
         except Exception as error:
             if isinstance(error, PybackupError) or status_of(error) != 403 or not self._replace:

@@ -11,10 +11,11 @@ import pytest
 from archives import decode, encode, open_index, pool, read_of
 from encrypted import encrypted, key_file
 
+from pybackup.core.archive.drives import open_drives
 from pybackup.core.archive.encrypted_file import HEAD, EncryptedFile
 from pybackup.core.archive.encrypted_stream import Unsealed
 from pybackup.core.archive.index import ArchiveIndex
-from pybackup.core.archive.open import open_archive, open_drives, range_reader
+from pybackup.core.archive.open import open_archive, range_reader
 from pybackup.core.archive.stream import Digests
 from pybackup.core.errors import ArchiveError, NoKeyError
 from pybackup.core.places.kinds import LocalPath
