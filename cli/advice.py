@@ -35,6 +35,8 @@ WORDS = {
     Advice.TELL_SIZE: ": --size",
     Advice.SIZE_SAYS: "; --size says {about}",
     Advice.NAME_PARENTS: "; --parents names another place to look in",
+    Advice.KEEP_SOMETHING: ": --keep-last, --keep-daily...",
+    Advice.IGNORE_ARCHIVE: "; --ignore {about} goes on without knowing",
     Advice.THAT_SIZE_SAYS: " that --size says",
     Advice.IDENTITY: "; --identity FILE names the file with the identity of a recipient",
     Advice.NO_FACTS: "; --no-public-facts leaves them out",

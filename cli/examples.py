@@ -63,6 +63,21 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "What is in it, and where": "pybackup info --map vm1.vma.zst",
         "The names of all drives, for a script": "pybackup info --json vm1.vma.zst | jq -r '.drives[].name'",
     },
+    "list": {
+        "The archives of a folder, and of a prefix of an object store": (
+            "pybackup list /backups\npybackup list s3://backups/vm1"
+        ),
+        "The broken ones, for a script": (
+            "pybackup list --json /backups |\n    jq -r '.archives[] | select(.broken) | .name'"
+        ),
+    },
+    "prune": {
+        "What would be done, and why": "pybackup prune --dry-run --keep-daily 7 --keep-weekly 4 /backups",
+        "A week, then four more weeks, then a year of months": (
+            "pybackup prune --keep-daily 7 --keep-weekly 4 --keep-monthly 12 \\\n    /backups"
+        ),
+        "All of the last thirty days": "pybackup prune --keep-within 30d s3://backups/vm1",
+    },
     "config": {
         "The only one, to read": "pybackup config vm1.vma.zst",
         "One of several, into a file": "pybackup config vm1.vma.zst qemu-server.conf > qemu-server.conf",

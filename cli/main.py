@@ -13,6 +13,8 @@ COMMANDS = {
     "run": "Back up one or more disks into one archive.",
     "restore": "Write an archive's drives to files, a folder, a disk or a stream.",
     "verify": "Read everything of an archive and prove that it is sound.",
+    "list": "Tell what archives there are, and which need which.",
+    "prune": "Remove archives by rules: so many days, weeks, months.",
     "info": "Tell what an archive holds.",
     "config": "Print a configuration that an archive holds.",
     "compare": "Tell whether a disk is what an archive holds.",

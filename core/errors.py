@@ -79,6 +79,10 @@ class Advice(Enum):
     """Tell the right size of a disk; ``about`` is what was told."""
     NAME_PARENTS = auto()
     """Say where the parents of a delta lie."""
+    KEEP_SOMETHING = auto()
+    """Say by which rules archives are kept."""
+    IGNORE_ARCHIVE = auto()
+    """Leave the archive ``about`` alone, whatever it may need."""
     THAT_SIZE_SAYS = auto()
     """Tell the right size of a disk, which the sentence has just named."""
     IDENTITY = auto()

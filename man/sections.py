@@ -44,6 +44,8 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
     "restore": {**_KEYS, **_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
     "verify": {**_KEYS, **_STORES, **_PROGRESS, **EVERYWHERE},
     "info": _READ,
+    "list": {"TZ": "The time zone of the times.", **_READ},
+    "prune": {"TZ": "The time zone in which hours, days, weeks, months and years begin.", **_READ},
     "config": _READ,
     "compare": {**_KEYS, **_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
     "merge": {
@@ -89,6 +91,10 @@ FILES: dict[str, dict[str, str]] = {
         " removes.",
         "~/.local/state/pybackup/uploads/": "A file for every upload to an object store, while it is under way.",
     },
+    "prune": {
+        ".pybackup-lock": "In PLACE, while archives are removed: where a folder itself cannot be locked.",
+        ".pybackup-verified": "In PLACE: which archives were verified, and when.",
+    },
     "serve": {
         "$XDG_RUNTIME_DIR/pybackup.XXXXXXXX/": "The private folder of `nbd.sock` and `control.sock`, where no other"
         " place is given. What a killed server leaves, the next one removes.",
@@ -115,6 +121,8 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
     ),
     "verify": ("pybackup-run/1", "pybackup-compare/1", "pybackup-archive/5", "pybackup-stores/7"),
     "info": ("pybackup-config/1", "pybackup-verify/1", "pybackup-archive/5", "pybackup-stores/7"),
+    "list": ("pybackup-info/1", "pybackup-prune/1", "pybackup-verify/1", "pybackup-stores/7"),
+    "prune": ("pybackup-list/1", "pybackup-run/1", "pybackup-stores/7", "pybackup-unattended/7"),
     "config": ("pybackup-info/1", "pybackup-run/1", "pybackup-proxmox/7"),
     "compare": ("pybackup-verify/1", "pybackup-images/7"),
     "merge": (

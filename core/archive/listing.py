@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pybackup.core.errors import ArchiveError, RequestError
-from pybackup.core.places.kinds import LocalPath, StoreUrl
+from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
 from pybackup.core.sinks.archive_evidence import archive_format, is_archive_name
 from pybackup.core.sinks.archive_signs import is_archive
 
@@ -31,13 +31,13 @@ class Listed:
     """
 
     name: str
-    place: LocalPath | StoreUrl
+    place: HistoryPlace
     size: int
     modified: float | None
     is_link: bool = False
 
 
-def archives_in(place: LocalPath | StoreUrl) -> Sequence[Listed]:
+def archives_in(place: HistoryPlace) -> Sequence[Listed]:
     """What may be an archive in a folder or below a prefix, by name; not in folders below (ArchiveError, RequestError).
 
     Never a partial file of ours. A link to a file of the same folder is not listed beside it.

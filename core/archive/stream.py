@@ -145,7 +145,7 @@ class ArchiveStream:
             start = memoryview(beginning.content)
             self.header: Header = vma.decode_header(start[: beginning.header_size], allow_delta=allow_delta)
         except (NotAnArchiveError, UnsupportedError) as error:
-            raise ArchiveError(f"{name}: {error.what}") from None
+            raise ArchiveError(f"{name}: {error.what}") from error
         except FormatError as error:
             raise ArchiveError(f"{name}: {error}") from None
         except OSError as error:

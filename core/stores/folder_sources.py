@@ -7,6 +7,7 @@ import contextlib
 import posixpath
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,13 +16,11 @@ from typing import Any, Protocol, TypeVar
 from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import HTTP_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, StoreUrl
 
-from .failures import is_missing
+from .failures import is_missing, status_of
 from .filesystem import open_folder
 from .patience import Patience
 
 T = TypeVar("T")
-MOST_SMALL = 16 << 20
-"""Bytes of a small file that read() gives, at most."""
 PAGE = 1000
 """Objects that are asked for at a time: as many as S3 tells."""
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
@@ -38,7 +37,12 @@ class RemoteEntry:
 
 
 class FolderSource(Protocol):
-    """One store's way to a folder. Its methods fail as the store's library does, and can be repeated."""
+    """One store's way to a folder. Its methods fail as the store's library does, and can be repeated.
+
+    Fixed: ``is_serial``, whether one request waits for the other.
+    """
+
+    is_serial: bool
 
     async def open(self) -> None:
         """Connect."""
@@ -48,8 +52,8 @@ class FolderSource(Protocol):
         """The files in the folder, without folders and all else."""
         ...
 
-    async def read(self, name: str) -> bytes:
-        """A small file, at most MOST_SMALL of it."""
+    async def read(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes of a file; fewer at its end."""
         ...
 
     async def write(self, name: str, content: bytes) -> None:
@@ -76,6 +80,8 @@ def folder_of(url: StoreUrl, patience: Patience) -> FolderSource:
 
 class S3Folder:
     """A prefix of keys, up to the next slash. Fixed after open(): client, bucket, prefix."""
+
+    is_serial = False
 
     def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
@@ -107,10 +113,17 @@ class S3Folder:
                 return found
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
-    async def read(self, name: str) -> bytes:
+    async def read(self, name: str, offset: int, length: int) -> bytes:
         """One GET request."""
-        answer = await self._client.get_object(**self._place(name), Range=f"bytes=0-{MOST_SMALL - 1}")
+        try:
+            answer = await self._client.get_object(**self._place(name), Range=f"bytes={offset}-{offset + length - 1}")
+        except Exception as error:
+            if status_of(error) == 416:  # what S3 says of any range of an empty file
+                return b""
+            raise
         async with answer["Body"] as body:
+            if answer["ContentLength"] > length:
+                raise OSError(None, "the server does not offer ranges of it")
             return bytes(await body.read())
 
     async def write(self, name: str, content: bytes) -> None:
@@ -133,8 +146,11 @@ class S3Folder:
 class SftpFolder:
     """A folder over SFTP. Changing, by one thread at a time: the connection, which is made anew after a failure."""
 
+    is_serial = True
+
     def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
+        self._turn = threading.Lock()
         self._filesystem: Any = None
         self._path = ""
 
@@ -146,6 +162,10 @@ class SftpFolder:
         """What a call of paramiko's client gives, in a thread."""
 
         def connected() -> T:
+            with self._turn:
+                return in_turn()
+
+        def in_turn() -> T:
             try:
                 if self._filesystem is None:
                     self._filesystem, self._path = open_folder(self._url, self._patience)
@@ -171,12 +191,13 @@ class SftpFolder:
             ]
         )
 
-    async def read(self, name: str) -> bytes:
-        """All of a file."""
+    async def read(self, name: str, offset: int, length: int) -> bytes:
+        """In many small requests at once."""
 
         def read(ftp: Any) -> bytes:
             with ftp.open(self._at(name), "rb") as file:
-                return bytes(file.read(MOST_SMALL))
+                left = max(0, min(length, int(file.stat().st_size) - offset))
+                return b"".join(file.readv([(offset, left)])) if left else b""
 
         return await self._call(read)
 
@@ -216,6 +237,8 @@ class SftpFolder:
 class FilesystemFolder:
     """A folder of any filesystem that fsspec knows. Fixed after open()."""
 
+    is_serial = False
+
     def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
         self._filesystem: Any = None
@@ -244,9 +267,9 @@ class FilesystemFolder:
             if one.get("type") == "file" and name and isinstance(one.get("size"), int):
                 yield RemoteEntry(name, one["size"], _time_of(one))
 
-    async def read(self, name: str) -> bytes:
-        """The beginning of a file."""
-        return bytes(await self._call("cat_file", f"{self._path}/{name}", start=0, end=MOST_SMALL))
+    async def read(self, name: str, offset: int, length: int) -> bytes:
+        """One range."""
+        return bytes(await self._call("cat_file", f"{self._path}/{name}", start=offset, end=offset + length))
 
     async def write(self, name: str, content: bytes) -> None:
         """Such stores show a file when it is whole."""

@@ -27,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("asked", "told"),
     [
         (["backup", "a", "b"], "`pybackup run`"),
-        (["ls", "a.vma"], "`pybackup info`"),
-        (["list"], "`pybackup info`"),
+        (["ls", "a.vma"], "`pybackup list`"),
+        (["forget"], "`pybackup prune`"),
         (["check"], "`pybackup verify`"),
         (["extract"], "`pybackup restore`"),
         (["veryfi"], "`pybackup verify`"),
