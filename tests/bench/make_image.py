@@ -28,16 +28,16 @@ def gather(root: str, into: Path, limit: int) -> int:
     return total
 
 
-def make(image: Path) -> None:
-    """Make the image, under its name only when it is complete."""
+def make(image: Path, root: str = "/usr", size: int = SIZE, content: int = CONTENT) -> None:
+    """Make the image, under its name only when it is complete; its size and that of its files in bytes."""
     with tempfile.TemporaryDirectory(dir=image.parent) as folder:
-        total = gather("/usr", Path(folder), CONTENT)
+        total = gather(root, Path(folder), content)
         partial = image.with_suffix(".partial")
         with partial.open("wb") as file:
-            file.truncate(SIZE)
+            file.truncate(size)
         subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", folder, str(partial)], check=True)
         partial.rename(image)
-    print(f"{image}: {SIZE >> 30} GiB, {total / 1e9:.2f} GB of files")
+    print(f"{image}: {size >> 30} GiB, {total / 1e9:.2f} GB of files")
 
 
 def make_pieces(image: Path) -> None:
