@@ -27,6 +27,8 @@ GREETING_SECONDS = 10.0
 COMMAND_SECONDS = 30.0
 """How long a command may take; each that we use is answered at once unless QEMU hangs."""
 RETRY_SECONDS = 0.1
+TRIES = 10
+"""How often to connect where something else than the answer to the first command comes."""
 
 
 class RefusedError(SourceError):
@@ -56,16 +58,14 @@ class Monitor:
     @classmethod
     async def connect(cls, path: str, greeting_seconds: float = GREETING_SECONDS) -> Monitor:
         """Connect to the monitor at ``path`` (SourceError, BusyError)."""
-        from qemu.qmp import ConnectError, QMPClient
+        from qemu.qmp import ConnectError
 
         log = logging.getLogger("qemu.qmp")
         log.setLevel(logging.CRITICAL + 1)  # what goes wrong is told by errors
-        client = QMPClient()
         try:
             async with asyncio.timeout(greeting_seconds):
-                sock = await _open(path)
+                client, sock = await _negotiated(path)
                 _, *user = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-                await client.connect(sock)
         except TimeoutError:
             raise BusyError(
                 f"the QMP monitor at {path} does not greet: another client is connected to it, or it is no QMP monitor;"
@@ -149,6 +149,26 @@ class Monitor:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(GREETING_SECONDS):
                 await self._client.disconnect()
+
+
+async def _negotiated(path: str) -> tuple[QMPClient, socket.socket]:
+    """A client that is connected, over a socket (ConnectError, SourceError).
+
+    QEMU sends an event of that instant before it answers the first command, and the client takes it for the answer.
+    """
+    from qemu.qmp import ConnectError, QMPClient
+    from qemu.qmp.qmp_client import NegotiationError
+
+    for again in range(TRIES, 0, -1):
+        client = QMPClient()
+        sock = await _open(path)
+        try:
+            await client.connect(sock)
+            break
+        except ConnectError as error:
+            if again == 1 or not isinstance(error.exc, NegotiationError):
+                raise
+    return client, sock
 
 
 async def _open(path: str) -> socket.socket:

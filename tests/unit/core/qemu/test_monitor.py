@@ -156,3 +156,25 @@ def test_a_cancelled_task_hears_the_answer_first(tmp_path: Path) -> None:
         await monitor.close()
 
     with_server(path, qmp, test)
+
+
+def test_an_event_that_comes_before_the_first_answer_is_borne(tmp_path: Path) -> None:
+    connections = []
+
+    async def eventful(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        if len(connections) == 3:
+            await qmp(reader, writer)
+            return
+        event = {"event": "RESUME", "data": {}, "timestamp": {"seconds": 1, "microseconds": 0}}
+        writer.write(json.dumps(GREETING).encode() + b"\n")
+        await reader.read(65536)
+        writer.write(json.dumps(event).encode() + b"\n" + json.dumps({"return": {}}).encode() + b"\n")
+        await reader.read()
+
+    async def test() -> None:
+        monitor = await Monitor.connect(str(tmp_path / "qmp.sock"))
+        assert monitor.knows("query-block") and len(connections) == 3
+        await monitor.close()
+
+    with_server(tmp_path / "qmp.sock", eventful, test)
