@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 EVENTS = {
     "job.state": "the job entered a state",
     "job.error": "the first error of the job",
+    "job.decided": "what cannot be undone is done, such as that an archive has its name",
     "job.speed": "the speed limit was changed",
     "job.freeze": "all drives are frozen: the instant that the backup holds",
     "copy.read": "clusters were read by the background loop",

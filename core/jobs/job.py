@@ -189,6 +189,7 @@ class Job(ABC):
             raise self.error
         await last_step()
         self._is_decided, self.error = True, None
+        self.trace("job.decided")
 
     @property
     def elapsed(self) -> float:

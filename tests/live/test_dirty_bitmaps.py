@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import uuid
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import need
 from live.guests import Guest, History
+from live.killed_runs import guardians_of
 from live.nbd_client import Nbd
 from live.processes import call, until
 from live.qemu_processes import SIZES, Qemu, machine, make_disks, running, storage_daemon
@@ -391,3 +395,68 @@ def test_a_chain_of_archives(tmp_path: Path, before: dict[str, bytes]) -> None:
             ways = backed_up(qemu, Path(archive.format(night)), "--max-chain", "4")
         assert ways["a"][0] == "full" and len(kept(qemu)["a"]) == 1
         check(5)
+
+
+STEPS = (
+    "qemu.image",
+    "qemu.freeze",
+    "qemu.export",
+    "copy.read",
+    "archive.finish",
+    "qemu.end",
+    "job.decided",
+    "qemu.keep",
+)
+
+
+def test_runs_that_are_killed_at_every_step(tmp_path: Path, before: dict[str, bytes]) -> None:
+    """What a night forgets would be missing from all that follow: each writes to places of its own."""
+    disks = {name: bytearray(content) for name, content in before.items()}
+    (tmp_path / "archives").mkdir()
+    with machine(tmp_path) as qemu:
+        nodes = qemu.nodes()
+        backed_up(qemu, tmp_path / "archives/first.vma.zst")
+        for number, step in enumerate(STEPS, 1):
+            for name, device in DEVICES.items():
+                write(qemu, device, number << 16, 512, number)
+                disks[name][number << 16 : (number << 16) + 512] = bytes([number]) * 512
+            archive = tmp_path / f"archives/{number}-killed.vma.zst"
+            killed_at(step, qemu.run(archive, "--incremental"), everybody=number % 2 == 0)
+            assert archive.exists() == (step in STEPS[-2:])
+            for device in DEVICES.values():
+                write(qemu, device, (number << 16) + 512, 512, 0)
+            for name in DEVICES:
+                disks[name][(number << 16) + 512 : (number << 16) + 1024] = bytes(512)
+            ways = backed_up(qemu, tmp_path / f"archives/{number}.vma.zst")
+            assert {way for way, _ in ways.values()} == {"digest" if step == "job.decided" else "bitmap"}
+            assert [len(names) for names in kept(qemu).values()] == [1, 1, 1]
+        qemu.check_clean(nodes)
+    assert contents(archive.with_name(f"{number}.vma.zst")) == disks
+
+
+STOPS = """
+import os, signal, sys
+from pybackup.core.trace import Trace
+step = sys.argv.pop(1)
+def told(self, event, **values):
+    if event == step:
+        os.kill(os.getpid(), signal.SIGSTOP)
+Trace.__call__ = told
+from pybackup.cli.main import main
+main()
+"""
+
+
+def killed_at(step: str, command: list[str], *, everybody: bool) -> None:
+    """Run pybackup up to a step, and kill it there; its guardian too, or it does its work."""
+    client = subprocess.Popen(
+        [sys.executable, "-c", STOPS, step, *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert os.WIFSTOPPED(os.waitpid(client.pid, os.WUNTRACED)[1]), f"it ended without {step}"
+        for guardian in guardians_of(client.pid) if everybody else ():
+            os.kill(guardian, signal.SIGKILL)
+    finally:
+        client.kill()
+        client.wait()
+    until(lambda: not guardians_of(client.pid))
