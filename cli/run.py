@@ -271,7 +271,8 @@ def _tell_of_the_end(request: RunRequest, way: Way, job: Backup) -> None:
     if isinstance(way, MachinesDisks):
         for name in way.stays_behind:
             click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
-        request.listener().tell(notes=way.told)
+        lacking = [f"QEMU does not record what changes of {name} from now on: {why}" for name, why in way.unrecorded]
+        request.listener().tell(notes=[*way.told, *lacking])
         warn(f"disk {name} was unplugged meanwhile; the archive holds it as it was before" for name in way.unplugged)
 
 
@@ -280,7 +281,8 @@ def _told(way: Way) -> dict[str, Any]:
     if not isinstance(way, MachinesDisks):
         return {}
     left_out = [{"name": name, "reason": reason} for name, reason in way.left_out]
-    return {"left_out": left_out, "unplugged": list(way.unplugged)}
+    unrecorded = [{"name": name, "reason": reason} for name, reason in way.unrecorded]
+    return {"left_out": left_out, "unplugged": list(way.unplugged), "unrecorded": unrecorded}
 
 
 def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ from pybackup.core.tasks import end, uninterrupted
 from pybackup.core.trace import Trace
 
 from .changes import BitmapChanges
-from .disks import QemuDisk
+from .disks import LeftOut, QemuDisk
 from .fleecing import Fleecing
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ class QemuBackup(BackupJob):
             speed=speed,
             trace=trace,
         )
+
+    @property
+    def unrecorded(self) -> Sequence[LeftOut]:
+        """The disks of which QEMU does not record what changes since, although that was wanted."""
+        return self._fleecing.unrecorded
 
     @property
     def unplugged(self) -> Sequence[str]:

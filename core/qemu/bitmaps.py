@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pybackup.core.device import CLUSTER_SIZE
+from pybackup.core.errors import SourceError
 
 from .bitmap_names import BitmapName, parse_bitmap_name
-from .disks import QemuDisk
+from .disks import LeftOut, QemuDisk
 from .leftovers import Commands
 from .migration import why_not
 from .monitor import RefusedError
@@ -218,9 +219,9 @@ class DirtyBitmaps:
         return self._tracked[number].why
 
     @property
-    def unrecorded(self) -> list[tuple[str, str]]:
-        """(name, reason) of the disks whose changes from now on nobody records."""
-        return [(one.disk.name, one.unrecorded) for one in self._tracked if not one.records]
+    def unrecorded(self) -> list[LeftOut]:
+        """The disks whose changes from now on nobody records."""
+        return [LeftOut(one.disk.name, one.unrecorded) for one in self._tracked if not one.records]
 
     # -- the end --
 
@@ -230,12 +231,18 @@ class DirtyBitmaps:
         return [recording_name(one.name) for one in self._tracked if one.records]
 
     async def keep(self) -> list[str]:
-        """The archive is durable: name the recordings after it, and remove what it supersedes (SourceError).
+        """The archive is durable: name the recordings after it, and remove what it supersedes.
 
         Returns what is worth telling, in sentences.
         """
-        moved = await why_not(self._monitor)
-        if moved:
+        try:
+            return await self._keep()
+        except SourceError as error:
+            self._stop_recording(str(error))
+            return []
+
+    async def _keep(self) -> list[str]:
+        if moved := await why_not(self._monitor):
             self._stop_recording(f"the machine {moved}")
             return []
         for one in self._tracked:

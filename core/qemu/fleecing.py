@@ -26,7 +26,7 @@ from pybackup.core.trace import Trace
 
 from .bitmaps import BitmapRequest, DirtyBitmaps
 from .changes import BitmapChanges
-from .disks import QemuDisk
+from .disks import LeftOut, QemuDisk
 from .guardian import ACT_SECONDS, hand_over_run, remove_dead_run, wake_run
 from .handover import Handover, folder_of
 from .leftovers import RunMark, keep_connection, remove_run
@@ -368,13 +368,14 @@ class Fleecing:
         """The archive is durable: from now on QEMU records what changes since, for the next; what is worth telling."""
         if self._bitmaps is None:
             return []
-        try:
-            told = await self._bitmaps.keep()
-        except SourceError as error:
-            return [f"no changes are recorded for the next backup: {error}"]
+        told = await self._bitmaps.keep()
         self._trace("qemu.keep")
-        lacking = [f"the changes of disk {name} are not recorded: {why}" for name, why in self._bitmaps.unrecorded]
-        return [*told, *lacking]
+        return told
+
+    @property
+    def unrecorded(self) -> Sequence[LeftOut]:
+        """The disks of which QEMU does not record what changes since, although that was wanted."""
+        return [] if self._bitmaps is None else self._bitmaps.unrecorded
 
     async def end(self) -> list[str]:
         """Take everything out of QEMU again; the names of what would not go. A second time nothing happens."""

@@ -60,6 +60,11 @@ class MachinesDisks:
         return self._job.unplugged if self._job is not None else ()
 
     @property
+    def unrecorded(self) -> Sequence[LeftOut]:
+        """The disks of which QEMU does not record what changes for the next backup, although that was wanted."""
+        return self._job.unrecorded if self._job is not None else ()
+
+    @property
     def told(self) -> Sequence[str]:
         """What is worth telling of dirty bitmaps at the end, in sentences."""
         return self._job.told if self._job is not None else ()

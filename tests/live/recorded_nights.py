@@ -96,6 +96,7 @@ class Series:
             assert await fleecing.let_go() == []
             if becomes_archive:
                 night.said += await fleecing.keep_bitmaps()
+                night.said += [f"{name}: {reason}" for name, reason in fleecing.unrecorded]
         finally:
             assert await fleecing.end() == []
             await machine.close()

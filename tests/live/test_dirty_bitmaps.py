@@ -230,7 +230,7 @@ def test_disks_with_internal_snapshots_are_not_kept_from_reverting(tmp_path: Pat
         write(qemu, "b", 0, 1)
         night = series.night()
         assert series.check()["b"] == 1
-        assert any("changes of disk b are not recorded: its image has internal snapshots" in one for one in night.said)
+        assert any(one.startswith("b: its image has internal snapshots") for one in night.said)
         assert sorted(kept(qemu)) == ["a", "c"]
         night = series.night()
         assert night.disks["b"].changed is None
