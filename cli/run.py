@@ -40,7 +40,7 @@ from pybackup.core.archive.create import ArchiveOptions
 from pybackup.core.errors import ExitCode
 from pybackup.core.guest.consistency import consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions
-from pybackup.core.jobs.changes import BY_DIGEST, ways_told
+from pybackup.core.jobs.changes import ways_told
 from pybackup.core.places.kinds import LocalPath, NewArchivePlace, RunningQemu, RunningServer, StandardInput
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
@@ -238,8 +238,7 @@ def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, f
             raise
         warn([f"the archive is complete, but afterwards: {describe(error)[0]}"])
     else:
-        assert facts.job is not None
-        _tell_of_the_end(request, way, facts.job)
+        _tell_of_the_end(request, way)
     assert facts.job is not None
     return report(replace(request, archive=facts.archive), facts.job, _told(way))
 
@@ -265,9 +264,7 @@ async def _run(request: RunRequest, way: Way, options: ArchiveOptions, trace: Tr
         await run_job(job, "backup", request.display())
 
 
-def _tell_of_the_end(request: RunRequest, way: Way, job: Backup) -> None:
-    compared = {name: one.why for name, one in job.ways.items() if one.way == BY_DIGEST and one.why}
-    request.listener().tell(notes=(f"{name} was compared with the parent: {why}" for name, why in compared.items()))
+def _tell_of_the_end(request: RunRequest, way: Way) -> None:
     if isinstance(way, MachinesDisks):
         for name in way.stays_behind:
             click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)

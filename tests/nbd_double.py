@@ -82,12 +82,13 @@ def status(cookie: int, extents: Sequence[tuple[int, int]], context: int = CONTE
 
 @dataclass
 class Export:
-    """What a handshake tells; ``blocks``: smallest, preferred and largest in bytes."""
+    """What a handshake tells; ``blocks``: smallest, preferred and largest in bytes; ``name`` of the context."""
 
     size: int = 1 << 20
     flags: int = ALL_FLAGS
     structured: bool = True
     context: bool = True
+    name: str = wire.BASE_ALLOCATION
     blocks: tuple[int, int, int] | None = None
 
 
@@ -116,7 +117,7 @@ class Line:
             if option == wire.OPT_STRUCTURED_REPLY and export.structured:
                 self.send(option_reply(option, wire.REP_ACK))
             elif option == wire.OPT_SET_META_CONTEXT and export.context:
-                name = struct.pack(">I", CONTEXT) + wire.BASE_ALLOCATION.encode()
+                name = struct.pack(">I", CONTEXT) + export.name.encode()
                 self.send(option_reply(option, wire.REP_META_CONTEXT, name), option_reply(option, wire.REP_ACK))
             elif option == wire.OPT_GO:
                 self.go(export)

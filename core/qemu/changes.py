@@ -5,8 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pybackup.core.device import CLUSTER_SIZE
+from pybackup.core.errors import SourceError
 from pybackup.core.jobs.changes import BY_BITMAP
 from pybackup.core.nbd.dirty_bitmap import DirtyRange, NbdDirtyBitmap
+from pybackup.core.nbd.negotiation import Prepare
+from pybackup.core.places.nbd_uri import NbdAddress
+
+from .monitor import MonitorLostError
+
+
+async def open_changes(address: NbdAddress, bitmap: str, prepare: Prepare, data_at_once: int) -> BitmapChanges | str:
+    """What tells a disk's changes, by the name of the bitmap that its export offers; or why nothing does.
+
+    ``prepare`` and ``data_at_once`` as for NbdDevice. MonitorLostError where all is lost.
+    """
+    try:
+        opened = await NbdDirtyBitmap.connect(
+            address, bitmap, granularity=CLUSTER_SIZE, prepare=prepare, data_at_once=data_at_once
+        )
+    except MonitorLostError:
+        raise
+    except SourceError as error:
+        return str(error)
+    return "QEMU does not offer its record of changes" if opened is None else BitmapChanges(opened)
 
 
 class BitmapChanges:
@@ -33,6 +54,10 @@ class BitmapChanges:
                     self._at = at
                     return end, changed
             await self._ask(cluster)
+
+    async def abort(self) -> None:
+        """Nothing more is asked: go without a word."""
+        await self._bitmap.abort()
 
     async def _ask(self, cluster: int) -> None:
         self._runs, self._at = self._in_clusters(cluster, await self._bitmap.ranges(cluster * CLUSTER_SIZE)), 0

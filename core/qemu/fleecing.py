@@ -15,17 +15,15 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.errors import Advice, BusyError, PybackupError, SourceError, TargetError
 from pybackup.core.nbd.client import NbdDevice
-from pybackup.core.nbd.dirty_bitmap import NbdDirtyBitmap
 from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.core.system.watchdog import Watchdog
 from pybackup.core.tasks import first_of
 from pybackup.core.trace import Trace
 
 from .bitmaps import BitmapRequest, DirtyBitmaps
-from .changes import BitmapChanges
+from .changes import BitmapChanges, open_changes
 from .disks import LeftOut, QemuDisk
 from .guardian import ACT_SECONDS, hand_over_run, remove_dead_run, wake_run
 from .handover import Handover, folder_of
@@ -83,7 +81,6 @@ class Fleecing:
         self._unplugging = Unplugging(disks)
         self._opened: list[NbdDevice] = []
         self._bitmaps = None if bitmaps is None else DirtyBitmaps(monitor, bitmaps)
-        self._asked: list[NbdDirtyBitmap] = []
         self.changes: list[BitmapChanges | str] = []
 
     def _name(self, number: int) -> str:
@@ -231,17 +228,8 @@ class Fleecing:
         """What tells the disk's changes, over a connection of its own; or why nothing does."""
         if (changed := bitmaps.changed(number)) is None:
             return bitmaps.why(number)
-        bitmap = await NbdDirtyBitmap.connect(
-            NbdAddress(self._name(number), socket=self._options.nbd_socket or handover.socket),
-            changed,
-            granularity=CLUSTER_SIZE,
-            prepare=self._keep,
-            data_at_once=data_at_once(),
-        )
-        if bitmap is None:
-            return "QEMU does not offer its record of changes"
-        self._asked.append(bitmap)
-        return BitmapChanges(bitmap)
+        address = NbdAddress(self._name(number), socket=self._options.nbd_socket or handover.socket)
+        return await open_changes(address, changed, self._keep, data_at_once())
 
     async def _keep(self, sock: socket.socket) -> None:
         await keep_connection(self._monitor, self._mark.run, self._kept, sock)
@@ -354,11 +342,10 @@ class Fleecing:
         if self._handover is not None:
             left = await self._remove(() if self._bitmaps is None else self._bitmaps.recordings)
             # Not a word to an NBD server that was not stopped: see keep_connection().
-            for bitmap in self._asked:
-                await bitmap.abort()
-            for device in self._opened:
-                await device.abort()
-            self._opened, self._asked = [], []
+            for one in (*self._opened, *self.changes):
+                if not isinstance(one, str):
+                    await one.abort()
+            self._opened = []
             self._handover.close()
             self._handover = None
             self._trace("qemu.end")

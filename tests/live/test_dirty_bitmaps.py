@@ -355,7 +355,7 @@ def contents(archive: Path) -> dict[str, bytes]:
 
 def backed_up(qemu: Qemu, archive: Path, *options: str) -> dict[str, tuple[str, str | None]]:
     """A backup; the way of each drive, and why it is no better one."""
-    command = [*qemu.run(archive, "--incremental", "--json"), *options]
+    command = [*qemu.run(archive, "--incremental", "--json", "-q"), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     return {one["name"]: (one["way"], one["why"]) for one in json.loads(done.stdout)["ways"]}

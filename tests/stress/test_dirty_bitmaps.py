@@ -26,7 +26,7 @@ NAMES = list(SIZES)
 
 
 def incremental(qemu: Qemu, archive: Path) -> list[str]:
-    return qemu.run(archive, "--incremental", "--json", "--nbd-socket", qemu.guests)
+    return qemu.run(archive, "--incremental", "--json", "-q", "--nbd-socket", qemu.guests)
 
 
 def killed(qemu: Qemu, archive: Path, who: Killed, seconds: float) -> None:
