@@ -13,6 +13,8 @@ The way of a guest's write into an archive:
     nbd.server -> cow.copy_before_write -> cow.guest_copies -> cow.old_data -> archive.intake, and on as above
 The way back:
     archive.open -> archive.stream (own_word), or archive.by_index -> jobs.walk -> jobs.restore -> endpoints.targets
+The way back while a guest uses the disk:
+    archive.open_disks -> cow.copy_before_access (nbd.server, jobs.fill) -> devices.raw, and cow.presence_file
 
 The rooms, each of which imports only from those below it (`make lint` holds them to it):
     runs        a whole backup, or restore: the course that each takes, and the ways in which disks are come by
@@ -22,7 +24,7 @@ The rooms, each of which imports only from those below it (`make lint` holds the
     jobs        backup, restore, verify, compare: what all jobs have, and each one
     endpoints   what a user names at either end, opened: sources, restore targets
     archive     archives being written and read
-    cow         copy-before-write
+    cow         copy-before-write, and its counterpart, copy-before-access
     guest       the guest itself: its filesystems are frozen for an instant, through its agent
     images      other programs' image formats: told apart, checked, read and made by QEMU's programs
     nbd         the NBD protocol over sockets, client and server

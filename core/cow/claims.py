@@ -1,6 +1,7 @@
-"""The only copier: which clusters of a drive are still to be saved, and who is saving which.
+"""The only copier: which clusters of a drive are still to be copied, and who is copying which.
 
-QEMU's ``block/block-copy.c`` in small. A set bit means *still to copy*. claim() and settle() are the only code that
+Either way: to an archive before they change, or from an archive before they are used. QEMU's ``block/block-copy.c`` in
+small. A set bit means *still to copy*. claim() and settle() are the only code that
 touches the bitmap and the list of ranges in flight: claim clears the bits and registers the range, settle sets them
 again where the copy failed and wakes whoever waits. Both run in the event loop without a pause, so no lock is needed.
 """
@@ -27,7 +28,7 @@ def _all_set(clusters: int) -> bitarray | SparseBits:
 
 
 class Claims:
-    """The ledger of who copies which clusters of a drive: each is claimed once, by the backup or for a guest.
+    """The ledger of who copies which clusters of a drive: each is claimed once, by a job or for a guest.
 
     Fixed: ``size`` in bytes, ``clusters``. Changing, by claim() and settle() alone: the bitmap, what is in flight.
     """
@@ -66,7 +67,29 @@ class Claims:
         if claimed in self._inflight:
             self.settle(claimed, copied=False)
 
+    def set_clean(self, first: int, end: int) -> None:
+        """Clusters that need not be copied, known before anything has begun."""
+        self._dirty[first:end] = False
+
     # -- questions --
+
+    def left(self) -> bitarray | SparseBits:
+        """A copy of the bitmap in which what is in flight is still to be copied, too."""
+        left = self._dirty.copy()
+        for one in self._inflight:
+            left[one.start : one.end] = True
+        return left
+
+    def run_at(self, first: int, end: int) -> tuple[int, bool]:
+        """(end of the clusters alike from ``first`` on, whether they are settled): neither dirty nor in flight."""
+        if self._dirty.find(True, first, first + 1) >= 0:
+            clean = self._dirty.find(False, first, end)
+            return (end if clean < 0 else clean), False
+        held = [one for one in self._inflight if one.overlaps(first, end)]
+        if around := next((one for one in held if one.overlaps(first, first + 1)), None):
+            return min(end, around.end), False
+        dirty = self._dirty.find(True, first, end)
+        return min([end if dirty < 0 else dirty, *(one.start for one in held)]), True
 
     def is_dirty(self, first: int, end: int) -> bool:
         """Whether any cluster in [first, end) is still to be copied by somebody."""

@@ -49,6 +49,31 @@ class SparseBits:
             del self._mixed[number]
             self._cleared[number] = not value
 
+    def __getitem__(self, bits: slice) -> bitarray:
+        """The bits of a slice, as a bitmap of its own."""
+        first, end = bits.start, min(bits.stop, self._size)
+        found = bitarray()
+        while first < end:
+            number, low = divmod(first, PIECE_BITS)
+            high = min(PIECE_BITS, low + end - first)
+            piece = self._mixed.get(number)
+            if piece is None:
+                piece = bitarray(high)
+                piece.setall(not self._cleared[number])
+            found += piece[low:high]
+            first += high - low
+        return found
+
+    def copy(self) -> SparseBits:
+        """The same bits, which do not change with these."""
+        other = SparseBits(self._size)
+        other._mixed = {number: piece.copy() for number, piece in self._mixed.items()}
+        other._cleared = self._cleared.copy()
+        return other
+
+    def __len__(self) -> int:
+        return self._size
+
     def _size_of(self, number: int) -> int:
         return min(PIECE_BITS, self._size - number * PIECE_BITS)
 
