@@ -20,6 +20,7 @@ WORDS = {
     Advice.RAW_DAMAGE_AND_ALL: "; --format raw takes the file as it is, damage and all",
     Advice.DISK_IN_IMAGE: f": --format {{about}} reads the disk in it, {_RAW}",
     Advice.THIS_FORMAT_OR_RAW: f"; --format {{about}} reads it as that, {_RAW}",
+    Advice.NAME_MAP: ": --map FILE names one",
     Advice.RESTORE_FIRST: f": `pybackup restore` gets the disks out of it; {_RAW}",
     Advice.FLEECE_ELSEWHERE: "; choose another --fleece",
     Advice.FLEECE_MORE: ", and --max-fleece allows {about}; a faster backup needs less",

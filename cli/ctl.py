@@ -140,6 +140,8 @@ def _print_status(status: dict[str, Any]) -> None:
         )
         if (changed := drive.get("changed")) is not None:
             click.echo(f"{'':8} {short(changed)} changed since the last archive")
+    if (restore := status.get("restore")) is not None:
+        _print_restore(restore)
     for kind in ("job", "last"):
         job = status[kind]
         if job is None:
@@ -151,8 +153,23 @@ def _print_status(status: dict[str, Any]) -> None:
         )
         if (state := in_words(job)) is not None:
             click.echo(f"{'':8} {state}")
-    if status["job"] is None and status["last"] is None and not all(one.get("archive") for one in status["drives"]):
+    if (
+        restore is None
+        and status["job"] is None
+        and status["last"] is None
+        and not all(one.get("archive") for one in status["drives"])
+    ):
         click.echo("backup   none yet")
+
+
+def _print_restore(restore: dict[str, Any]) -> None:
+    outcome = restore["error"] or ("all is there" if restore["state"] == "concluded" else restore["state"])
+    click.echo(
+        f"restore  {percent(restore['done'], restore['size'])} of {short(restore['size'])},"
+        f" {duration(restore['seconds'])}: {outcome}"
+    )
+    if restore["problem"] is not None and restore["state"] != "concluded":
+        click.echo(f"{'':8} {counted(restore['problems'], 'failure')}, the last: {restore['problem']}")
 
 
 def _amounts(job: dict[str, Any]) -> str:

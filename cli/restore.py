@@ -23,6 +23,7 @@ from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, TargetPlace
 from pybackup.core.runs.restore import RestoreRequest, restore
 from pybackup.core.runs.restore_plan import RestorePlan, is_folder
 from pybackup.core.sinks.stream import own_descriptor
+from pybackup.core.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,11 @@ class _Request(JobRequest):
     parents: Sequence[HistoryPlace]
     threads: int | None
     as_json: bool
+    live: bool
+    socket: str | None
+    tcp: str | None
+    control: str | None
+    map_path: str | None
 
 
 @click.command("restore", cls=Command, short_help="Write an archive's drives to files, a folder, a disk or a stream.")
@@ -80,6 +86,41 @@ class _Request(JobRequest):
     help="Save what can be saved of a damaged archive, under the full name, and list what is lost: zeros in a file or a"
     " stream, on a disk what was there. The exit code is then 4.",
 )
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Serve TARGET, a new raw file or a block device, over NBD from the first moment on, readable and writable,"
+    " while it fills: pybackup-recover(7).",
+)
+@click.option(
+    "--socket",
+    type=PlainPath(),
+    default=None,
+    metavar="PATH",
+    show_default="nbd.sock in a private folder",
+    help="With --live: listen on this Unix socket.",
+)
+@click.option(
+    "--tcp", default=None, metavar="[HOST:]PORT", help="With --live: listen on TCP instead, as `pybackup serve` does."
+)
+@click.option(
+    "--control",
+    type=PlainPath(),
+    default=None,
+    metavar="PATH",
+    show_default="control.sock in a private folder",
+    help="With --live: the control socket, for `pybackup ctl`.",
+)
+@click.option(
+    "--map",
+    "map_path",
+    type=PlainPath(),
+    default=None,
+    metavar="FILE",
+    show_default="TARGET.restoring",
+    help="With --live: where to remember what of TARGET is there already. A block device needs it: it must survive a"
+    " power failure.",
+)
 @key_options
 @parents_option
 @threads_option
@@ -98,9 +139,45 @@ def command(request: _Request) -> int:
     archive with an index only the wanted drives are read.
     """
     tracer = request.tracer()
+    if request.live:
+        return _restore_live(request, tracer)
+    _refuse_options_of_live(request)
     with restore(_for_core(request), listener=request.listener(), trace=tracer) as (job, plan):
         run_in_loop(run_job(job, "restore", request.display()))
     return _report(job, plan, request)
+
+
+def _restore_live(request: _Request, tracer: Trace) -> int:
+    for name, given in (
+        ("--skip-damaged", request.skip_damaged),
+        ("--with-config", request.with_config),
+        ("--format", request.image_format not in (None, "raw")),
+        ("--json", request.as_json),
+    ):
+        if given:
+            raise RequestError(f"--live does not go with {name}")
+    from pybackup.cli.restore_live import Serving, restore_live
+    from pybackup.core.runs.recovery import RecoveryRequest
+
+    plain = _for_core(request)
+    wanted = RecoveryRequest(
+        plain.archive,
+        plain.target,
+        plain.places,
+        plain.drives,
+        replace=plain.replace,
+        map_path=request.map_path,
+        speed=plain.speed,
+        parents=plain.parents,
+    )
+    serving = Serving(request.socket, request.tcp, request.control, request.quiet)
+    return run_in_loop(restore_live(wanted, serving, request.display(), tracer))
+
+
+def _refuse_options_of_live(request: _Request) -> None:
+    for name in ("socket", "tcp", "control", "map_path"):
+        if getattr(request, name) is not None:
+            raise RequestError(f"--{name.removesuffix('_path')} goes only with --live")
 
 
 def _for_core(request: _Request) -> RestoreRequest:

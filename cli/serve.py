@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import served_place
+from pybackup.cli.listening import listen
 from pybackup.cli.options import agent_options, format_option, key_options, parents_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, Seconds, Size
 from pybackup.cli.request import takes
@@ -27,16 +24,15 @@ from pybackup.core.archive.chain import ParentSearch
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.cow.fleece_file import FleecePlace
 from pybackup.core.cow.guest_copies import OnError
-from pybackup.core.errors import RequestError, TargetError
+from pybackup.core.errors import RequestError
 from pybackup.core.guest.filesystem_freeze import AgentOptions
 from pybackup.core.jobs.backup import GuestPolicy
 from pybackup.core.live.control import ControlSocket
 from pybackup.core.live.served_disks import ServedDisk, open_served
 from pybackup.core.live.server import LiveServer
 from pybackup.core.nbd.server import NbdServer
-from pybackup.core.places.kinds import HistoryPlace, RunningServer, ServedPlace
-from pybackup.core.system.private_folder import private_folder
-from pybackup.core.system.systemd import listen_sockets, notify
+from pybackup.core.places.kinds import HistoryPlace, ServedPlace
+from pybackup.core.system.systemd import notify
 
 SWITCH_INTERVAL = 0.0005
 """Seconds that a thread may keep the interpreter while the event loop, on which guests wait, wants it."""
@@ -159,9 +155,6 @@ async def _serve(request: _Request) -> int:
     async with AsyncExitStack() as stack:
         disks = await _open_disks(request, stack)
         told_to_end = end_event()
-        given = listen_sockets()
-        needs_socket = request.socket is None and request.tcp is None and not given
-        folder = _private_folder(stack) if request.control is None or needs_socket else ""
         drives = {name: one.device for name, one in disks.items() if isinstance(one.device, CopyBeforeWrite)}
         fleece = await _fleece_place(request, drives.values())
         live = LiveServer(
@@ -175,16 +168,11 @@ async def _serve(request: _Request) -> int:
             tell=lambda told: warn([told]),
             in_words=with_advice,
         )
-        for path in filter(None, (request.socket, request.control)):
-            _make_folder(path, stack)
         nbd = NbdServer({name: one.device for name, one in disks.items()})
-        stack.push_async_callback(nbd.close)
-        where = os.path.join(folder, "nbd.sock") if needs_socket else request.socket
-        uris = await _listen(nbd, request.tcp, where, given, list(disks))
-        path = request.control or os.path.join(folder, "control.sock")
-        control = ControlSocket(path, live, lambda: _clients(disks, live, nbd), told_to_end)
+        listening = await listen(nbd, request, list(disks), stack)
+        control = ControlSocket(listening.control, live, lambda: _clients(disks, live, nbd), told_to_end)
         stack.push_async_callback(control.close)
-        _announce(request, uris, path)
+        listening.announce(quiet=request.quiet)
         await told_to_end.wait()
         notify("STOPPING=1")
     return 0
@@ -244,71 +232,3 @@ def _clients(disks: dict[str, ServedDisk], live: LiveServer, nbd: NbdServer) -> 
             for drive in drives
         ],
     }
-
-
-# -- where to listen --
-
-
-def _private_folder(stack: AsyncExitStack) -> str:
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    try:
-        return stack.enter_context(private_folder(base if base and os.path.isdir(base) else None))
-    except OSError as error:
-        # Where no more files can be open, Python says that it finds no folder: then this says what it is.
-        os.close(os.dup(2))
-        raise TargetError(f"cannot make a folder for the sockets: {error.strerror}") from error
-
-
-def _make_folder(path: str, stack: AsyncExitStack) -> None:
-    """Make the folder of a socket, private, where its parent is there; it goes with the server."""
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        os.mkdir(folder, 0o700)
-    except OSError:
-        return  # it is there, or whoever listens in it tells why not
-
-    def remove() -> None:
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
-
-    stack.callback(remove)
-
-
-async def _listen(
-    nbd: NbdServer, tcp: str | None, path: str | None, given: Sequence[socket.socket], names: Sequence[str]
-) -> list[str]:
-    """Listen on TCP, at a path, and on the sockets given by systemd; the URIs of all exports."""
-    for sock in given:
-        nbd.start_socket(sock)
-    uris = [uri for sock in given for uri in _uris_of(sock, names)]
-    if tcp is not None:
-        host, _, port = tcp.rpartition(":")
-        if not (port.isascii() and port.isdigit()) or int(port) > 65535:
-            raise RequestError(f"--tcp {tcp}: write [HOST:]PORT")
-        addresses = await nbd.start_tcp(host.strip("[]") or "localhost", int(port))
-        uris += [f"nbd://{_bracketed(one)}:{number}/{quote(name)}" for one, number in addresses for name in names]
-    if path is not None:
-        path = os.path.abspath(path)
-        await nbd.start_unix(path)
-        uris += [f"nbd+unix:///{quote(name)}?socket={quote(path)}" for name in names]
-    return uris
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _uris_of(sock: socket.socket, names: Sequence[str]) -> list[str]:
-    if sock.family == socket.AF_UNIX:
-        return [f"nbd+unix:///{quote(name)}?socket={quote(str(sock.getsockname()))}" for name in names]
-    host, port = sock.getsockname()[:2]
-    return [f"nbd://{_bracketed(host)}:{port}/{quote(name)}" for name in names]
-
-
-def _announce(request: _Request, uris: list[str], control: str) -> None:
-    notify("READY=1")
-    if not request.quiet:
-        for uri in uris:
-            print(uri)
-        print(RunningServer(os.path.abspath(control)))
-        sys.stdout.flush()

@@ -179,14 +179,23 @@ def _drain(sock: socket.socket) -> None:
             pass
 
 
-def end_event() -> asyncio.Event:
-    """Set when a signal tells to end; from now on none ends us before everything is given back."""
+def end_event(numbers: list[int] | None = None) -> asyncio.Event:
+    """Set when a signal tells to end, whose number is added to ``numbers``.
+
+    From now on none ends us before everything is given back.
+    """
     import asyncio
 
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
+
+    def tell(number: int) -> None:
+        if numbers is not None:
+            numbers.append(number)
+        told.set()
+
     for number in _cancelling_signals():
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, tell, number)
     return told
 
 

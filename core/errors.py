@@ -53,6 +53,8 @@ class Advice(Enum):
     """Read the disk in an image of the format ``about``, or the file byte for byte."""
     THIS_FORMAT_OR_RAW = auto()
     """Read a file as what it looks like, the format ``about``, or byte for byte."""
+    NAME_MAP = auto()
+    """Name a file for the map of what is there of a disk that is being restored."""
     RESTORE_FIRST = auto()
     """Get the disks out of an archive, or take it byte for byte."""
     FLEECE_ELSEWHERE = auto()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from pybackup.core.cow.presence_file import refuse_incomplete
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.errors import Advice, RequestError, TargetError
 from pybackup.core.images.probe import suffix_format
@@ -61,6 +62,7 @@ def open_target(
         case LocalPath(path):
             if is_stream(place):
                 return Stream(StreamSink(place))
+            refuse_incomplete(path, TargetError)
             if _is_block_device(path):
                 return _open_block_device(path, options.replace, stack, warn)
             return _open_file(path, options, stack)
@@ -68,7 +70,7 @@ def open_target(
 
 def _open_file(path: str, options: TargetOptions, stack: ExitStack) -> RestoreTarget:
     if options.replace and os.path.isfile(path):
-        _lock_replaced(path, stack)
+        lock_replaced(path, stack)
     image_format = options.image_format or suffix_format(path) or "raw"
     if image_format == "raw":
         return NewFile(path, replace=options.replace)
@@ -89,12 +91,12 @@ def _is_block_device(path: str) -> bool:
     return os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)
 
 
-def _lock_replaced(path: str, stack: ExitStack) -> None:
+def lock_replaced(path: str, stack: ExitStack) -> None:
     """Refuse to replace an image that a program uses: it would go on with the old one, which has no name any more.
 
     So would who mounts a loop device over it, and another drive that is restored to that.
     """
-    _refuse_used(path)
+    refuse_used(path)
     try:
         if (loop := loop_over(path)) is not None:
             raise TargetError(f"{path} is in use: it is behind {loop}; `losetup -d {loop}` lets go of it")
@@ -105,7 +107,7 @@ def _lock_replaced(path: str, stack: ExitStack) -> None:
         raise target_failure(path, error, "look at") from error
 
 
-def _refuse_used(path: str) -> None:
+def refuse_used(path: str) -> None:
     """Refuse a device, or the file behind a loop device, that is mounted or otherwise in use."""
     try:
         reason = disk_in_use(path)
@@ -116,7 +118,7 @@ def _refuse_used(path: str) -> None:
 
 
 def _open_block_device(path: str, replace: bool, stack: ExitStack, warn: Callable[[str], None]) -> RestoreTarget:
-    _refuse_used(path)
+    refuse_used(path)
     if not replace:
         raise TargetError(f"{path} is a block device", advice=Advice.OVERWRITE_ALL)
     device = RawDevice.open(path, writable=True, failure=TargetError)

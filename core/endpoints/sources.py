@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pybackup.core.cow.presence_file import refuse_incomplete
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.raw import Fingerprint, RawDevice
 from pybackup.core.devices.sequential import SequentialDevice
@@ -68,6 +69,7 @@ async def open_source(place: DiskPlace, options: SourceOptions, pool: ThreadPool
 
 
 async def _open_path(what: str, options: SourceOptions, pool: ThreadPoolExecutor | None) -> OpenSource:
+    refuse_incomplete(what)
     image = source_format(what, options.image_format, skip_unreadable=options.skip_unreadable)
     if image != "raw" and options.snapshot is Snapshot.REFLINK:
         raise RequestError(f"a reflink is for raw files, and {what} is a {image} image")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from pybackup.core.archive.chain import ParentSearch, open_chain
-from pybackup.core.archive.drive import ArchiveDrive
-from pybackup.core.archive.index import NoIndexError
+from pybackup.core.archive.chain import ParentSearch
+from pybackup.core.archive.open_disks import open_disks
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
+from pybackup.core.cow.presence_file import refuse_incomplete
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.raw import RawDevice
 from pybackup.core.endpoints.drive_names import NamedPlace, source_label, unique_drive_names
-from pybackup.core.errors import Advice, ArchiveError, BusyError, RequestError, SourceError
+from pybackup.core.errors import Advice, BusyError, RequestError, SourceError
 from pybackup.core.images.checked import open_checked
 from pybackup.core.images.formats import head_and_tail, source_format
 from pybackup.core.images.parts import ImageParts
@@ -27,9 +26,6 @@ from pybackup.core.sinks.archive_evidence import archive_evidence
 from pybackup.core.system.device_in_use import claim, disk_in_use
 from pybackup.core.system.image_lock import ImageLock
 from pybackup.core.system.opened_files import identity_of
-
-READERS = 2
-"""Threads that decode what clients read of an archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +42,11 @@ class ServedDisk:
 
 
 async def open_served(
-    sources: Sequence[NamedPlace[ServedPlace]], *, image_format: str | None, read_only: bool, force_share: bool,
+    sources: Sequence[NamedPlace[ServedPlace]],
+    *,
+    image_format: str | None,
+    read_only: bool,
+    force_share: bool,
     search: ParentSearch | None = None,
 ) -> dict[str, ServedDisk]:
     """The disks by their names; nothing stays open if one cannot be opened.
@@ -81,6 +81,7 @@ async def _open_disk(place: ServedPlace, image_format: str | None, read_only: bo
 
 
 async def _open_path(what: str, image_format: str | None, read_only: bool, force_share: bool) -> ServedDisk:
+    refuse_incomplete(what)
     image = source_format(what, image_format)
     claimed, in_use = _claim(what, read_only, force_share)
     try:
@@ -234,30 +235,9 @@ def _evidence(what: str) -> str | None:
 
 
 def _open_archive(place: LocalPath | StoreUrl, search: ParentSearch | None) -> dict[str, ServedDisk]:
-    with ExitStack() as stack:
-        try:
-            chain = stack.enter_context(open_chain(place, search))
-        except NoIndexError:
-            raise ArchiveError(
-                f"{place} has no index (it is another program's, plain, or was cut off), so its drives cannot be"
-                " read at random; `pybackup restore` reads it through"
-            ) from None
-        threads = stack.enter_context(ThreadPoolExecutor(READERS, thread_name_prefix="pybackup-archive"))
-        # Stopped before the threads are waited for, which a store that does not answer would keep.
-        stack.callback(chain.stop)
-        opened = stack.pop_all()
-    disks = {}
-    for number, info in enumerate(chain.view.header.drives):
-        drive = ArchiveDrive(chain.view, info, threads)
-        # The last to be closed is the first.
-        disks[info.name] = ServedDisk(drive, _closer(drive, None if number else opened), info.name)
+    opened = open_disks(place, search)
+    disks = {name: ServedDisk(drive, drive.close, name) for name, drive in opened.drives.items()}
+    # The last to be closed is the first.
+    first = next(iter(disks))
+    disks[first] = replace(disks[first], close=opened.close)
     return disks
-
-
-def _closer(drive: ArchiveDrive, shared: ExitStack | None) -> Callable[[], Awaitable[None]]:
-    async def close() -> None:
-        await drive.close()
-        if shared is not None:
-            shared.close()
-
-    return close

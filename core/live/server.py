@@ -22,7 +22,7 @@ from pybackup.core.guest.consistency import CRASH, consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
 from pybackup.core.jobs.changes import ways_told
-from pybackup.core.jobs.job import State
+from pybackup.core.jobs.job import Job, State
 from pybackup.core.system.allocator import give_back_freed_memory
 
 from .archive_records import ArchiveRecords, Base
@@ -175,7 +175,7 @@ class LiveServer:
 
     # -- steering --
 
-    def running(self) -> BackupJob:
+    def running(self) -> Job:
         """The job that runs, or RequestError."""
         if self.job is None:
             raise RequestError("no backup is running")

@@ -1,0 +1,65 @@
+"""An archive opened as read-only disks: its drives at any place, a delta's too, from files or a store."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pybackup.core.errors import ArchiveError, RequestError
+from pybackup.core.places.kinds import ArchivePlace
+from pybackup.formats.vma import Header
+
+from .chain import ParentSearch, open_chain
+from .drive import ArchiveDrive
+from .identity import ArchiveIdentity
+from .index import NoIndexError
+from .open import has_ranges
+
+READERS = 2
+"""Threads that decode what is read of an archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveDisks:
+    """The drives by their names, and who the archive is. stop() ends reads that wait, close() waits for those left."""
+
+    identity: ArchiveIdentity
+    drives: Mapping[str, ArchiveDrive]
+    stop: Callable[[], None]
+    close: Callable[[], Awaitable[None]]
+
+    @property
+    def header(self) -> Header:
+        """What the archive says it holds."""
+        return self.identity.header
+
+
+def open_disks(place: ArchivePlace, search: ParentSearch | None = None) -> ArchiveDisks:
+    """Open an archive (ArchiveError; RequestError for one that can only be read on).
+
+    ``search``: what finds the parents of a delta.
+    """
+    if not has_ranges(place):
+        raise RequestError(f"{place} can only be read from its beginning to its end: name a file, or a URL")
+    with ExitStack() as stack:
+        try:
+            chain = stack.enter_context(open_chain(place, search))
+        except NoIndexError:
+            raise ArchiveError(
+                f"{place} has no index (it is another program's, plain, or was cut off), so its drives cannot be"
+                " read at random; `pybackup restore` reads it through"
+            ) from None
+        threads = stack.enter_context(ThreadPoolExecutor(READERS, thread_name_prefix="pybackup-archive"))
+        # Stopped before the threads are waited for, which a store that does not answer would keep.
+        stack.callback(chain.stop)
+        opened = stack.pop_all()
+    drives = {info.name: ArchiveDrive(chain.view, info, threads) for info in chain.view.header.drives}
+
+    async def close() -> None:
+        for drive in drives.values():
+            await drive.close()
+        opened.close()
+
+    return ArchiveDisks(chain.links[0].identity, drives, chain.stop, close)

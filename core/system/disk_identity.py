@@ -1,0 +1,65 @@
+"""What tells a disk from others after a restart of the machine: more than a name, which may be another disk's by then.
+
+A file carries a mark, an extended attribute, where its filesystem can; else its inode must do. A block device is known
+by what /sys tells of it: a serial number or the like.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+MARK = "user.pybackup.restoring"
+_NO_MARKS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
+_TELLING = ("dm/uuid", "wwid", "device/wwid", "device/serial", "serial", "md/uuid", "loop/backing_file")
+
+
+def mark(fd: int, text: str) -> bool:
+    """Mark an open file; whether its filesystem can (OSError)."""
+    try:
+        os.setxattr(fd, MARK, text.encode())
+    except OSError as error:
+        if error.errno in _NO_MARKS:
+            return False
+        raise
+    return True
+
+
+def unmark(fd: int) -> None:
+    """Take the mark away, if there is one."""
+    try:
+        os.removexattr(fd, MARK)
+    except OSError:
+        return  # it does no harm
+
+
+def mark_of(fd: int) -> str | None:
+    """The mark of an open file; None where there is none."""
+    try:
+        return os.getxattr(fd, MARK).decode(errors="replace")
+    except OSError:
+        return None
+
+
+def told_of(fd: int, sys: Path = Path("/sys")) -> str:
+    """What tells an open disk from others: of a file its inode, of a block device what /sys says, or nothing."""
+    info = os.fstat(fd)
+    if not stat.S_ISBLK(info.st_mode):
+        return f"inode {info.st_ino}"
+    folder = sys / "dev" / "block" / f"{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
+    found = ((one, _read(folder / one)) for one in _TELLING)
+    named = [f"{one} {text}" for one, text in found if text]
+    partition = _read(folder / "partition")
+    if partition:
+        parent = ((one, _read(folder.resolve().parent / one)) for one in _TELLING)
+        named = [f"partition {partition} of {one} {text}" for one, text in parent if text]
+    return named[0][:512] if named else ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
