@@ -46,6 +46,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "Onto another machine": (
             "pybackup restore vm1.vma.zst --drive scsi0 \\\n    '|ssh host \"dd of=/dev/sdb bs=1M conv=fsync\"'"
         ),
+        "At once, over NBD, while it fills": ("pybackup restore --live vm1.vma.zst new.raw --socket /run/vm/nbd.sock"),
+        "The first MiB of a drive": "pybackup restore vm1.vma.zst - --drive scsi0 --length 1M > head",
         "An encrypted archive": "pybackup restore --identity key.txt vm1.vma.zst.age folder/",
         "What damage has left": "pybackup restore --skip-damaged vm1.vma.zst rest/",
     },

@@ -11,14 +11,15 @@ from pybackup.cli.command import Command, later
 from pybackup.cli.elsewhere import archive_place, target_place
 from pybackup.cli.numbers import duration, short
 from pybackup.cli.options import job_options, json_option, key_options, parents_option, threads_option
-from pybackup.cli.params import Named, NamedPath, PlainPath
+from pybackup.cli.params import Named, NamedPath, PlainPath, Size
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.request import JobRequest, takes
 from pybackup.cli.running import run_in_loop, run_job, tell_report, threads_or_default
+from pybackup.core.archive.damage import Damage
 from pybackup.core.errors import ExitCode, RequestError
 from pybackup.core.images.formats import ALIASES, FORMATS
-from pybackup.core.jobs.restore import RestoreJob
+from pybackup.core.jobs.job import Job
 from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, TargetPlace
 from pybackup.core.runs.restore import RestoreRequest, restore
 from pybackup.core.runs.restore_plan import RestorePlan, is_folder
@@ -46,6 +47,13 @@ class _Request(JobRequest):
     tcp: str | None
     control: str | None
     map_path: str | None
+    offset: int | None
+    length: int | None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a part of a drive is wanted."""
+        return self.offset is not None or self.length is not None
 
 
 @click.command("restore", cls=Command, short_help="Write an archive's drives to files, a folder, a disk or a stream.")
@@ -85,6 +93,21 @@ class _Request(JobRequest):
     is_flag=True,
     help="Save what can be saved of a damaged archive, under the full name, and list what is lost: zeros in a file or a"
     " stream, on a disk what was there. The exit code is then 4.",
+)
+@click.option(
+    "--offset",
+    type=Size(),
+    default=None,
+    metavar="SIZE",
+    help="Restore only a part of one drive, from this byte on, to a new file or a stream, which begins with that byte.",
+)
+@click.option(
+    "--length",
+    type=Size(1),
+    default=None,
+    show_default="up to the end",
+    metavar="SIZE",
+    help="The bytes of that part.",
 )
 @click.option(
     "--live",
@@ -142,9 +165,11 @@ def command(request: _Request) -> int:
     if request.live:
         return _restore_live(request, tracer)
     _refuse_options_of_live(request)
+    if request.is_part:
+        return run_in_loop(_restore_part(request, tracer))
     with restore(_for_core(request), listener=request.listener(), trace=tracer) as (job, plan):
         run_in_loop(run_job(job, "restore", request.display()))
-    return _report(job, plan, request)
+    return _report(job, job.damage, plan, request)
 
 
 def _restore_live(request: _Request, tracer: Trace) -> int:
@@ -153,6 +178,8 @@ def _restore_live(request: _Request, tracer: Trace) -> int:
         ("--with-config", request.with_config),
         ("--format", request.image_format not in (None, "raw")),
         ("--json", request.as_json),
+        ("--offset", request.offset is not None),
+        ("--length", request.length is not None),
     ):
         if given:
             raise RequestError(f"--live does not go with {name}")
@@ -172,6 +199,22 @@ def _restore_live(request: _Request, tracer: Trace) -> int:
     )
     serving = Serving(request.socket, request.tcp, request.control, request.quiet)
     return run_in_loop(restore_live(wanted, serving, request.display(), tracer))
+
+
+async def _restore_part(request: _Request, tracer: Trace) -> int:
+    for name, given in (
+        ("--skip-damaged", request.skip_damaged),
+        ("--with-config", request.with_config),
+        ("--format", request.image_format not in (None, "raw")),
+    ):
+        if given:
+            raise RequestError(f"{name} does not go with --offset and --length")
+    from pybackup.core.runs.restore_part import Part, restore_part
+
+    part = Part(request.offset or 0, request.length)
+    async with restore_part(_for_core(request), part, listener=request.listener(), trace=tracer) as (job, plan):
+        await run_job(job, "restore", request.display())
+    return _report(job, (), plan, request)
 
 
 def _refuse_options_of_live(request: _Request) -> None:
@@ -225,18 +268,19 @@ def _whole_and_places(
 # -- the report --
 
 
-def _report(job: RestoreJob, plan: RestorePlan, request: _Request) -> int:
-    for damage in job.damage:
+def _report(job: Job, damages: Sequence[Damage], plan: RestorePlan, request: _Request) -> int:
+    for damage in damages:
         say(f"pybackup: lost: {damage}", err=True)
     if request.as_json:
         drives = [
-            {"name": drive.name, "size": drive.size, "target": str(place)} for drive, place in plan.drives.items()
+            {"name": drive.name, "size": job.progress.size if request.is_part else drive.size, "target": str(place)}
+            for drive, place in plan.drives.items()
         ]
         tell_report(
             json_text(
                 {
                     "drives": drives,
-                    "damage": [damage.as_dict() for damage in job.damage],
+                    "damage": [damage.as_dict() for damage in damages],
                     "seconds": round(job.elapsed, 3),
                 }
             )
@@ -247,4 +291,4 @@ def _report(job: RestoreJob, plan: RestorePlan, request: _Request) -> int:
             f" {duration(job.elapsed)}: " + ", ".join(map(str, plan.drives.values())),
             err=True,
         )
-    return int(ExitCode.ARCHIVE) if job.damage else 0
+    return int(ExitCode.ARCHIVE) if damages else 0

@@ -83,6 +83,7 @@ FILES: dict[str, dict[str, str]] = {
     },
     "restore": {
         ".NAME.partial": "Beside TARGET: what it is until it is complete.",
+        "TARGET.restoring": "With `--live`: what of TARGET is there already; removed when all is.",
         "NAME.partial": "What a restore that failed has written, where it has written anything; a later one that"
         " succeeds removes it.",
     },
@@ -117,7 +118,14 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
         *("pybackup-live/7", "pybackup-proxmox/7", "pybackup-secrets/7", "pybackup-stores/7", "pybackup-unattended/7"),
     ),
     "restore": (
-        *("pybackup-run/1", "pybackup-verify/1", "pybackup-images/7", "pybackup-proxmox/7", "pybackup-stores/7"),
+        *(
+            "pybackup-recover/7",
+            "pybackup-run/1",
+            "pybackup-verify/1",
+            "pybackup-images/7",
+            "pybackup-proxmox/7",
+            "pybackup-stores/7",
+        ),
     ),
     "verify": ("pybackup-run/1", "pybackup-compare/1", "pybackup-archive/5", "pybackup-stores/7"),
     "info": ("pybackup-config/1", "pybackup-verify/1", "pybackup-archive/5", "pybackup-stores/7"),
@@ -138,6 +146,7 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
 
 GUIDES = {
     "pybackup-live/7": "disks in use: reflink clones, `serve`, running QEMUs, libvirt, the guest agent",
+    "pybackup-recover/7": 'from "the machine is gone" to "it runs": live restores, parts of disks',
     "pybackup-images/7": "qcow2, vmdk and other formats, and NBD exports",
     "pybackup-stores/7": "archives in object stores, on SFTP servers, in pipes",
     "pybackup-secrets/7": "encrypted archives, and their keys",

@@ -513,3 +513,13 @@ def test_the_same_archive_over_http(store: Store, three: dict[str, bytes]) -> No
     assert store.run("restore", f"{url}?signature=secret", "-", "--drive", "two").out == three["two"]
     assert store.proxy.fetched() < 4 * MIB + INDEX
     assert "secret" not in store.run("verify", f"{url}?signature=secret").out.decode()
+
+
+def test_a_part_of_a_drive_takes_only_its_frames_from_the_store(store: Store) -> None:
+    content = random.Random(9).randbytes(8 << 20)
+    (store.folder / "disk.raw").write_bytes(content)
+    store.run("run", "disk.raw", store.url("part.vma.zst"))
+    before = len(store.proxy.seen)
+    store.run("restore", store.url("part.vma.zst"), "part", "--offset", "5M", "--length", "1000")
+    assert (store.folder / "part").read_bytes() == content[5 << 20 :][:1000]
+    assert 0 < sum(one.answered for one in store.proxy.seen[before:]) < 2 << 20
