@@ -107,6 +107,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
             "pybackup run serve:/run/vm/control.sock vm.vma.zst"
         ),
         "Any part of an archive, read-only": "pybackup serve vm1.vma.zst",
+        "To try whether a backup boots": "pybackup serve vm1.vma.zst --writable",
     },
     "ctl": {
         "What runs, slower, not at all": (

@@ -28,10 +28,10 @@ from pybackup.core.errors import RequestError
 from pybackup.core.guest.filesystem_freeze import AgentOptions
 from pybackup.core.jobs.backup import GuestPolicy
 from pybackup.core.live.control import ControlSocket
-from pybackup.core.live.served_disks import ServedDisk, open_served
+from pybackup.core.live.served_disks import ServedDisk, is_archive, open_served
 from pybackup.core.live.server import LiveServer
 from pybackup.core.nbd.server import NbdServer
-from pybackup.core.places.kinds import HistoryPlace, ServedPlace
+from pybackup.core.places.kinds import HistoryPlace, LocalPath, ServedPlace, StoreUrl
 from pybackup.core.system.systemd import notify
 
 SWITCH_INTERVAL = 0.0005
@@ -60,6 +60,8 @@ class _Request:
     guest_agent: str | None
     freeze_timeout: float
     quiet: bool
+    is_writable: bool
+    overlay: str | None
 
 
 @click.command("serve", cls=Command, short_help="Offer disks over NBD, to be backed up while they are in use.")
@@ -87,6 +89,21 @@ class _Request:
     help="The control socket.",
 )
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
+@click.option(
+    "--writable",
+    "is_writable",
+    is_flag=True,
+    help="Let the drives of an ARCHIVE be written to. The archive stays as it is: what is written is dropped in the"
+    " end, or kept by --overlay.",
+)
+@click.option(
+    "--overlay",
+    type=PlainPath(),
+    default=None,
+    metavar="FILE",
+    help="With --writable: keep what is written in this file, or for several drives in files of this folder, to go on"
+    " with it later, here or with `pybackup restore --live ARCHIVE FILE`.",
+)
 @format_option
 @parents_option
 @click.option(
@@ -138,7 +155,7 @@ def command(request: _Request) -> int:
     `pybackup run serve:CONTROL ARCHIVE` makes a backup, `pybackup ctl CONTROL ...` steers. All disks of a server are
     frozen at the same instant. A SOURCE may be a disk of another server, nbd://HOST[:PORT]/EXPORT or
     nbd+unix:///EXPORT?socket=PATH: so it can be backed up while it is in use. An ARCHIVE with an index is offered
-    read-only, every drive under its name.
+    read-only, every drive under its name; with --writable, read-write.
 
     The folder of a socket is made, for the user alone, where only it is missing.
 
@@ -147,13 +164,17 @@ def command(request: _Request) -> int:
     """
     if request.no_fleece and (request.fleece or request.fleece_size):
         raise RequestError("--no-fleece goes with neither --fleece nor --fleece-size")
+    if request.overlay is not None and not request.is_writable:
+        raise RequestError("--overlay goes only with --writable")
+    if request.is_writable and (request.read_only or request.image_format or request.force_share):
+        raise RequestError("--writable is for an archive: --read-only, --format and --force-share do not go with it")
     sys.setswitchinterval(SWITCH_INTERVAL)
     return run_in_loop(_serve(request))
 
 
 async def _serve(request: _Request) -> int:
     async with AsyncExitStack() as stack:
-        disks = await _open_disks(request, stack)
+        disks = await (_open_writable if request.is_writable else _open_disks)(request, stack)
         told_to_end = end_event()
         drives = {name: one.device for name, one in disks.items() if isinstance(one.device, CopyBeforeWrite)}
         fleece = await _fleece_place(request, drives.values())
@@ -191,6 +212,24 @@ async def _open_disks(request: _Request, stack: AsyncExitStack) -> dict[str, Ser
         if disk.warning is not None:
             warn([disk.warning])
     return disks
+
+
+async def _open_writable(request: _Request, stack: AsyncExitStack) -> dict[str, ServedDisk]:
+    """The drives of an archive, to be written to (RequestError where it is none)."""
+    from pybackup.core.qemu.handover import default_folder
+    from pybackup.core.runs.writable import WritableRequest, writable
+
+    place = request.sources[0].what
+    if len(request.sources) > 1 or not isinstance(place, LocalPath | StoreUrl) or not is_archive(place):
+        raise RequestError("--writable is for one archive; disks are served read-write anyway")
+    overlay = None if request.overlay is None else LocalPath(request.overlay)
+    wanted = WritableRequest(place, default_folder(), overlay, request.parents)
+    disks = await stack.enter_async_context(writable(wanted, warn=lambda told: warn([told])))
+
+    async def nothing() -> None:
+        """It is closed with all others."""
+
+    return {name: ServedDisk(CopyBeforeWrite(disk), nothing, f"{place}:{name}") for name, disk in disks.items()}
 
 
 def _policy(request: _Request) -> GuestPolicy:

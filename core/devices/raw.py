@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pybackup.core.device import CLUSTER_SIZE, BlockStatus, Buffer
 from pybackup.core.errors import PybackupError, SourceChangedError, SourceError
@@ -89,7 +89,7 @@ class RawDevice:
         executor: ThreadPoolExecutor | None = None,
         drop_cache: bool = False,
         failure: type[PybackupError] = SourceError,
-    ) -> RawDevice:
+    ) -> Self:
         """Open a regular file or block device.
 
         ``executor``: threads shared with others (None: four of its own). ``drop_cache``: leave the page cache
@@ -113,7 +113,7 @@ class RawDevice:
         executor: ThreadPoolExecutor | None = None,
         drop_cache: bool = False,
         failure: type[PybackupError] = SourceError,
-    ) -> RawDevice:
+    ) -> Self:
         """Make a device of an open descriptor, which belongs to it from now on, also if this fails. As open()."""
         try:
             device = cls(fd, name, _disk_size(fd), _block_size(fd), writable, BlockingCalls(executor))

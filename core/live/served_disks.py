@@ -226,6 +226,11 @@ def _archives(places: Iterable[ServedPlace]) -> dict[LocalPath | StoreUrl, str]:
     return found
 
 
+def is_archive(place: LocalPath | StoreUrl) -> bool:
+    """Whether a place is served as an archive."""
+    return bool(_archives([place]))
+
+
 def _evidence(what: str) -> str | None:
     try:
         # A block device is a disk, whatever a guest has written to it.

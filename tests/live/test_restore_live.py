@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from live.nbd_client import Nbd
-from live.processes import PYBACKUP, Server, call, ended, until
+from live.processes import PYBACKUP, Server, call, ended, restored, served, until
 
 SIZE = 24 << 20
 SLOW = ("--speed", "1M")
@@ -177,3 +177,45 @@ def test_qemu_sees_the_same_disk_while_it_fills(archive: Path, tmp_path: Path, n
         call("restore", str(archive), str(tmp_path / "whole.raw"))
         subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "raw", uri, tmp_path / "whole.raw"], check=True)
     assert not (tmp_path / "whole.raw.restoring").exists()
+
+
+def test_an_archive_can_be_written_to_and_nothing_of_it_is_left(archive: Path, content: bytes, tmp_path: Path) -> None:
+    before = archive.read_bytes()
+    with served(tmp_path, str(archive), "--writable") as server:
+        with Nbd(server.nbd, "disk") as guest:
+            guest.write(70_000, b"changed")
+            guest.zero(2 << 20, 1 << 20)
+            guest.flush()
+            assert guest.read(69_999, 9) == content[69_999:70_000] + b"changed" + content[70_007:70_008]
+            assert guest.read(2 << 20, 1 << 20) == bytes(1 << 20)
+            assert guest.read(20 << 20, 4096) == content[20 << 20 :][:4096]
+        call("run", f"serve:{server.control}", str(tmp_path / "b.vma"))
+    assert archive.read_bytes() == before
+    expected = bytearray(content)
+    expected[70_000:70_007] = b"changed"
+    expected[2 << 20 : 3 << 20] = bytes(1 << 20)
+    assert restored(tmp_path / "b.vma", tmp_path / "out")["disk"] == expected
+    assert sorted(os.listdir(tmp_path)) == ["b.vma", "out"]
+
+
+def test_an_overlay_is_kept_and_becomes_the_disk(archive: Path, content: bytes, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.raw"
+    for number in range(2):
+        with served(tmp_path, str(archive), "--writable", "--overlay", str(overlay)) as server:
+            with Nbd(server.nbd, "disk") as guest:
+                assert guest.read(70_000, 7) == (b"changed" if number else content[70_000:70_007])
+                guest.write(70_000, b"changed")
+    assert overlay.stat().st_blocks * 512 < 1 << 20
+    assert "incomplete" in call("run", str(overlay), str(tmp_path / "b.vma"), code=3).stderr
+    with recovering(str(archive), str(overlay)) as server:
+        until(lambda: restore_of(server)["state"] == "concluded")
+        call("ctl", server.control, "quit")
+        assert ended(server.process)[0] == 0
+    assert overlay.read_bytes() == content[:70_000] + b"changed" + content[70_007:]
+
+
+def test_what_is_no_archive_is_not_served_so(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk.raw").write_bytes(b"x" * 4096)
+    assert "one archive" in call("serve", str(tmp_path / "disk.raw"), "--writable", code=2).stderr
+    assert "--writable" in call("serve", str(archive), "--overlay", "x", code=2).stderr
+    assert "--read-only" in call("serve", str(archive), "--writable", "-r", code=2).stderr
