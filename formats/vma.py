@@ -288,9 +288,10 @@ def _get_name(blobs: memoryview, offset: int, kind: str) -> str:
 
 def _get_drives(content: Buffer, blobs: memoryview, ours: bool) -> tuple[DriveInfo, ...]:
     drives = []
-    for drive_id in range(layout.FIRST_DEVICE, layout.LAST_DEVICE + 1):
-        at = layout.DEVICE_INFO_OFFSET + drive_id * layout.DEVICE_INFO.size
-        name_offset, recorded, exact = layout.DEVICE_INFO.unpack_from(content, at)
+    table = memoryview(content)[layout.DEVICE_INFO_OFFSET :][: (layout.LAST_DEVICE + 1) * layout.DEVICE_INFO.size]
+    for drive_id, (name_offset, recorded, exact) in enumerate(layout.DEVICE_INFO.iter_unpack(table)):
+        if drive_id < layout.FIRST_DEVICE:
+            continue
         if not name_offset or not recorded:
             continue
         name = _get_name(blobs, name_offset, "drive")

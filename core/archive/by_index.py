@@ -21,7 +21,7 @@ from pybackup.formats.cluster_lookup import FramePlace, Segment, SegmentPlace, S
 from pybackup.formats.clusters import cluster_digest, expand
 from pybackup.formats.errors import FormatError
 from pybackup.formats.vma import ExtentHeader, Header, Slot, SlotRun, runs_of_slots
-from pybackup.formats.vma_layout import BLOCK_SIZE
+from pybackup.formats.vma_layout import BLOCK_SIZE, FULL_MASK
 from pybackup.formats.vma_stream import DecodedExtent
 
 from .checked_extent import CheckedExtent
@@ -79,14 +79,22 @@ class _Batch:
     size: int = 0
 
     def takes(self, cluster: _Wanted) -> bool:
-        """Whether a cluster still belongs here: no frame is fetched twice, unless the batch grows too large."""
-        shares = not self.frames.isdisjoint(cluster.frames)
-        return len(self.clusters) < MOST_SLOTS and self.size < (2 * BATCH if shares else BATCH)
+        """Whether a cluster still belongs here: no frame is fetched twice, unless the batch grows too large.
+
+        Frames of deltas are kept for other batches; where one comes between, the frame before it may go on.
+        """
+        if len(self.clusters) >= MOST_SLOTS:
+            return False
+        return self.size < BATCH or (self.size < 2 * BATCH and all(map(self._is_at_hand, cluster.frames)))
+
+    def _is_at_hand(self, frame: _Frame) -> bool:
+        return frame in self.frames or frame.archive.header.is_delta
 
     def add(self, cluster: _Wanted) -> None:
         """One more cluster."""
+        before = self.clusters[-1].frames if self.clusters else None
         self.clusters.append(cluster)
-        for frame in cluster.frames:
+        for frame in cluster.frames if cluster.frames is not before else ():
             if frame not in self.frames:
                 self.frames.add(frame)
                 self.size += frame.place.compressed + frame.place.decompressed
@@ -220,7 +228,8 @@ class _ByPlace(ABC):
                 return None
             parts.append(content[max(0, start - one.place.vma_offset) : end - one.place.vma_offset])
         stored = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-        if cluster_digest(expand(cluster.place.mask, stored)) != cluster.place.digest:
+        whole = stored if cluster.place.mask == FULL_MASK else expand(cluster.place.mask, stored)
+        if cluster_digest(whole) != cluster.place.digest:
             self._lost(cluster.frames[0].archive, "a cluster does not match its digest", [cluster.slot])
             return None
         return stored
@@ -313,13 +322,24 @@ def _runs_of(segment: Segment, drive_ids: Collection[int]) -> Iterator[tuple[int
 
 def _clusters_of(stretch: _Stretch) -> Iterator[_Wanted]:
     segment = stretch.segment
+    frames: tuple[_Frame, ...] = ()
     for step in range(stretch.clusters):
         if segment is None:
             yield _Wanted(Slot(stretch.drive_id, stretch.first + step, 0), None, ())
         else:
             place = segment.stored(stretch.number + step)
-            frames = tuple(_Frame(stretch.archive, one) for one in _frames_of(segment, place))
+            if not _hold(frames, place):
+                frames = tuple(_Frame(stretch.archive, one) for one in _frames_of(segment, place))
             yield _Wanted(Slot(stretch.drive_id, stretch.first + step, place.mask), place, frames)
+
+
+def _hold(frames: tuple[_Frame, ...], place: StoredCluster) -> bool:
+    """Whether the frames of the cluster before are one that holds this stored cluster too."""
+    if len(frames) != 1:
+        return False
+    frame = frames[0].place
+    end = place.vma_offset + place.mask.bit_count() * BLOCK_SIZE
+    return frame.vma_offset <= place.vma_offset and end <= frame.vma_offset + frame.decompressed
 
 
 def _frames_of(segment: Segment, place: StoredCluster) -> tuple[FramePlace, ...]:

@@ -6,6 +6,7 @@ archive, the newest first, until one has it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -72,18 +73,17 @@ class ArchiveView:
 
     def resolve(self, drive_id: int, first: int, end: int) -> list[ViewRun]:
         """What clusters [first, end) of a drive are, in their order (ArchiveError where one is missing)."""
-        gaps = [(first, end)]
+        gaps = _Gaps([first], [end])
         found: list[ViewRun] = []
         for layer in self._layers[drive_id]:
-            if gaps[-1][1] > layer.clusters:
+            if gaps.ends[-1] > layer.clusters:
                 break
-            gaps = list(_fill(layer, gaps, found))
-            if not gaps:
+            gaps = _fill(layer, gaps, found)
+            if not gaps.ends:
                 found.sort(key=_first_of)
                 return found
-        raise ArchiveError(
-            f"{self.name} is damaged: cluster {gaps[-1][1] - 1} of drive {self.header.by_id[drive_id].name} is missing"
-        )
+        name = self.header.by_id[drive_id].name
+        raise ArchiveError(f"{self.name} is damaged: cluster {gaps.ends[-1] - 1} of drive {name} is missing")
 
     def walk(self, drive_id: int, first: int = 0) -> Iterator[ViewRun]:
         """resolve() for all of a drive from a cluster on; a run may be cut in two."""
@@ -104,26 +104,50 @@ class ArchiveView:
         return run.layer.archive.read_stored(run.segment, run.number, run.layer.drive_id, cluster)
 
 
-def _fill(layer: Layer, gaps: Sequence[tuple[int, int]], found: list[ViewRun]) -> Iterator[tuple[int, int]]:
-    """Add to ``found`` what a layer has of the gaps; gives those that are left, in order.
+class _Gaps(NamedTuple):
+    """Clusters that no archive has had yet: where each gap begins and ends, in order."""
 
-    The layer is asked once: in a long chain there are many gaps.
+    starts: list[int]
+    ends: list[int]
+
+
+def _fill(layer: Layer, gaps: _Gaps, found: list[ViewRun]) -> _Gaps:
+    """Add to ``found`` what a layer has of the gaps; what is left of them.
+
+    In a long chain there are many gaps, of which a layer fills few: the layer is asked once, and the gaps between its
+    runs are copied many at a time.
     """
-    runs = layer.archive.runs_between(layer.drive_id, gaps[0][0], gaps[-1][1])
-    number = 0
-    for at, end in gaps:
-        while number < len(runs) and runs[number].first < end:
-            if runs[number].end > at:
-                run = runs[number].within(at, end)
-                if run.first > at:
-                    yield at, run.first
-                found.append(ViewRun(run.first, run.clusters, layer, run.segment, run.number))
-                at = run.end
-            if runs[number].end > end:  # the next gap may have more of it
+    starts, ends = gaps
+    left = _Gaps([], [])
+    gap, at = 0, starts[0]
+    for run in layer.archive.runs_between(layer.drive_id, starts[0], ends[-1]):
+        touched = bisect_right(ends, run.first, gap)
+        if touched > gap:
+            _leave(left, at, gaps, gap, touched)
+            gap = touched
+            at = starts[gap] if gap < len(starts) else run.end
+        while gap < len(starts) and at < run.end:
+            part = run.within(at, ends[gap])
+            if at < part.first:
+                left.starts.append(at)
+                left.ends.append(part.first)
+            found.append(ViewRun(part.first, part.clusters, layer, part.segment, part.number))
+            at = part.end
+            if at == ends[gap]:
+                gap += 1
+                at = starts[gap] if gap < len(starts) else run.end
+            else:
                 break
-            number += 1
-        if at < end:
-            yield at, end
+    _leave(left, at, gaps, gap, len(starts))
+    return left
+
+
+def _leave(left: _Gaps, at: int, gaps: _Gaps, first: int, end: int) -> None:
+    """Gaps [first, end) are left as they are, the first of them from ``at`` on."""
+    if first < end:
+        left.starts.append(at)
+        left.starts.extend(gaps.starts[first + 1 : end])
+        left.ends.extend(gaps.ends[first:end])
 
 
 def _first_of(run: ViewRun | Run) -> int:
