@@ -18,6 +18,7 @@ from pybackup.core.archive.listing import archives_in
 from pybackup.core.errors import ArchiveError, PybackupError, RequestError
 from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
 from pybackup.core.places.kinds import HistoryPlace, LocalPath, NewArchivePlace, StoreUrl
+from pybackup.core.places.same_file import is_same_file
 from pybackup.formats.vma import DriveInfo
 
 from .listener import Listener
@@ -131,11 +132,21 @@ def _choose(
             continue
         if not any(parent.drive(name) for name in names):
             return Choice(why_full=f"{place} has none of these drives")
+        before = frozenset(link.identity.uuid for link in parent.chain.links)
+        if replaced := _replaced(parent, archive):
+            if wish.base is not None:
+                raise RequestError(f"{replaced} would be replaced by an archive that cannot be read without it")
+            return Choice(why_full=f"it replaces {replaced}, of which it would be a delta", superseded=before)
         if parent.deltas >= wish.max_chain:
-            before = frozenset(link.identity.uuid for link in parent.chain.links)
             return Choice(why_full=f"{place} is the last of {parent.deltas} deltas in a row", superseded=before)
         return Choice(parent)
     return Choice(why_full=why or "no archive that fits lies beside it")
+
+
+def _replaced(parent: Parent, archive: NewArchivePlace) -> HistoryPlace | None:
+    """The archive of the chain, if there is one, whose file the new archive would take the place of."""
+    places = (link.place for link in parent.chain.links)
+    return next((place for place in places if place == archive or is_same_file(place, archive)), None)
 
 
 def _candidates(

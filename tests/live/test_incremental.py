@@ -247,3 +247,18 @@ def test_damage_in_an_ancestor_is_told_by_name(nights: Nights, tmp_path: Path) -
     assert all(not any(found[at : at + CLUSTER]) for at in wrong)
     assert pybackup("verify", nights.archive(1)).code == 0
     assert pybackup("verify", "--chain", nights.archive(1)).code == 4
+
+
+def test_no_archive_takes_the_place_of_one_that_it_needs(nights: Nights) -> None:
+    nights.back_up("--incremental")
+    nights.back_up("--incremental")
+    nights.change()
+    before = nights.archive(0).read_bytes()
+    for base in (nights.archive(0), nights.archive(1)):
+        refused = pybackup("run", "--force", "--base", base, nights.disk, nights.archive(0))
+        assert refused.code == 2 and f"{nights.archive(0)} would be replaced" in refused.err
+    assert nights.archive(0).read_bytes() == before
+    nights.archive(1).unlink()
+    told = nights.back_up("--force", "--incremental", number=0)
+    assert way(told) == ("full", f"it replaces {nights.archive(0)}, of which it would be a delta")
+    assert nights.restored(0) == nights.disk.read_bytes()
