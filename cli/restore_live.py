@@ -14,6 +14,7 @@ from pybackup.cli.progress import PERIOD, Display
 from pybackup.cli.running import warn
 from pybackup.cli.signals import end_event
 from pybackup.cli.version import VERSION
+from pybackup.core.endpoints.filled_targets import FilledTarget
 from pybackup.core.errors import CancelledError, PybackupError
 from pybackup.core.jobs.fill import FillJob
 from pybackup.core.live.control import ControlSocket
@@ -41,10 +42,17 @@ async def restore_live(request: RecoveryRequest, serving: Serving, display: Disp
         recovery = await stack.enter_async_context(recover(request, warn=lambda told: warn([told]), trace=trace))
         for target in recovery.targets.values():
             if target.is_resumed and not serving.quiet:
-                left = target.device.left
-                say(f"pybackup: going on with {target.path}, of which {short(left)} is to come", err=True)
+                say(f"pybackup: {_resumed(target)}", err=True)
         signals = await _serve(recovery, serving, display, stack)
     return _outcome(recovery, signals)
+
+
+def _resumed(target: FilledTarget) -> str:
+    """What there is to say of a disk that was begun before."""
+    if not target.device.is_whole:
+        return f"going on with {target.path}, of which {short(target.device.left)} is to come"
+    told = "" if target.map_path is None else f", as {target.map_path} tells; to begin anew, remove that"
+    return f"all of {target.path} is there already{told}"
 
 
 async def _serve(recovery: Recovery, serving: Serving, display: Display, stack: AsyncExitStack) -> list[int]:

@@ -44,7 +44,8 @@ MOST_PIECES = 128
 """In one record, which so takes 1 MiB at most."""
 RUNS_FOR_A_PIECE = PIECE_SIZE // _RUN.size
 """More runs than this take more space than a piece."""
-MOST_NAME = 1024
+FILE, BLOCK = "file", "block"
+"""Kinds of disks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _header_of(told: dict[str, object]) -> RestoringHeader:
     header = RestoringHeader(**told)  # type: ignore[arg-type]
     if any(len(bytes.fromhex(one)) != ID_SIZE for one in (header.archive, header.index, header.map_id)):
         raise ValueError
-    if not 0 < header.size < 1 << 63:
+    if not 0 < header.size < 1 << 63 or header.kind not in (FILE, BLOCK):
         raise ValueError
     return header
 

@@ -126,8 +126,12 @@ class CopyBeforeAccess:
             return await self.child.pread(offset, length)
         if not self._keeps_reads:
             return await self._read_mixed(offset, length)
-        with self._needed():
-            content = await self._bring(first, end)
+        try:
+            with self._needed():
+                content = await self._bring(first, end)
+        except _NotKeptError:
+            # The disk is full, or broken; the archive is not.
+            return await self._read_mixed(offset, length)
         if content is None:
             return await self.child.pread(offset, length)
         return bytes(memoryview(content)[offset - first * CLUSTER_SIZE :][:length])
@@ -211,13 +215,10 @@ class CopyBeforeAccess:
         while offset < end:
             for status in await self.source.extents(offset, end - offset):
                 length = min(status.end, end) - offset
-                if status.zero:
-                    await self._zero(offset, length)
-                    parts.append(bytes(length))
-                else:
-                    content = await self.source.pread(offset, length)
-                    await self._write_child(offset, content)
-                    parts.append(content)
+                content = bytes(length) if status.zero else await self.source.pread(offset, length)
+                with _keeping():
+                    await (self._zero(offset, length) if status.zero else self._write_child(offset, content))
+                parts.append(content)
                 offset += length
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -433,6 +434,19 @@ class CopyBeforeAccess:
         """(offset, length) in bytes of a claim; the last cluster of a drive may be partial."""
         offset = claimed.start * CLUSTER_SIZE
         return offset, min(claimed.end * CLUSTER_SIZE, self.size) - offset
+
+
+class _NotKeptError(OSError):
+    """What was fetched could not be written to the disk."""
+
+
+@contextlib.contextmanager
+def _keeping() -> Iterator[None]:
+    """Within the body a failure is one of the disk that fills."""
+    try:
+        yield
+    except OSError as error:
+        raise _NotKeptError(error.errno, error.strerror, error.filename) from error
 
 
 def is_unsupported(error: BaseException) -> bool:

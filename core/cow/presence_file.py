@@ -22,6 +22,7 @@ from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.file_io import read_fully, write_fully
 from pybackup.formats.errors import FormatError
 from pybackup.formats.restoring_map import (
+    FILE,
     HEADER_SIZE,
     MOST_RUNS,
     PIECE_CLUSTERS,
@@ -190,11 +191,18 @@ class PresenceFile:
     # -- the end --
 
     async def remove(self) -> None:
-        """Remove the file, durably (OSError)."""
-        await self._calls.run(self.remove_now)
+        """All is there: remove the file, durably (OSError); that of a block device stays, and says so.
+
+        A file that is there is never replaced by a live restore. A block device always is there: if nothing told that
+        it was restored, the same command would begin anew, over what guests have written since.
+        """
+        if self.header.kind == FILE:
+            await self._calls.run(self.remove_now)
+        else:
+            self.close_unused()
 
     def remove_now(self) -> None:
-        """As remove(), in this thread."""
+        """Remove the file, durably (OSError), whatever it says."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
         _sync_folder(self.path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -30,10 +30,10 @@ from pybackup.core.system import disk_identity
 from pybackup.core.system.device_in_use import claim
 from pybackup.core.system.image_lock import ImageLock
 from pybackup.core.system.in_memory import lies_in_memory
-from pybackup.formats.restoring_map import RestoringHeader
+from pybackup.formats.restoring_map import BLOCK, FILE, RestoringHeader
 from pybackup.formats.vma import DriveInfo
 
-from .open_targets import lock_replaced, refuse_used
+from .open_targets import refuse_used
 
 LONGEST_NAME = 1000
 """Characters of the archive's name that a map tells."""
@@ -43,7 +43,7 @@ LONGEST_NAME = 1000
 class FillOptions:
     """How disks are opened that fill while they are used.
 
-    ``replace``: a file that exists, and what is on a block device. ``map_path``: of the only disk's map, where it is
+    ``replace``: what is on a block device. ``map_path``: of the only disk's map, where it is
     not to lie beside the disk. ``keeps_reads``: what guests read is kept on the disk.
     """
 
@@ -131,7 +131,7 @@ class _Opener:
         self._check_archive(record, drive)
         there = record.there()
         path = os.path.realpath(path)
-        is_file = record.header.kind == "file"
+        is_file = record.header.kind == FILE
         if is_file and (not os.path.exists(path) or not os.path.getsize(path)):
             return self._begin_anew(path, drive, record)
         device = self._open(path)
@@ -197,7 +197,7 @@ class _Opener:
             )
         device = self._open(path)
         _check_size(device, drive, exactly=False)
-        record = self._new_map(self._options.map_path, drive, "block", disk_identity.told_of(device.fileno()))
+        record = self._new_map(self._options.map_path, drive, BLOCK, disk_identity.told_of(device.fileno()))
         if lies_in_memory(record.fileno()):
             record.remove_now()
             raise TargetError(f"{record.path} lies in memory, and would be lost with the power", advice=Advice.NAME_MAP)
@@ -206,36 +206,34 @@ class _Opener:
     def _begin_file(self, path: str, drive: DriveInfo) -> FilledTarget:
         place = open_place(path)
         try:
-            self._remove_old(place, path)
+            _refuse_what_is_there(place, path)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(place.name, flags, 0o666, dir_fd=place.fd)
+            try:
+                record = self._make_file(fd, place, drive)
+            finally:
+                os.close(fd)
         except OSError as error:
             raise target_failure(path, error, "create") from error
         finally:
             place.close()
+        return self._filled(self._open(place.path), place.path, drive, record, is_new=True)
+
+    def _make_file(self, fd: int, place: OutputPlace, drive: DriveInfo) -> PresenceFile:
+        """Make a disk of an empty file, after its map; neither is left where that fails (TargetError, OSError)."""
         record = None
         try:
-            record = self._new_map(self._map_path(place.path), drive, "file", disk_identity.told_of(fd))
+            place.sync()
+            record = self._new_map(self._map_path(place.path), drive, FILE, disk_identity.told_of(fd))
             disk_identity.mark(fd, record.header.map_id)
             os.ftruncate(fd, drive.size)
             os.fsync(fd)
-        except BaseException as error:
-            os.unlink(place.path)
+            return record
+        except BaseException:
+            os.unlink(place.name, dir_fd=place.fd)
             if record is not None:
                 record.remove_now()
-            if isinstance(error, OSError):
-                raise target_failure(path, error, "create") from error
             raise
-        finally:
-            os.close(fd)
-        return self._filled(self._open(place.path), place.path, drive, record, is_new=True)
-
-    def _remove_old(self, place: OutputPlace, path: str) -> None:
-        """Make room for a new file (TargetError, BusyError, OSError)."""
-        if check_replaced(place, path, DISKS, replace=self._options.replace) is not None:
-            with ExitStack() as locked:
-                lock_replaced(path, locked)
-                os.unlink(place.name, dir_fd=place.fd)
 
     def _new_map(self, map_path: str, drive: DriveInfo, kind: str, target: str) -> PresenceFile:
         header = RestoringHeader(
@@ -276,9 +274,21 @@ class _Opener:
         return device
 
 
+def _refuse_what_is_there(place: OutputPlace, path: str) -> None:
+    """A file is never replaced, not even when that is asked for (TargetError, OSError).
+
+    The same command goes on with what was begun. If it replaced what is there, it would one day, when all was there
+    already and its map was gone, replace what guests have written since.
+    """
+    if check_replaced(place, path, DISKS, replace=True) is not None:
+        raise TargetError(
+            f"{path} exists already, and a live restore replaces no file: remove it first, if you mean it"
+        )
+
+
 def _is_same_disk(fd: int, told: RestoringHeader) -> bool:
     """Whether an open disk is the one that a map tells of."""
-    mark = disk_identity.mark_of(fd) if told.kind == "file" else None
+    mark = disk_identity.mark_of(fd) if told.kind == FILE else None
     return mark == told.map_id if mark is not None else disk_identity.told_of(fd) == told.target
 
 

@@ -65,7 +65,7 @@ async def recover(
         targets = await open_filled(plan.drives, _sources(archive), archive.identity, options, stack, warn)
         job = FillJob({name: one.device for name, one in targets.items()}, speed=request.speed, trace=trace, tell=warn)
         for target in targets.values():
-            stack.push_async_callback(_leave, target.device)
+            stack.push_async_callback(_leave, target.device, job)
         yield Recovery(targets, job, archive.stop)
 
 
@@ -73,8 +73,9 @@ def _sources(archive: ArchiveDisks) -> dict[str, BlockDevice]:
     return dict(archive.drives)
 
 
-async def _leave(device: CopyBeforeAccess) -> None:
+async def _leave(device: CopyBeforeAccess, job: FillJob) -> None:
     try:
         await device.flush()
     except OSError as error:
-        raise TargetError(f"cannot finish {device.name}: {error.strerror or error}") from error
+        if job.error is None or device.failure is None:  # else it is known
+            raise TargetError(f"cannot finish {device.name}: {error.strerror or error}") from error

@@ -299,3 +299,19 @@ def test_a_trim_for_which_zeros_would_be_written_leaves_the_archives_content() -
 
     checked: Coroutine[Any, Any, None] = test()
     run(checked)
+
+
+@case
+async def test_a_full_disk_keeps_nobody_from_reading() -> None:
+    device, child, source = opened()
+
+    async def full(offset: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    child.pwrite = full  # type: ignore[method-assign]
+    child.inline = False
+    assert await device.pread(0, SIZE) == OLD
+    with pytest.raises(OSError, match="full"):
+        await device.pwrite(1, b"x")
+    assert child.memory.contents() == bytes(SIZE)
+    assert len(calls(source, "pread")) > 2
