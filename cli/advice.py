@@ -37,7 +37,7 @@ WORDS = {
     Advice.SIZE_SAYS: "; --size says {about}",
     Advice.NAME_PARENTS: "; --parents names another place to look in",
     Advice.KEEP_SOMETHING: ": --keep-last, --keep-daily...",
-    Advice.IGNORE_ARCHIVE: "; --ignore {about} goes on without knowing",
+    Advice.IGNORE_ARCHIVE: "; pybackup prune --ignore {about} goes on without knowing",
     Advice.THAT_SIZE_SAYS: " that --size says",
     Advice.IDENTITY: "; --identity FILE names the file with the identity of a recipient",
     Advice.NO_FACTS: "; --no-public-facts leaves them out",

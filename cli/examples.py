@@ -33,6 +33,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "Encrypted, for whoever has the identity of one of two recipients": (
             "pybackup run disk.img disk.vma.zst.age \\\n    --recipients-file /etc/pybackup/recipients"
         ),
+        "Each night what has changed, and old ones go": (
+            "pybackup run --incremental --keep-daily 7 --keep-weekly 4 disk.img \\\n"
+            "    '/backups/disk-{now:%Y%m%d}.vma.zst'"
+        ),
         "What a job file says": "pybackup run --job /etc/pybackup/vm1.toml",
     },
     "restore": {
@@ -79,6 +83,9 @@ EXAMPLES: dict[str, dict[str, str]] = {
             "pybackup prune --keep-daily 7 --keep-weekly 4 --keep-monthly 12 \\\n    /backups"
         ),
         "All of the last thirty days": "pybackup prune --keep-within 30d s3://backups/vm1",
+        "Seven nights of which each holds only changes, the first made full": (
+            "pybackup prune --keep-daily 7 --merge /backups"
+        ),
     },
     "config": {
         "The only one, to read": "pybackup config vm1.vma.zst",

@@ -15,16 +15,17 @@ from pybackup.cli.elsewhere import history_place
 from pybackup.cli.keep import keep_options, rules_of
 from pybackup.cli.list import kind, when
 from pybackup.cli.numbers import counted, short
-from pybackup.cli.options import json_option
+from pybackup.cli.options import json_option, threads_option
 from pybackup.cli.params import PlainPath, Whole
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
+from pybackup.cli.progress import choose
 from pybackup.cli.request import takes
-from pybackup.cli.running import tell_report, warn
+from pybackup.cli.running import tell_report, threads_or_default, warn
 from pybackup.cli.tables import Column, show_table
 from pybackup.core.history.catalog import Catalog
 from pybackup.core.history.plan import Decision, Fate, Wishes
-from pybackup.core.history.prune import Prune, Pruned
+from pybackup.core.history.prune import MergeTools, Prune, Pruned
 from pybackup.core.places.kinds import HistoryPlace
 
 
@@ -41,8 +42,10 @@ class _Request:
     keep_monthly: int
     keep_yearly: int
     dry_run: bool
+    merge: bool
     ignored: Sequence[str]
     now: int | None
+    threads: int | None
     quiet: bool
     as_json: bool
 
@@ -51,6 +54,12 @@ class _Request:
 @click.argument("place", type=PlainPath(history_place))
 @keep_options()
 @click.option("-n", "--dry-run", is_flag=True, help="Change nothing, and tell what would be done.")
+@click.option(
+    "--merge",
+    is_flag=True,
+    help="Where a kept delta needs archives that no rule keeps, make one full archive of it and these, read that, and"
+    " remove them.",
+)
 @click.option(
     "--ignore",
     "ignored",
@@ -67,6 +76,7 @@ class _Request:
     metavar="SECONDS",
     help="The time, in seconds since 1970: later archives stay, and count for no rule.",
 )
+@threads_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but failures.")
 @json_option
 @takes(_Request)
@@ -82,7 +92,7 @@ def command(request: _Request) -> int:
     not understood. Where an archive cannot be read, nothing is removed, for nobody knows what it needs. An archive that
     a backup is building on stays; in stores, where there are no locks, what was the newest within a day does.
     """
-    prune = Prune(request.place, _wishes(request))
+    prune = Prune(request.place, _wishes(request), _tools(request))
     pruned = prune.look() if request.dry_run else prune.run(_teller(request))
     if request.as_json:
         tell_report(json_text(as_dict(request.place, pruned, dry_run=request.dry_run)))
@@ -95,7 +105,15 @@ def command(request: _Request) -> int:
 
 def _wishes(request: _Request) -> Wishes:
     now = time.time() if request.now is None else request.now
-    return Wishes(rules=rules_of(request), now=now, ignored=frozenset(request.ignored))
+    return Wishes(rules=rules_of(request), now=now, merge=request.merge, ignored=frozenset(request.ignored))
+
+
+def _tools(request: _Request) -> MergeTools | None:
+    if not request.merge or request.dry_run:
+        return None
+    from pybackup.cli.merging import merge_tools
+
+    return merge_tools(threads_or_default(request.threads), choose("auto", request.quiet))
 
 
 def _teller(request: _Request) -> Any:
@@ -166,5 +184,5 @@ def summary(pruned: Pruned, *, dry_run: bool = False) -> str:
     text += f" {counted(len(gone), 'archive')} ({short(sum(one.listed.size for one in gone))})"
     if fates[Fate.MERGE]:
         text += f", {'would merge' if dry_run else 'merged'} {counted(fates[Fate.MERGE], 'chain')}"
-    left = sum(one.entry.listed.size for one in stay)
+    left = sum(one.entry.listed.size for one in stay if one.entry.name not in pruned.merged) + pruned.written
     return f"{text}; {counted(len(stay), 'archive')} {'stays' if len(stay) == 1 else 'stay'} ({short(left)})"

@@ -16,6 +16,7 @@ from pybackup.cli.consistency import reason
 from pybackup.cli.elsewhere import history_place, new_archive_place, source_place
 from pybackup.cli.failures import describe
 from pybackup.cli.job_file import or_from_job_file
+from pybackup.cli.keep import keep_options, rules_of
 from pybackup.cli.numbers import duration, percent, short
 from pybackup.cli.options import (
     agent_options,
@@ -37,7 +38,7 @@ from pybackup.cli.version import VERSION
 from pybackup.cli.ways import ways_in_words
 from pybackup.core.archive.chain import MOST_ARCHIVES
 from pybackup.core.archive.create import ArchiveOptions
-from pybackup.core.errors import ExitCode
+from pybackup.core.errors import ExitCode, PybackupError
 from pybackup.core.guest.consistency import consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions
 from pybackup.core.jobs.changes import ways_told
@@ -165,6 +166,7 @@ class _Run(Command):
 )
 @parents_option
 @threads_option
+@keep_options("When the archive is complete, remove those of its series that no such rule keeps. ")
 @click.option("-f", "--force", is_flag=True, help="Replace ARCHIVE if it exists, and is an archive or empty.")
 @encryption_options
 @click.option("--verify", is_flag=True, help="Read the archive back and check it before it gets its name.")
@@ -240,7 +242,15 @@ def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, f
     else:
         _tell_of_the_end(request, way)
     assert facts.job is not None
-    return report(replace(request, archive=facts.archive), facts.job, _told(way))
+    told, sentence = _told(way), ""
+    if not rules_of(request).is_empty and not facts.job.lost:
+        from pybackup.cli.keep_after import prune_after
+
+        told["pruned"], sentence = prune_after(request, facts.archive, request.created)
+    code = report(replace(request, archive=facts.archive), facts.job, told)
+    if sentence:
+        raise PybackupError(sentence)
+    return code
 
 
 async def _run(request: RunRequest, way: Way, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pybackup.cli.archive_name import ArchiveName
+from pybackup.cli.keep import rules_of
 from pybackup.cli.params import Named
 from pybackup.cli.request import JobRequest
 from pybackup.cli.running import threads_or_default
@@ -71,6 +72,13 @@ class RunRequest(JobRequest):
     verify: bool
     base: HistoryPlace | None
     incremental: bool
+    keep_within: float
+    keep_last: int
+    keep_hourly: int
+    keep_daily: int
+    keep_weekly: int
+    keep_monthly: int
+    keep_yearly: int
     max_chain: int
     parents: Sequence[HistoryPlace]
     as_json: bool
@@ -145,6 +153,7 @@ def check(request: RunRequest) -> None:
     if not request.archive.text or not all(source.what.text for source in request.sources):
         raise RequestError("the name of a disk or of the archive is empty")
     unique_drive_names(request.sources)
+    _check_keeping(request)
     _check_parent(request)
     streams = [source for source in request.sources if isinstance(source.what, StandardInput)]
     if request.size is not None and not streams:
@@ -174,6 +183,15 @@ def check(request: RunRequest) -> None:
         )
 
 
+def _check_keeping(request: RunRequest) -> None:
+    archive = request.archive
+    is_beside = isinstance(archive, StoreUrl) or (isinstance(archive, LocalPath) and not is_stream(archive))
+    if not is_beside and not rules_of(request).is_empty:
+        raise RequestError(
+            f"--keep-... removes archives that lie beside the new one, and nothing lies beside {archive}"
+        )
+
+
 def _check_parent(request: RunRequest) -> None:
     if request.base is not None and request.incremental:
         raise RequestError("--incremental looks for the parent itself: name none with --base")
@@ -196,6 +214,7 @@ def name_archive(request: RunRequest, names: Sequence[str], options: ArchiveOpti
     facts.names, facts.archive = names, name
     named = replace(request, archive=name)
     _check_archive(named)
+    _check_keeping(named)
     return named
 
 

@@ -43,18 +43,20 @@ class MergeTools:
 class Pruned:
     """What became of each archive.
 
-    ``merged``: by name in which file it is now. ``error``: what kept the rest from being done.
+    ``merged``: by name in which file it is now; ``written``: bytes of these. ``error``: what kept the rest from being
+    done.
     """
 
     decisions: list[Decision]
     removed: list[Entry] = field(default_factory=list)
     merged: dict[str, str] = field(default_factory=dict)
+    written: int = 0
     error: PybackupError | None = None
 
     @property
     def freed(self) -> int:
-        """Bytes of what was removed."""
-        return sum(entry.listed.size for entry in self.removed)
+        """Bytes of what was removed, less those of what takes its place."""
+        return sum(entry.listed.size for entry in self.removed) - self.written
 
 
 class Prune:
@@ -171,6 +173,7 @@ class Prune:
         self._catalog = self._catalog.without({entry.name})
         if by is not None:
             pruned.merged[entry.name] = entry.name if has_name else by.name
+            pruned.written += by.listed.size
 
     def _tell_what_stays(self, pruned: Pruned) -> None:
         """What was to go and is still there is kept, for now."""
