@@ -216,7 +216,7 @@ class CopyBeforeAccess:
             for status in await self.source.extents(offset, end - offset):
                 length = min(status.end, end) - offset
                 content = bytes(length) if status.zero else await self.source.pread(offset, length)
-                with _keeping():
+                with _keeping(self.name):
                     await (self._zero(offset, length) if status.zero else self._write_child(offset, content))
                 parts.append(content)
                 offset += length
@@ -441,12 +441,12 @@ class _NotKeptError(OSError):
 
 
 @contextlib.contextmanager
-def _keeping() -> Iterator[None]:
+def _keeping(name: str) -> Iterator[None]:
     """Within the body a failure is one of the disk that fills."""
     try:
         yield
     except OSError as error:
-        raise _NotKeptError(error.errno, error.strerror, error.filename) from error
+        raise _NotKeptError(error.errno, f"cannot write {name}: {error.strerror}") from error
 
 
 def is_unsupported(error: BaseException) -> bool:

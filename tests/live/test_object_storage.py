@@ -20,6 +20,8 @@ from archives import decode, encode
 from command_line import PROGRAM, wait_until
 from faulty_proxy import ABORT, COMPLETE, CREATE, HEAD, PART, RANGE, Fault, FaultyProxy
 from live.nbd_client import Nbd
+from live.processes import start as start_server
+from live.processes import until
 from object_store import Store, moto_server
 
 from pybackup.core.errors import TargetError, TargetFullError
@@ -523,3 +525,26 @@ def test_a_part_of_a_drive_takes_only_its_frames_from_the_store(store: Store) ->
     store.run("restore", store.url("part.vma.zst"), "part", "--offset", "5M", "--length", "1000")
     assert (store.folder / "part").read_bytes() == content[5 << 20 :][:1000]
     assert 0 < sum(one.answered for one in store.proxy.seen[before:]) < 2 << 20
+
+
+def test_a_live_restore_outlives_a_store_that_is_lost_for_a_while(store: Store) -> None:
+    content = random.Random(10).randbytes(8 << 20)
+    (store.folder / "disk.raw").write_bytes(content)
+    store.run("run", "disk.raw", store.url("live.vma.zst"))
+    environment = {**store.environment, "PYBACKUP_PATIENCE": "0.2"}
+    where = ("--socket", str(store.folder / "nbd.sock"), "--control", str(store.folder / "control.sock"))
+    command = [*PROGRAM, "restore", "--live", store.url("live.vma.zst"), "new.raw", "--speed", "1M", *where]
+    with start_server(command, environment, cwd=store.folder, stderr=subprocess.DEVNULL) as server:
+        store.proxy.faults.append(Fault(RANGE, "503", times=100_000))
+        with Nbd(server.nbd, "disk") as guest:
+            guest.write(4 << 20, b"w" * (1 << 20))
+            with pytest.raises(OSError):
+                for at in range(8):
+                    guest.read(at << 20, 1 << 20)
+            assert guest.read(4 << 20, 1 << 20) == b"w" * (1 << 20)
+            guest.flush()
+        store.proxy.faults.clear()
+        server.ask("speed", speed=0)
+        until(lambda: server.ask("status")["restore"]["state"] == "concluded")
+    expected = content[: 4 << 20] + b"w" * (1 << 20) + content[5 << 20 :]
+    assert (store.folder / "new.raw").read_bytes() == expected
