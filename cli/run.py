@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from shlex import quote
 from typing import Any
 
 import click
@@ -278,8 +279,11 @@ def _tell_of_the_end(request: RunRequest, way: Way) -> None:
     if isinstance(way, MachinesDisks):
         for name in way.stays_behind:
             click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
-        lacking = [f"QEMU does not record what changes of {name} from now on: {why}" for name, why in way.unrecorded]
-        request.listener().tell(notes=[*way.told, *lacking])
+        recorded = [f"QEMU does not record what changes of {name} from now on: {why}" for name, why in way.unrecorded]
+        if way.begins_to_record:
+            drops = f"pybackup run {forget.OPTION} {quote(str(request.sources[0].what))}"
+            recorded.append(f"QEMU records from now on what changes, for the next backup; `{drops}` drops that")
+        request.listener().tell(notes=[*way.told, *recorded])
         warn(f"disk {name} was unplugged meanwhile; the archive holds it as it was before" for name in way.unplugged)
 
 

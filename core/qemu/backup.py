@@ -96,6 +96,11 @@ class QemuBackup(BackupJob):
         )
 
     @property
+    def begins_to_record(self) -> bool:
+        """Whether QEMU records changes of disks from now on, of which it did not before."""
+        return self._fleecing.begins_to_record
+
+    @property
     def unrecorded(self) -> Sequence[LeftOut]:
         """The disks of which QEMU does not record what changes since, although that was wanted."""
         return self._fleecing.unrecorded

@@ -66,12 +66,16 @@ class BitmapRequest:
     keeps_parent: bool = False
     superseded: frozenset[bytes] = frozenset()
 
+    def is_own(self, name: BitmapName) -> bool:
+        """Whether a bitmap is that of this run's archive. Others may have its uuid, where that was given."""
+        return (name.archive, name.created) == (self.archive, self.created)
+
     def is_superseded(self, name: BitmapName) -> bool:
         """Whether a bitmap is of no use when the archive is there. Those of other series are not ours to judge."""
-        if name.archive in self.superseded:
-            return True
-        if self.parent is None or name.archive == self.archive:
+        if self.is_own(name):
             return False
+        if self.parent is None or name.archive in self.superseded:
+            return name.archive in self.superseded
         if name.archive == self.parent.uuid:
             return not self.keeps_parent
         return name.archive in self.parent.ancestors or name.parent == self.parent.uuid
@@ -152,8 +156,8 @@ class DirtyBitmaps:
             one.base = found[str(name)]
         if (node.get("image") or {}).get("snapshots"):
             one.unrecorded = "its image has internal snapshots, to which QEMU does not revert while it records changes"
-        elif any(name.archive == self._request.archive and name.drive == one.disk.name for name in ours):
-            one.unrecorded = "QEMU has a record of an archive with the same uuid"
+        elif any(self._request.is_own(name) and name.drive == one.disk.name for name in ours):
+            one.unrecorded = "QEMU has a record of an archive with the same uuid and time"
         one.records = not one.unrecorded
 
     def _name_of_parent(self, disk: QemuDisk, ours: Iterable[BitmapName]) -> BitmapName | None:
@@ -217,6 +221,11 @@ class DirtyBitmaps:
     def why(self, number: int) -> str:
         """Why it is not known what has changed of a disk; empty if it is, or where the parent has no such drive."""
         return self._tracked[number].why
+
+    @property
+    def begins(self) -> bool:
+        """Whether there are disks whose changes are recorded now, and were not before."""
+        return any(one.records and one.base is None for one in self._tracked)
 
     @property
     def unrecorded(self) -> list[LeftOut]:

@@ -360,6 +360,11 @@ class Fleecing:
         return told
 
     @property
+    def begins_to_record(self) -> bool:
+        """Whether QEMU records changes of disks from now on, of which it did not before."""
+        return self._bitmaps is not None and self._bitmaps.begins
+
+    @property
     def unrecorded(self) -> Sequence[LeftOut]:
         """The disks of which QEMU does not record what changes since, although that was wanted."""
         return [] if self._bitmaps is None else self._bitmaps.unrecorded

@@ -60,6 +60,11 @@ class MachinesDisks:
         return self._job.unplugged if self._job is not None else ()
 
     @property
+    def begins_to_record(self) -> bool:
+        """Whether QEMU records changes of disks for the next backup, of which it did not before."""
+        return self._job is not None and self._job.begins_to_record
+
+    @property
     def unrecorded(self) -> Sequence[LeftOut]:
         """The disks of which QEMU does not record what changes for the next backup, although that was wanted."""
         return self._job.unrecorded if self._job is not None else ()
