@@ -49,6 +49,16 @@ class Qemu:
     def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         return self._with_monitor(lambda monitor: monitor.execute(command, arguments))
 
+    def qemu_io(self, *lines: str) -> None:
+        """What guests of a machine do, by a device and a command of qemu-io each."""
+
+        async def done(monitor: Monitor) -> None:
+            for line in lines:
+                said = await monitor.execute("human-monitor-command", {"command-line": f"qemu-io {line}"})
+                assert "rror" not in said, said
+
+        self._with_monitor(done)
+
     def knows(self, command: str, argument: str) -> bool:
         async def asked(monitor: Monitor) -> bool:
             return monitor.knows(command, argument)
