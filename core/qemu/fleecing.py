@@ -104,7 +104,7 @@ class Fleecing:
         if self._options.nbd_socket is None:
             await self._serve(handover)
         if self._bitmaps is not None:
-            await self._bitmaps.look(self.disks, [self._name(number) for number in range(len(self.disks))])
+            await self._look_at(self._bitmaps)
         await self._freeze(held)
         for number, disk in enumerate(self.disks):
             await self._export(number)
@@ -189,14 +189,25 @@ class Fleecing:
         That comes behind the backups, each of which keeps guests from writing until the transaction ends: a write
         between a bitmap's copy and the instant would be in neither.
         """
-        more = [] if self._bitmaps is None else self._bitmaps.actions()
-        if self._bitmaps is not None and more:
-            try:
-                await self._monitor.execute("transaction", {"actions": [*actions, *more]})
-                return
-            except RefusedError as error:
-                self._bitmaps.give_up(error.reason)
+        if self._bitmaps is not None and await self._transact_with(self._bitmaps, actions):
+            return
         await self._monitor.execute("transaction", {"actions": actions})
+
+    async def _transact_with(self, bitmaps: DirtyBitmaps, actions: list[dict[str, Any]]) -> bool:
+        """Whether it was done; somebody may have changed the bitmaps since we looked, so we look again."""
+        reason = ""
+        for _ in range(2):
+            try:
+                await self._monitor.execute("transaction", {"actions": [*actions, *bitmaps.actions()]})
+                return True
+            except RefusedError as error:
+                reason = error.reason
+                await self._look_at(bitmaps)
+        bitmaps.give_up(reason)
+        return False
+
+    async def _look_at(self, bitmaps: DirtyBitmaps) -> None:
+        await bitmaps.look(self.disks, [self._name(number) for number in range(len(self.disks))])
 
     def _freeze_action(self, name: str, disk: QemuDisk) -> dict[str, Any]:
         backup = {

@@ -198,6 +198,25 @@ def test_what_others_do_to_bitmaps_or_disks_is_noticed(tmp_path: Path, before: d
         assert "in use by something else" in night.disks["a"].why and night.disks["b"].changed == frozenset()
 
 
+def test_a_bitmap_that_goes_in_the_last_moment(tmp_path: Path, before: dict[str, bytes]) -> None:
+    with machine(tmp_path) as qemu:
+        series = Series(qemu)
+        series.night()
+
+        def removed() -> None:
+            qemu.ask("block-dirty-bitmap-remove", bitmap_of(qemu, "b"))
+
+        def at_once() -> None:
+            other = threading.Thread(target=removed)
+            other.start()
+            other.join()
+
+        night = series.night(just_before=at_once)
+        assert series.check() == {"a": 0, "b": -1, "c": 0} and night.said == []
+        series.night()
+        assert series.check() == {"a": 0, "b": 0, "c": 0}
+
+
 def test_disks_that_change_their_names_are_not_taken_for_each_other(tmp_path: Path, before: dict[str, bytes]) -> None:
     """The names of the parent's drives would fit, and so would the sizes."""
     need("qemu-img")
