@@ -16,7 +16,6 @@ from pybackup.cli.signals import end_event
 from pybackup.cli.version import VERSION
 from pybackup.core.endpoints.filled_targets import FilledTarget
 from pybackup.core.errors import CancelledError, PybackupError
-from pybackup.core.jobs.fill import FillJob
 from pybackup.core.live.control import ControlSocket
 from pybackup.core.live.recovering_server import RecoveringServer
 from pybackup.core.nbd.server import NbdServer
@@ -77,14 +76,15 @@ async def _serve(recovery: Recovery, serving: Serving, display: Display, stack: 
     filling = asyncio.create_task(recovery.job.run())
     stack.push_async_callback(end, [filling])
     listening.announce(quiet=serving.quiet)
-    async with beside(_show(recovery.job, filling, display)):
+    async with beside(_show(recovery, filling, display, quiet=serving.quiet)):
         await told_to_end.wait()
     notify("STOPPING=1")
     return numbers
 
 
-async def _show(job: FillJob, filling: asyncio.Task[None], display: Display) -> None:
+async def _show(recovery: Recovery, filling: asyncio.Task[None], display: Display, *, quiet: bool) -> None:
     """Show how far it is, and tell when all is there, or what keeps it from that."""
+    job = recovery.job
     display.start(job, "restore")
     try:
         while not filling.done():
@@ -95,6 +95,9 @@ async def _show(job: FillJob, filling: asyncio.Task[None], display: Display) -> 
         display.stop(job)
     if job.error is not None:
         warn([f"{with_advice(job.error)}; the disks are served on as long as their users can bear it"])
+    elif not quiet:
+        paths = " and ".join(target.path for target in recovery.targets.values())
+        say(f"pybackup: all is there of {paths}; it is served on until the end", err=True)
 
 
 def _outcome(recovery: Recovery, signals: list[int]) -> int:

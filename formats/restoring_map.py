@@ -44,6 +44,8 @@ MOST_PIECES = 128
 """In one record, which so takes 1 MiB at most."""
 RUNS_FOR_A_PIECE = PIECE_SIZE // _RUN.size
 """More runs than this take more space than a piece."""
+MOST_SEARCHED = 64 << 20
+"""Bytes behind the last record that are looked through for another one: a torn one has 1 MiB at most."""
 FILE, BLOCK = "file", "block"
 """Kinds of disks."""
 
@@ -190,7 +192,7 @@ def _check(presence: Presence, clusters: int, at: int) -> None:
 
 def _whole_behind(read: Callable[[int, int], bytes], at: int, size: int, map_id: bytes, number: int) -> int | None:
     """The offset of a whole record that comes after the end, which a torn one is not."""
-    for offset in range(at, size, ALIGNMENT):
+    for offset in range(at, min(size, at + MOST_SEARCHED), ALIGNMENT):
         found = _record_at(read, offset, size, map_id)
         if found is not None and found[0] >= number:
             return offset

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -49,8 +49,8 @@ _NEW = ".new"
 class PresenceFile:
     """The map of one disk, open; made by create() or open(). A PresenceRecord.
 
-    Fixed: path, header. Changing: the descriptor, where the next record goes, its number, how long the file may get,
-    and whether its name is durable; by one call at a time.
+    Fixed: path, header, and what ``when_removed`` does then. Changing: the descriptor, where the next record goes, its
+    number, how long the file may get, and whether its name is durable; by one call at a time.
     """
 
     def __init__(self, path: str, fd: int, header: RestoringHeader, executor: ThreadPoolExecutor | None = None) -> None:
@@ -59,6 +59,7 @@ class PresenceFile:
         self._fd = fd
         self._at, self._number, self._long = HEADER_SIZE, 0, LONG
         self._has_lasting_name = True
+        self.when_removed: Callable[[], object] = lambda: None
         self._calls = BlockingCalls(executor, threads=1)
 
     def fileno(self) -> int:
@@ -108,6 +109,13 @@ class PresenceFile:
         except BaseException:
             os.close(fd)
             raise
+
+    def is_current(self) -> bool:
+        """Whether the file that was opened still is the one under its name: whoever wrote it meanwhile made another."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.lstat(self.path))
+        except OSError:
+            return False
 
     def there(self) -> Iterator[tuple[int, int]]:
         """Runs of clusters (first, count) that are there, after open() (TargetError); up to a torn record."""
@@ -207,6 +215,7 @@ class PresenceFile:
             os.unlink(self.path)
         _sync_folder(self.path)
         self.close_unused()
+        self.when_removed()
 
     async def close(self) -> None:
         """Leave it as it is."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from pybackup.core.archive.identity import ArchiveIdentity, Reference
@@ -19,7 +20,7 @@ from pybackup.core.cow.copy_before_access import CopyBeforeAccess
 from pybackup.core.cow.presence_file import SUFFIX, PresenceFile
 from pybackup.core.device import BlockDevice
 from pybackup.core.devices.raw import RawDevice
-from pybackup.core.errors import Advice, RequestError, TargetError
+from pybackup.core.errors import Advice, BusyError, RequestError, TargetError
 from pybackup.core.images.probe import suffix_format
 from pybackup.core.places.kinds import LocalPath, TargetPlace
 from pybackup.core.sinks.output_place import OutputPlace, open_place
@@ -129,24 +130,17 @@ class _Opener:
     def resume(self, path: str, drive: DriveInfo, record: PresenceFile) -> FilledTarget:
         """Go on with what was begun (TargetError where the map is of something else)."""
         self._check_archive(record, drive)
-        there = record.there()
         path = os.path.realpath(path)
         is_file = record.header.kind == FILE
         if is_file and (not os.path.exists(path) or not os.path.getsize(path)):
             return self._begin_anew(path, drive, record)
         device = self._open(path)
+        if not record.is_current():  # before the disk was ours, its last user wrote it anew, or removed it
+            raise BusyError(f"{path} was in use until just now: try it again")
         if device.is_block_device == is_file or not _is_same_disk(device.fileno(), record.header):
             raise TargetError(f"{path} is not the disk that {record.path} belongs to: it was replaced, or is another")
         _check_size(device, drive, exactly=is_file)
-        filled = CopyBeforeAccess(
-            device,
-            self._sources[drive.name],
-            is_new=False,
-            record=record,
-            there=there,
-            keeps_reads=self._options.keeps_reads,
-        )
-        return FilledTarget(filled, path, record.path, is_resumed=True)
+        return self._filled(device, path, drive, record, there=record.there())
 
     def _check_archive(self, record: PresenceFile, drive: DriveInfo) -> None:
         told = record.header
@@ -201,7 +195,7 @@ class _Opener:
         if lies_in_memory(record.fileno()):
             record.remove_now()
             raise TargetError(f"{record.path} lies in memory, and would be lost with the power", advice=Advice.NAME_MAP)
-        return self._filled(device, path, drive, record, is_new=False)
+        return self._filled(device, path, drive, record)
 
     def _begin_file(self, path: str, drive: DriveInfo) -> FilledTarget:
         place = open_place(path)
@@ -251,12 +245,26 @@ class _Opener:
         return record
 
     def _filled(
-        self, device: RawDevice, path: str, drive: DriveInfo, record: PresenceFile, *, is_new: bool
+        self,
+        device: RawDevice,
+        path: str,
+        drive: DriveInfo,
+        record: PresenceFile,
+        *,
+        is_new: bool = False,
+        there: Iterable[tuple[int, int]] | None = None,
     ) -> FilledTarget:
+        """``there``: None for a disk that begins now."""
+        record.when_removed = partial(disk_identity.unmark, device.fileno())
         filled = CopyBeforeAccess(
-            device, self._sources[drive.name], is_new=is_new, record=record, keeps_reads=self._options.keeps_reads
+            device,
+            self._sources[drive.name],
+            is_new=is_new,
+            record=record,
+            there=there or (),
+            keeps_reads=self._options.keeps_reads,
         )
-        return FilledTarget(filled, path, record.path, is_resumed=False)
+        return FilledTarget(filled, path, record.path, is_resumed=there is not None)
 
     def _open(self, path: str) -> RawDevice:
         """The disk, locked and claimed (TargetError, BusyError)."""

@@ -15,6 +15,7 @@ from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.endpoints.filled_targets import FilledTarget, FillOptions, open_filled
 from pybackup.core.errors import BusyError, PybackupError, RequestError, TargetError
 from pybackup.core.places.kinds import LocalPath, NbdUri
+from pybackup.core.system.image_lock import ImageLock
 from pybackup.formats.vma import DriveInfo, Header
 
 DISKS = {"a": b"1" * 200_000, "b": b"2" * 65536}
@@ -159,3 +160,34 @@ async def _one(folder: Path, **options: Any) -> None:
     async with AsyncExitStack() as stack:
         plan = {DRIVES[0]: LocalPath(str(folder / "a.raw"))}
         await open_filled(plan, {"a": MemoryDevice(DISKS["a"])}, ARCHIVE, FillOptions(**options), stack)
+
+
+def test_a_map_that_was_written_anew_before_the_disk_was_ours_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(tmp_path, write_some)
+    taken = ImageLock.for_writing
+
+    def late(fd: int, name: str) -> ImageLock:
+        path = f"{name}.restoring"
+        os.rename(path, f"{path}.old")
+        Path(path).write_bytes(Path(f"{path}.old").read_bytes())
+        return taken(fd, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageLock, "for_writing", late)
+        with pytest.raises(BusyError, match="until just now"):
+            play(tmp_path)
+    play(tmp_path)
+
+
+def test_nothing_is_left_of_a_restore_that_is_complete(tmp_path: Path) -> None:
+    async def finish(targets: dict[str, FilledTarget]) -> None:
+        await bring_all(targets)
+        for target in targets.values():
+            await target.device.finish()
+
+    play(tmp_path, finish)
+    assert sorted(os.listdir(tmp_path)) == ["a.raw", "b.raw"]
+    assert not os.listxattr(tmp_path / "a.raw")
+    assert (tmp_path / "a.raw").read_bytes() == DISKS["a"]
