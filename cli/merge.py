@@ -18,9 +18,9 @@ from pybackup.cli.request import JobRequest, takes
 from pybackup.cli.running import run_in_loop, run_job, tell_report, threads_or_default, warn
 from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, LocalPath, NewArchivePlace
-from pybackup.core.runs.merge import Merge, MergeRequest, merge
+from pybackup.core.runs.merge import LEVEL, Merge, MergeRequest, merge
 from pybackup.core.sinks.stream import is_stream, own_descriptor
-from pybackup.formats.archive import DEFAULT_LEVEL, MAX_FRAME_SIZE, MIN_FRAME_SIZE
+from pybackup.formats.archive import MAX_FRAME_SIZE, MIN_FRAME_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +45,10 @@ class _Request(JobRequest):
 @click.option(
     "--level",
     type=Whole(1, 22),
-    default=DEFAULT_LEVEL,
+    default=LEVEL,
     show_default=True,
     metavar="N",
-    help="zstd's compression level for what has to be compressed anew.",
+    help="zstd's compression level for what has to be compressed anew: 1 is fast, 22 is small.",
 )
 @click.option(
     "--frame-size",

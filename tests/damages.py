@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import gzip
+import io
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import foreign_vma
 import zstandard
 from archives import Decoded, decode, encode, open_index, pool
+from merging import drives_of
 
 from pybackup.core.archive.by_index import DrivesByIndex
-from pybackup.core.archive.stream import Digests
+from pybackup.core.archive.chain_clusters import ChainClusters
+from pybackup.core.archive.identity import identity_of_index
+from pybackup.core.archive.index import NoIndexError
+from pybackup.core.archive.stream import ArchiveStream, Digests
+from pybackup.core.archive.view import ArchiveView
 from pybackup.core.errors import ArchiveError
+from pybackup.core.jobs.stream_clusters import StreamClusters
 from pybackup.core.jobs.walk import runs_of
 from pybackup.formats.vma_layout import CLUSTER_SIZE
 
 NOISE = random.Random(17)
+scanners = ThreadPoolExecutor(1, thread_name_prefix="test-scan")
 DISKS = {
     "scsi0": NOISE.randbytes(90_112) + bytes(199_680) + b"text" * 3840 + bytes(CLUSTER_SIZE * 70) + b"end".ljust(512),
     "vmstate": NOISE.randbytes(70_144),
@@ -150,6 +159,24 @@ def _serve(archive: bytes, guarded: bool) -> bool | None:
     return True
 
 
+def _merge(archive: bytes, guarded: bool) -> bool | None:
+    """By its index, where it has one, else from its beginning to its end."""
+    try:
+        index = open_index(archive)
+    except NoIndexError:
+        source = io.BytesIO(archive)
+        stream = ArchiveStream(lambda size: source.read(min(size, 1 << 20)), "test.vma", pool, digests=Digests.UNPROVEN)
+        drives = drives_of(StreamClusters(stream, scanners))
+        if not guarded or not stream.protects_data:
+            return stream.header.extent_digests is False
+    else:
+        identity = identity_of_index(index)
+        drives = drives_of(ChainClusters(ArchiveView([index]), [identity], pool, stop=lambda: None))
+    return {name: disk.rstrip(b"\0") for name, disk in drives.items()} == {
+        name: disk.rstrip(b"\0") for name, disk in DISKS.items()
+    }
+
+
 COMMANDS: dict[str, Callable[[bytes, bool], bool | None]] = {
     "verify": _verify,
     "restore": _restore,
@@ -157,6 +184,7 @@ COMMANDS: dict[str, Callable[[bytes, bool], bool | None]] = {
     "info": _info,
     "restore of one drive": _restore_one,
     "serve": _serve,
+    "merge": _merge,
 }
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import random
 
 import pytest
-import zstandard
 from archives import open_layer, pool
 from chains import Night, clusters_of, make_night
+from merging import drives_of
 
 from pybackup.core.archive.chain_clusters import ChainClusters
 from pybackup.core.archive.identity import identity_of_index
 from pybackup.core.archive.view import ArchiveView
 from pybackup.core.errors import ArchiveError
-from pybackup.formats.archive import CopiedFrame, ZeroRun
-from pybackup.formats.clusters import expand
-from pybackup.formats.vma_layout import BLOCK_SIZE, CLUSTER_SIZE
+from pybackup.formats.vma_layout import CLUSTER_SIZE
 
 NOISE = random.Random(8)
 
@@ -37,23 +35,7 @@ def merged(archives: list[bytes]) -> dict[str, bytes]:
     """The drives as a merge gives them, whole clusters (ArchiveError)."""
     indexes = [open_layer(archive, f"night-{number}.vma") for number, archive in enumerate(archives)]
     clusters = ChainClusters(ArchiveView(indexes), [identity_of_index(one) for one in indexes], pool, stop=lambda: None)
-    disks = {drive.drive_id: bytearray(drive.clusters * CLUSTER_SIZE) for drive in clusters.header.drives}
-    for part in clusters:
-        if isinstance(part, ZeroRun):
-            continue
-        if isinstance(part, CopiedFrame):
-            content = zstandard.ZstdDecompressor().decompress(bytes(part.frame.pieces[0]))
-            places = [(slot.drive_id, slot.first + step, slot.mask) for slot in part.slots for step in range(slot[2])]
-        else:
-            content = b"".join(bytes(one.buffer[one.start : one.end]) for run in part.runs for one in run.parts)
-            masks = [run.mask for run in part.runs for _ in range(run.clusters)]
-            places = [(part.drive_id, part.first + step, mask) for step, mask in enumerate(masks)]
-        for drive_id, cluster, mask in places:
-            size = mask.bit_count() * BLOCK_SIZE
-            disks[drive_id][cluster * CLUSTER_SIZE : (cluster + 1) * CLUSTER_SIZE] = expand(mask, content[:size])
-            content = content[size:]
-        assert not content
-    return {drive.name: bytes(disks[drive.drive_id]) for drive in clusters.header.drives}
+    return drives_of(clusters)
 
 
 def test_the_chain_itself_is_merged() -> None:
@@ -64,7 +46,7 @@ def test_the_chain_itself_is_merged() -> None:
 def test_a_flip_is_refused_or_harmless(which: int) -> None:
     archives = [night.archive for night in CHAIN]
     refused = 0
-    for at in range(len(archives[which])):
+    for at in range(which, len(archives[which]), 3):
         flipped = bytearray(archives[which])
         flipped[at] ^= 1 << NOISE.randrange(8)
         try:
@@ -74,7 +56,7 @@ def test_a_flip_is_refused_or_harmless(which: int) -> None:
             assert f"night-{which}.vma" in str(error), f"byte {at} of night-{which}: {error}"
             continue
         assert found == EXPECTED, f"byte {at} of night-{which}"
-    assert refused > len(archives[which]) // 2
+    assert refused > len(archives[which]) // 6
 
 
 def test_damage_names_archive_drive_and_clusters() -> None:

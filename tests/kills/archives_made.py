@@ -170,6 +170,30 @@ class ToFifo(ToStream):
         return self.is_whole(box, (box.folder / "got").read_bytes())
 
 
+class Merged(Archived):
+    """The archive is merged of a full one and a delta, which stay."""
+
+    def lay(self, box: Box) -> None:
+        raw(box)
+        box.call("run", "--quiet", *SAME, "a=a.img", "base.vma.zst")
+        box.put("a.img", disk(1)[:300_000] + disk(2)[300_000:])
+        box.source("a.img")
+        box.call("run", "--quiet", *SAME, "--base", "base.vma.zst", "a=a.img", "night.vma.zst")
+        for name in ("base.vma.zst", "night.vma.zst"):
+            box.source(name)
+        box.call("merge", "--quiet", "night.vma.zst", "x.vma.zst")
+        box.wanted = box.content("x.vma.zst")
+        assert box.wanted is not None
+        assert decode(box.wanted).drives["a"] == box.content("a.img")
+
+    def command(self, box: Box, *, again: bool = False) -> list[str]:
+        force = ["--force"] if self._old is not None or (again and box.path("x.vma.zst").exists()) else []
+        return [PYBACKUP, "merge", "--quiet", *self._options, *force, "night.vma.zst", "x.vma.zst"]
+
+    def again(self, box: Box) -> None:
+        Situation.again(self, box)
+
+
 class ToStore(Archived):
     """The archive is an object; what a killed run has sent is aborted by the next one."""
 
@@ -217,4 +241,6 @@ ARCHIVES = [
     ToStream("run-stdout"),
     ToFifo("run-fifo"),
     ToStore("run-s3"),
+    Merged("merge"),
+    Merged("merge-force-verify", raw, "--verify", old=OLD),
 ]

@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import plain_vma
 import zstandard
-from archives import decode, open_index
+from archives import decode, open_index, open_layer
 from chains import Disks, Night, make_night
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from property.test_histories import history
 
 from pybackup.core.archive.chain_clusters import ChainClusters
 from pybackup.core.archive.identity import identity_of_index
+from pybackup.core.archive.index import ArchiveIndex
 from pybackup.core.archive.view import ArchiveView
 from pybackup.core.archive.writer import ArchiveWriter
 from pybackup.core.jobs.merge import MergeJob
@@ -49,14 +51,17 @@ class Memory:
         self.content.clear()
 
 
-def merge(chain: Sequence[Night], *, level: int = 1, frame_size: int = 1 << 16) -> tuple[bytes, MergeJob]:
+def indexes_of(chain: Sequence[Night]) -> list[ArchiveIndex]:
+    return [night.index(f"night-{number}.vma") for number, night in enumerate(chain)]
+
+
+def merge(indexes: Sequence[ArchiveIndex], *, frame_size: int = 1 << 16) -> tuple[bytes, MergeJob]:
     """The archive merged of a chain, newest first."""
-    indexes = [night.index(f"night-{number}.vma") for number, night in enumerate(chain)]
     clusters = ChainClusters(ArchiveView(indexes), [identity_of_index(one) for one in indexes], pool, stop=lambda: None)
     newest = clusters.header
     header = Header(newest.uuid, newest.created, newest.drives, newest.configs)
     sink = Memory()
-    encoder = ArchiveEncoder(header, level=level, frame_size=frame_size)
+    encoder = ArchiveEncoder(header, level=1, frame_size=frame_size)
     job = MergeJob(clusters, ArchiveWriter(encoder, sink, pool, threads=2))
     asyncio.run(job.run())
     assert sink.committed
@@ -130,10 +135,10 @@ def check(archive: bytes, disks: Disks) -> None:
     assert {drive.name: found[drive.drive_id] for drive in opened.header.drives} == dict(disks)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(chain=nights(), frame_size=st.sampled_from([1 << 16, 1 << 18]))
 def test_a_merged_archive_is_the_newest_night(chain: list[Night], frame_size: int) -> None:
-    archive, job = merge(chain, frame_size=frame_size)
+    archive, job = merge(indexes_of(chain), frame_size=frame_size)
     check(archive, chain[0].disks)
     assert job.progress.done == job.progress.size
     identity = identity_of_index(open_index(archive))
@@ -145,16 +150,25 @@ def test_a_merged_archive_is_the_newest_night(chain: list[Night], frame_size: in
     assert identity.about["sources"] == newest.about["sources"]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 6), st.sampled_from([1 << 16, 1 << 18]))
+def test_what_incremental_backups_make_of_disks(seed: int, nights: int, frame_size: int) -> None:
+    found = history(random.Random(seed), nights, frame_size)
+    first = max(number for number, night in enumerate(found) if not open_layer(night.archive, "x").header.is_delta)
+    archive, _ = merge([open_layer(night.archive, night.name) for night in reversed(found[first:])])
+    check(archive, found[-1].disks)
+
+
+@settings(max_examples=8, deadline=None)
 @given(chain=nights(), seed=st.integers(0, 1 << 30))
 def test_a_merged_archive_is_the_parent_that_the_newest_was(chain: list[Night], seed: int) -> None:
     dice = random.Random(seed)
     later = make_night({name: _written(dice, disk) for name, disk in chain[0].disks.items()}, chain[0], seed=99)
-    archive, _ = merge(chain)
+    archive, _ = merge(indexes_of(chain))
     reference = identity_of_index(later.index()).parent
     merged = Night(archive, chain[0].disks, chain[0].uuid)
-    again, _ = merge([later, merged])
+    again, _ = merge(indexes_of([later, merged]))
     check(again, later.disks)
     assert reference is not None and identity_of_index(open_index(archive)).answers(reference)
-    twice, _ = merge([merged])
+    twice, _ = merge(indexes_of([merged]))
     assert identity_of_index(open_index(twice)).answers(reference)
