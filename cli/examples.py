@@ -107,6 +107,12 @@ EXAMPLES: dict[str, dict[str, str]] = {
             "ssh pve cat /var/lib/vz/dump/vzdump-qemu-100.vma.zst \\\n    | pybackup merge - vm100.vma.zst"
         ),
     },
+    "mount": {
+        "Look into a backup, and copy the disk out": (
+            "mkdir m\npybackup mount --background vm1.vma.zst m\ncp --sparse=always m/scsi0.raw .\nfusermount3 -u m"
+        ),
+        "All nights in a folder, or in a bucket": "pybackup mount /backups m\npybackup mount s3://backups/vm1/ m",
+    },
     "serve": {
         "Two disks, to be used over NBD and backed up meanwhile": (
             "pybackup serve --control /run/vm/control.sock \\\n"

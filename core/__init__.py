@@ -20,6 +20,7 @@ The rooms, each of which imports only from those below it (`make lint` holds the
     runs        a whole backup, or restore: the course that each takes, and the ways in which disks are come by
     history     many archives: which belong together, which are kept, and the removal of the rest
     live        a server of disks in use: its backups, its control socket, and the client of both
+    mount       archives as files, through FUSE
     qemu        the disks of a running QEMU, over its monitor
     jobs        backup, restore, verify, compare: what all jobs have, and each one
     endpoints   what a user names at either end, opened: sources, restore targets

@@ -155,6 +155,14 @@ class Chain:
     stop: Callable[[], None]
 
 
+def not_seekable(archive: HistoryPlace) -> ArchiveError:
+    """What there is to say of an archive without an index, where one is needed."""
+    return ArchiveError(
+        f"{archive} has no index (it is another program's, plain, or was cut off), so its drives cannot be read at"
+        " random; `pybackup merge` makes an archive with one of it, and `pybackup restore` reads it through"
+    )
+
+
 @contextmanager
 def open_chain(archive: HistoryPlace, search: ParentSearch | None = None) -> Iterator[Chain]:
     """An archive with all that it needs (ArchiveError; NoIndexError where it has no index)."""
