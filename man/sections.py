@@ -138,7 +138,7 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
         *("pybackup-run/1", "pybackup-verify/1", "pybackup-archive/5", "pybackup-proxmox/7", "pybackup-stores/7"),
     ),
     "serve": ("pybackup-ctl/1", "pybackup-run/1", "pybackup-control/7", "pybackup-images/7", "pybackup-live/7"),
-    "mount": ("pybackup-restore/1", "pybackup-serve/1", "pybackup-recover/7", "pybackup-stores/7", "fusermount3/1"),
+    "mount": ("pybackup-restore/1", "pybackup-serve/1", "pybackup-recover/7", "pybackup-stores/7"),
     "keygen": ("pybackup-run/1", "pybackup-restore/1", "pybackup-secrets/7"),
     "ctl": ("pybackup-serve/1", "pybackup-run/1", "pybackup-control/7", "pybackup-live/7"),
     "completion": (),

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from pybackup.core.errors import ArchiveError, RequestError
+from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import ArchivePlace
 from pybackup.formats.vma import Header
 
-from .chain import ParentSearch, open_chain
+from .chain import ParentSearch, not_seekable, open_chain
 from .drive import ArchiveDrive
 from .identity import ArchiveIdentity
 from .index import NoIndexError
@@ -47,10 +47,7 @@ def open_disks(place: ArchivePlace, search: ParentSearch | None = None) -> Archi
         try:
             chain = stack.enter_context(open_chain(place, search))
         except NoIndexError:
-            raise ArchiveError(
-                f"{place} has no index (it is another program's, plain, or was cut off), so its drives cannot be"
-                " read at random; `pybackup restore` reads it through"
-            ) from None
+            raise not_seekable(place) from None
         threads = stack.enter_context(ThreadPoolExecutor(READERS, thread_name_prefix="pybackup-archive"))
         # Stopped before the threads are waited for, which a store that does not answer would keep.
         stack.callback(chain.stop)

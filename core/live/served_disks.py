@@ -8,14 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-<<<<<<< HEAD
 from pybackup.core.archive.chain import ParentSearch
 from pybackup.core.archive.open_disks import open_disks
-=======
-from pybackup.core.archive.chain import ParentSearch, not_seekable, open_chain
-from pybackup.core.archive.drive import ArchiveDrive
-from pybackup.core.archive.index import NoIndexError
->>>>>>> ed30140 (pybackup mount: archives, chains and whole places as files, through FUSE)
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.cow.presence_file import refuse_incomplete
 from pybackup.core.device import BlockDevice
@@ -246,26 +240,9 @@ def _evidence(what: str) -> str | None:
 
 
 def _open_archive(place: LocalPath | StoreUrl, search: ParentSearch | None) -> dict[str, ServedDisk]:
-<<<<<<< HEAD
     opened = open_disks(place, search)
     disks = {name: ServedDisk(drive, drive.close, name) for name, drive in opened.drives.items()}
     # The last to be closed is the first.
     first = next(iter(disks))
     disks[first] = replace(disks[first], close=opened.close)
-=======
-    with ExitStack() as stack:
-        try:
-            chain = stack.enter_context(open_chain(place, search))
-        except NoIndexError:
-            raise not_seekable(place) from None
-        threads = stack.enter_context(ThreadPoolExecutor(READERS, thread_name_prefix="pybackup-archive"))
-        # Stopped before the threads are waited for, which a store that does not answer would keep.
-        stack.callback(chain.stop)
-        opened = stack.pop_all()
-    disks = {}
-    for number, info in enumerate(chain.view.header.drives):
-        drive = ArchiveDrive(chain.view, info, threads)
-        # The last to be closed is the first.
-        disks[info.name] = ServedDisk(drive, _closer(drive, None if number else opened), info.name)
->>>>>>> ed30140 (pybackup mount: archives, chains and whole places as files, through FUSE)
     return disks
