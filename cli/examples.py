@@ -60,7 +60,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "A second key, for the safe": "pybackup keygen > paper.txt",
     },
     "verify": {
-        "Archives of a folder, with a line for each": "pybackup verify -v /backups/*.vma.zst",
+        "All archives of a folder, with a line for each": "pybackup verify -v /backups",
+        "Those that were not read for a month; a twentieth of each, at random": (
+            "pybackup verify --older-than 30d /backups\npybackup verify --sample 5% s3://backups/vm1/"
+        ),
         "An archive in an object store, and the archive inside as any zstd gives it": (
             "pybackup verify s3://backups/vm1.vma.zst\nzstd -dc vm1.vma.zst | pybackup verify -"
         ),

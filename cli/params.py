@@ -22,6 +22,7 @@ else:
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE | re.ASCII)
+_PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", re.IGNORECASE)
 
 
@@ -68,6 +69,21 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise ValueError(f"{text!r} is not a duration; write for example 90, 90s, 10m or 2h")
     return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+class Percent(_DurationType):
+    """A share of something: 5%."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """From above 0 to 1."""
+        if isinstance(value, float):
+            return value
+        match = _PERCENT.fullmatch(str(value).strip())
+        if match is None or not 0 < float(match[1]) <= 100:
+            self.fail(f"{value!r} is not a share; write for example 5% or 0.5%", param, ctx)
+        return float(match[1]) / 100
 
 
 class Duration(_DurationType):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import archive_place
 from pybackup.cli.numbers import counted, duration, short
 from pybackup.cli.options import job_options, json_option, key_options, parents_option, threads_option
-from pybackup.cli.params import PlainPath
+from pybackup.cli.params import Duration, Percent, PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
 from pybackup.cli.request import JobRequest, takes
@@ -24,18 +25,20 @@ from pybackup.core.archive.chain import Link, ParentSearch
 from pybackup.core.archive.damage import Damage
 from pybackup.core.archive.open import open_archive
 from pybackup.core.archive.stream import ArchiveStream
-from pybackup.core.errors import ArchiveError, ExitCode, NoKeyError
+from pybackup.core.errors import ArchiveError, ExitCode, NoKeyError, RequestError
 from pybackup.core.jobs.verify import VerifyJob
-from pybackup.core.places.kinds import ArchivePlace, HistoryPlace, LocalPath, StoreUrl
+from pybackup.core.places.kinds import BUCKET_SCHEMES, ArchivePlace, HistoryPlace, LocalPath, StoreUrl
 from pybackup.core.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Request(JobRequest):
+class VerifyRequest(JobRequest):
     """What was asked of `verify`."""
 
     archives: Sequence[ArchivePlace]
     with_chain: bool
+    sample: float | None
+    older_than: float | None
     parents: Sequence[HistoryPlace]
     threads: int | None
     as_json: bool
@@ -47,18 +50,35 @@ class _Request(JobRequest):
 @click.option(
     "--chain", "with_chain", is_flag=True, help="Of a delta verify all archives too that it needs, each once."
 )
+@click.option(
+    "--sample",
+    type=Percent(),
+    default=None,
+    metavar="PERCENT",
+    help="Read only so much of what each archive stores, at random: it proves that much, and no more.",
+)
+@click.option(
+    "--older-than",
+    type=Duration(),
+    default=None,
+    metavar="DURATION",
+    help="Of the archives of a folder only those of which not all was read, and found sound, within DURATION.",
+)
 @parents_option
 @threads_option
 @json_option
 @job_options
-@takes(_Request)
-def command(request: _Request) -> int:
+@takes(VerifyRequest)
+def command(request: VerifyRequest) -> int:
     """Read everything of one or more archives and prove that they are sound.
 
     Checked are the zstd checksums, the MD5s, the digests of extents and clusters, the index and the seek table, and
     that every cluster of every drive is there exactly once. Damage is listed with drive, clusters and bytes.
     ARCHIVE may be - for the standard input, or a URL. Of a delta, which holds only what changed since its parent,
     the indexes of the archives that it needs must have every cluster that it lacks; --chain reads these archives too.
+
+    Of a folder, or a URL that ends in a slash, all archives are verified, those first that were not for the longest
+    time. When that was is remembered there, in .pybackup-verified, so that --older-than, or --sample, goes round.
 
     Of an archive of another program, which carries no checksum of its data (a plain VMA, or zstd without checksums),
     only the structure can be sound: what flipped in the data, nobody can see. That is told, and "protected" is then
@@ -69,9 +89,18 @@ def command(request: _Request) -> int:
     tracer = request.tracer()
     code = 0
     waiting, seen = list(request.archives), set(request.archives)
+    if request.older_than is not None and not any(map(is_shelf, waiting)):
+        raise RequestError("--older-than goes with a folder of archives, where it is remembered what was verified when")
     while waiting:
-        of_one, needed = _verify_one(waiting.pop(0), request, tracer)
-        code = min(code, of_one, key=_WORST.index)
+        archive = waiting.pop(0)
+        if is_shelf(archive) or request.sample is not None:
+            from pybackup.cli.verify_shelf import verify_sample, verify_shelf
+
+            verify = verify_shelf if is_shelf(archive) else verify_sample
+            code = worst(code, verify(archive, request, tracer))
+            continue
+        of_one, needed = verify_one(archive, request, tracer)
+        code = worst(code, of_one)
         if request.with_chain:
             waiting[:0] = [place for place in needed if place not in seen]
             seen.update(needed)
@@ -82,7 +111,22 @@ _WORST = (int(ExitCode.ARCHIVE), int(ExitCode.NO_KEY), int(ExitCode.DONE))
 """Of several archives the worst counts: one that is damaged, then one of which nothing could be proved."""
 
 
-def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> tuple[int, list[HistoryPlace]]:
+def worst(*codes: int) -> int:
+    """The exit code that counts."""
+    return min(codes, key=_WORST.index)
+
+
+def is_shelf(place: ArchivePlace) -> bool:
+    """Whether it is where archives lie: a folder, or a URL that ends in a slash, or is a bucket alone."""
+    if isinstance(place, LocalPath):
+        return os.path.isdir(place.path)
+    if not isinstance(place, StoreUrl):
+        return False
+    rest = place.url.partition("://")[2]
+    return place.url.endswith("/") or (place.scheme in BUCKET_SCHEMES and not rest.partition("/")[2])
+
+
+def verify_one(archive: ArchivePlace, request: VerifyRequest, trace: Trace) -> tuple[int, list[HistoryPlace]]:
     """The exit code, and the archives that it needs."""
     as_json = request.as_json
     needed: list[Link] = []
@@ -100,9 +144,9 @@ def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> tuple
         say(f"pybackup: {with_advice(error)}: nothing is proved", err=True)
         return int(ExitCode.NO_KEY), []
     except ArchiveError as error:
-        _report(str(archive), [Damage(with_advice(error))], as_json)
+        report(str(archive), [Damage(with_advice(error))], as_json)
         return int(ExitCode.ARCHIVE), []
-    _report(str(archive), job.damage, as_json, stream, needed)
+    report(str(archive), job.damage, as_json, stream, needed)
     if not job.damage and not as_json and not request.quiet:
         with_it = f", with {counted(len(needed), 'archive')} that it needs" if needed else ""
         index = "" if stream.has_seek_table else ", without an index"
@@ -118,7 +162,7 @@ def _verify_one(archive: ArchivePlace, request: _Request, trace: Trace) -> tuple
     return int(ExitCode.ARCHIVE) if job.damage else 0, [link.place for link in needed]
 
 
-def _ancestors(archive: ArchivePlace, request: _Request) -> list[Link]:
+def _ancestors(archive: ArchivePlace, request: VerifyRequest) -> list[Link]:
     """What a delta needs, which has every cluster that it lacks (ArchiveError)."""
     if not isinstance(archive, LocalPath | StoreUrl):
         raise ArchiveError(
@@ -133,7 +177,7 @@ def _unreadable(stream: ArchiveStream) -> Any:
     return (stream.about or {}).get("unreadable")
 
 
-def _report(
+def report(
     name: str, damage: list[Damage], as_json: bool, stream: ArchiveStream | None = None, needed: Sequence[Link] = ()
 ) -> None:
     not_listed = stream.not_listed if stream else 0

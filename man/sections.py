@@ -75,6 +75,7 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
 """Of every command what it takes from its environment, or gives to its children."""
 
 FILES: dict[str, dict[str, str]] = {
+    "verify": {".pybackup-verified": "In a folder of archives: which of them were verified, and when."},
     "run": {
         ".NAME.partial": "Beside ARCHIVE: what it is until it is complete. What a killed run leaves, the next one"
         " removes.",
@@ -128,7 +129,7 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
             "pybackup-stores/7",
         ),
     ),
-    "verify": ("pybackup-run/1", "pybackup-compare/1", "pybackup-archive/5", "pybackup-stores/7"),
+    "verify": ("pybackup-run/1", "pybackup-list/1", "pybackup-compare/1", "pybackup-archive/5", "pybackup-stores/7"),
     "info": ("pybackup-config/1", "pybackup-verify/1", "pybackup-archive/5", "pybackup-stores/7"),
     "list": ("pybackup-info/1", "pybackup-prune/1", "pybackup-verify/1", "pybackup-stores/7"),
     "prune": ("pybackup-list/1", "pybackup-run/1", "pybackup-stores/7", "pybackup-unattended/7"),

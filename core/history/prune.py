@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -215,7 +216,7 @@ class Prune:
     def _verify(self, entry: Entry) -> bool:
         assert self._tools is not None
         is_sound = self._tools.verify(entry.listed.place)
-        self._record.note(entry, sound=is_sound, now=self._wishes.now)
+        self._record.note(entry, sound=is_sound, now=time.time())
         if is_sound and entry.identity is not None and entry.identity.digest is not None:
             self._trusted.add(entry.identity.digest)
         return is_sound
