@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from shlex import quote
 from urllib.parse import unquote
 
@@ -24,6 +23,8 @@ def _place(extra: str) -> str:
 
     No name stands there that a package index may know: whose package it would fetch, nobody can tell.
     """
+    from importlib.metadata import PackageNotFoundError, distribution  # takes longer to load than all of ours here
+
     clone = "."
     with contextlib.suppress(PackageNotFoundError, ValueError, TypeError, KeyError):
         told = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
