@@ -7,6 +7,7 @@ opened before anything is read whose place is counted from the end.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .age_header import hkdf
 from .buffer import Buffer
@@ -28,19 +29,30 @@ class PayloadKey:
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-        self._cipher = ChaCha20Poly1305(hkdf(file_key, nonce, b"payload"))
+        self._cipher: Any = ChaCha20Poly1305(hkdf(file_key, nonce, b"payload"))
+        # Older versions of the package have no way into memory that is there.
+        self._has_into = hasattr(self._cipher, "encrypt_into")
         self._wrong = InvalidTag
 
     def seal(self, number: int, content: Buffer, *, is_last: bool) -> bytes:
         """A chunk, by its number from 0 on."""
-        return self._cipher.encrypt(_nonce(number, is_last), content, None)
+        sealed: bytes = self._cipher.encrypt(_nonce(number, is_last), content, None)
+        return sealed
+
+    def seal_into(self, number: int, content: Buffer, sealed: memoryview, *, is_last: bool) -> None:
+        """The same, into memory of its size: nothing is allocated for it."""
+        if self._has_into:
+            self._cipher.encrypt_into(_nonce(number, is_last), content, None, sealed)
+        else:
+            sealed[:] = self.seal(number, content, is_last=is_last)
 
     def open(self, number: int, sealed: Buffer, *, is_last: bool) -> bytes | None:
         """What is in a chunk; None where it is not what was sealed as that."""
         if len(sealed) < TAG_SIZE or (is_last and number and len(sealed) == TAG_SIZE):
             return None
         try:
-            return self._cipher.decrypt(_nonce(number, is_last), sealed, None)
+            content: bytes = self._cipher.decrypt(_nonce(number, is_last), sealed, None)
+            return content
         except self._wrong:
             return None
 

@@ -14,9 +14,8 @@ from pybackup.core.secrets.keys import Keys
 from pybackup.formats.age_header import VERSION_LINE, looks_encrypted, parse_header
 from pybackup.formats.age_payload import NONCE_SIZE, SEALED, TAG_SIZE, PayloadKey
 from pybackup.formats.errors import FormatError
-from pybackup.formats.zstd_seekable import ByteFeed
 
-from .encrypted_file import chunk_is_wrong, end_is_wrong, header_is_wrong, refuse_armor
+from .encrypted_file import HEAD, chunk_is_wrong, end_is_wrong, header_is_wrong, refuse_armor
 from .read_ahead import Sized, in_order
 
 BATCH = 16
@@ -26,7 +25,6 @@ AHEAD, AHEAD_SIZE = 3, 8 << 20
 """Batches ahead of the one that is used, and bytes that they may take."""
 LOOK = len(VERSION_LINE)
 """Bytes by which an encrypted file is known."""
-LONGEST_READ = 1 << 20
 
 
 class _Opened(NamedTuple):
@@ -77,26 +75,25 @@ class Unsealed:
         self._start = start
         if looks_encrypted(start):
             refuse_armor(start)
-            self._opened = self._chunks(ByteFeed(self._from_start(start), chunk=LONGEST_READ))
-
-    def _from_start(self, start: bytes) -> Callable[[int], bytes]:
-        waiting = [start]
-        return lambda at_most: waiting.pop() if waiting else self._source(at_most)
+            self._opened = self._chunks(start)
 
     def _read_opened(self, opened: Iterator[_Opened], at_most: int) -> bytes:
         while not self._rest:
             one = next(opened, None)
             if one is None:
                 return b""
-            self._rest = memoryview(one.content)
             self.lost += one.wrong
+            if len(one.content) <= at_most and one.content:
+                return one.content
+            self._rest = memoryview(one.content)
         part, self._rest = self._rest[:at_most], self._rest[at_most:]
         return bytes(part)
 
-    def _chunks(self, feed: ByteFeed) -> Iterator[_Opened]:
-        key = self._payload_key(feed)
+    def _chunks(self, start: bytes) -> Iterator[_Opened]:
+        """What is in the chunks of a file that begins so."""
+        key, offset, rest = self._payload_key(start)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="pybackup-decrypt")
-        for opened in in_order(self._pool, self._batches(feed, key), AHEAD, AHEAD_SIZE):
+        for opened in in_order(self._pool, self._batches(key, offset, rest), AHEAD, AHEAD_SIZE):
             if opened.wrong and not self._tolerant:
                 # What is sound in front of the damage comes first, and then nothing.
                 yield opened._replace(wrong=[])
@@ -105,33 +102,44 @@ class Unsealed:
             if opened.is_end:
                 return
 
-    def _payload_key(self, feed: ByteFeed) -> PayloadKey:
-        size = 0
+    def _payload_key(self, start: bytes) -> tuple[PayloadKey, int, bytes]:
+        """(the key, where the chunks begin, what was read of them)."""
         header = None
+        size = 0
         while header is None:
-            head = feed.peek(size := size + (16 << 10))
+            size += HEAD
+            start = self._whole(size, start)
             try:
-                header = parse_header(bytes(head), is_all=len(head) < size)
+                header = parse_header(start, is_all=len(start) < size)
             except FormatError as error:
                 raise header_is_wrong(error) from None
-        feed.take(header.size)
         file_key = self._keys.file_key(header, self._name)
-        if len(nonce := feed.peek(NONCE_SIZE)) < NONCE_SIZE:
-            raise FormatError("it was cut short", feed.offset + len(nonce))
-        return PayloadKey(file_key, bytes(feed.take(NONCE_SIZE)))
+        offset = header.size + NONCE_SIZE
+        start = self._whole(offset, start)
+        if len(start) < offset:
+            raise FormatError("it was cut short", len(start))
+        return PayloadKey(file_key, start[header.size : offset]), offset, start[offset:]
 
-    def _batches(self, feed: ByteFeed, key: PayloadKey) -> Iterator[Sized]:
+    def _whole(self, size: int, start: bytes = b"") -> bytes:
+        """``size`` bytes, which begin with what is there already; fewer only at the end of the file."""
+        parts, missing = [start], size - len(start)
+        while missing > 0 and (more := self._source(missing)):
+            parts.append(more)
+            missing -= len(more)
+        return b"".join(parts) if len(parts) > 2 or start else parts[-1]
+
+    def _batches(self, key: PayloadKey, offset: int, rest: bytes) -> Iterator[Sized]:
+        """One batch is held back: only what follows tells whether it is the last."""
         number = 0
+        batch = self._whole(BATCH * SEALED, rest)
         while True:
-            offset = feed.offset
-            window = feed.peek(BATCH * SEALED + 1)
-            is_end = len(window) <= BATCH * SEALED
-            sealed = feed.take(min(len(window), BATCH * SEALED))
-            call = partial(_open, key, number, sealed, offset, is_end=is_end, tolerant=self._tolerant)
-            yield Sized(2 * len(sealed), call)
+            follows = self._whole(BATCH * SEALED)
+            is_end = not follows
+            call = partial(_open, key, number, memoryview(batch), offset, is_end=is_end, tolerant=self._tolerant)
+            yield Sized(2 * len(batch), call)
             if is_end:
                 return
-            number += BATCH
+            number, offset, batch = number + BATCH, offset + len(batch), follows
 
 
 def _open(key: PayloadKey, number: int, sealed: memoryview, offset: int, *, is_end: bool, tolerant: bool) -> _Opened:
@@ -139,11 +147,11 @@ def _open(key: PayloadKey, number: int, sealed: memoryview, offset: int, *, is_e
     parts: list[bytes] = []
     wrong: list[FormatError] = []
     for at in range(0, max(1, len(sealed)), SEALED):
-        one = bytes(sealed[at : at + SEALED])
+        one = sealed[at : at + SEALED]
         is_last = is_end and at + SEALED >= len(sealed)
         content = key.open(number, one, is_last=is_last)
         if content is None:
-            error, content = _wrong(key, number, one, offset + at, is_last=is_last)
+            error, content = _wrong(key, number, bytes(one), offset + at, is_last=is_last)
             wrong.append(error)
             if isinstance(error, _EndsEarlyError) or not tolerant:
                 return _Opened(b"".join((*parts, content or b"")), wrong, is_end=True)

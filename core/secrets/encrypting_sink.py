@@ -18,7 +18,7 @@ from pybackup.core.sinks import Sink
 from pybackup.core.tasks import end
 from pybackup.formats.age_header import FILE_KEY_SIZE, Stanza, encode_header
 from pybackup.formats.age_keys import Passphrase, Recipient
-from pybackup.formats.age_payload import CHUNK, NONCE_SIZE, PayloadKey
+from pybackup.formats.age_payload import CHUNK, NONCE_SIZE, SEALED, TAG_SIZE, PayloadKey
 from pybackup.formats.errors import FormatError
 
 from .keys import missing_package
@@ -73,10 +73,10 @@ class EncryptingSink:
         self._file_key = os.urandom(FILE_KEY_SIZE)
         self._nonce = os.urandom(NONCE_SIZE)
         self._key = PayloadKey(self._file_key, self._nonce)
-        self._open = bytearray(BATCH)
+        self._open = _Batch()
         self._used = self._number = 0
-        self._free: list[bytearray] = []
-        self._under_way: deque[asyncio.Future[tuple[bytearray, list[bytes]]]] = deque()
+        self._free: list[_Batch] = []
+        self._under_way: deque[asyncio.Future[tuple[_Batch, int]]] = deque()
         self._is_sealed = False
 
     @property
@@ -99,7 +99,7 @@ class EncryptingSink:
                 if self._used == BATCH:
                     await self._pass_on(is_end=False)
                 part = rest[: BATCH - self._used]
-                self._open[self._used : self._used + len(part)] = part
+                self._open.content[self._used : self._used + len(part)] = part
                 self._used += len(part)
                 rest = rest[len(part) :]
 
@@ -107,17 +107,17 @@ class EncryptingSink:
         """Have the open batch encrypted, and open another. A full one waits until it is known whether it is the end."""
         await self._settle(MOST_AHEAD - 1)
         batch, used, number = self._open, self._used, self._number
-        self._open = self._free.pop() if self._free else bytearray(BATCH)
+        self._open = self._free.pop() if self._free else _Batch()
         self._used, self._number = 0, number + -(-used // CHUNK)
         sealing = self._pool.submit(_seal, self._key, number, batch, used, is_end)
         self._under_way.append(asyncio.wrap_future(sealing))
 
     async def _settle(self, most: int) -> None:
         while len(self._under_way) > most:
-            batch, sealed = await self._under_way[0]
+            batch, size = await self._under_way[0]
             self._under_way.popleft()
+            await self._sink.write([memoryview(batch.sealed)[:size]])
             self._free.append(batch)
-            await self._sink.write(sealed)
 
     async def seal(self) -> None:
         """That was all: write the rest, and the end that says so."""
@@ -138,11 +138,20 @@ class EncryptingSink:
         await self._sink.abort()
 
 
-def _seal(key: PayloadKey, number: int, batch: bytearray, used: int, is_end: bool) -> tuple[bytearray, list[bytes]]:
-    """(the batch, which can be used again; its chunks)."""
-    view = memoryview(batch)
-    sealed: list[bytes] = []
+class _Batch:
+    """Memory for chunks in a row, used again and again: as they came, and as they go."""
+
+    def __init__(self) -> None:
+        self.content, self.sealed = bytearray(BATCH), bytearray(BATCH // CHUNK * SEALED)
+
+
+def _seal(key: PayloadKey, number: int, batch: _Batch, used: int, is_end: bool) -> tuple[_Batch, int]:
+    """Encrypt a batch, ``used`` bytes of which are there; (it, the bytes that it has become)."""
+    content, sealed = memoryview(batch.content), memoryview(batch.sealed)
+    size = 0
     for at in range(0, max(1, used), CHUNK):
         end = min(at + CHUNK, used)
-        sealed.append(key.seal(number + at // CHUNK, view[at:end], is_last=is_end and end == used))
-    return batch, sealed
+        chunk = sealed[size : size + end - at + TAG_SIZE]
+        key.seal_into(number + at // CHUNK, content[at:end], chunk, is_last=is_end and end == used)
+        size += len(chunk)
+    return batch, size
