@@ -12,7 +12,7 @@ import click
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import history_place
 from pybackup.cli.numbers import counted, short
-from pybackup.cli.options import json_option
+from pybackup.cli.options import json_option, key_options
 from pybackup.cli.params import PlainPath
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
@@ -30,6 +30,7 @@ LAST_TIME = 253402300799
 
 @click.command("list", cls=Command, short_help="Tell what archives there are, and which need which.")
 @click.argument("place", type=PlainPath(history_place))
+@key_options
 @json_option
 def command(place: HistoryPlace, as_json: bool) -> int:
     """Tell what archives there are in PLACE: a folder, s3://BUCKET/PREFIX or sftp://HOST/PATH.
@@ -38,7 +39,8 @@ def command(place: HistoryPlace, as_json: bool) -> int:
     full one or a delta, and the number of that in its chain; its size in PLACE, also as a bar; its drives, and their
     size; how many others need it; and whether it is broken, for it ends too early, or a parent is missing.
 
-    Only their headers and indexes are read: whether all of them is sound, `pybackup verify` tells. The exit code is 4
+    Only their headers and indexes are read: whether all of them is sound, `pybackup verify` tells. Of an encrypted one
+    for which no identity is given, only what its header tells everybody; with one, that is checked. The exit code is 4
     where one is broken, or cannot be read.
     """
     catalog = read_catalog(place)
@@ -95,6 +97,7 @@ def archive_as_dict(catalog: Catalog, entry: Entry, series: str, needed_by: int)
         "chain": chain_length(catalog, entry),
         "needed_by": needed_by,
         "broken": catalog.broken(entry),
+        "public_facts_only": identity.is_public,
         "drives": [
             {
                 "name": drive.name,
@@ -214,4 +217,6 @@ def kind(catalog: Catalog, entry: Entry) -> str:
     text = f"delta {chain_length(catalog, entry)}" if entry.is_delta else "full"
     if catalog.broken(entry) is not None:
         return f"{text}, broken"
+    if entry.identity is not None and entry.identity.is_public:
+        return f"{text}, encrypted"
     return text if entry.has_index else f"{text}, no index"

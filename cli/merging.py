@@ -18,7 +18,7 @@ def merge_tools(threads: int, display: Display) -> MergeTools:
     def merge_chain(newest: HistoryPlace, out: HistoryPlace) -> None:
         with merge(MergeRequest(newest, out, threads=threads)) as made:
             for place in made.merged:
-                _refuse_encrypted(place)
+                refuse_encrypted(place)
             run_in_loop(run_job(made.job, "merge", display))
 
     def verify(place: HistoryPlace) -> bool:
@@ -33,9 +33,9 @@ def merge_tools(threads: int, display: Display) -> MergeTools:
     return MergeTools(merge_chain, verify)
 
 
-def _refuse_encrypted(place: object) -> None:
+def refuse_encrypted(place: object, advice: str = "; nothing is merged") -> None:
     """What is encrypted must not lie there in the clear afterwards (RequestError)."""
     if isinstance(place, LocalPath | StoreUrl):
         with range_reader(place) as source:
             if source.encryption is not None:
-                raise RequestError(f"{place} is encrypted, and what it is merged into would not be: nothing is merged")
+                raise RequestError(f"{place} is encrypted, and what it is merged into would not be{advice}")

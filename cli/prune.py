@@ -15,7 +15,7 @@ from pybackup.cli.elsewhere import history_place
 from pybackup.cli.keep import keep_options, rules_of
 from pybackup.cli.list import kind, when
 from pybackup.cli.numbers import counted, short
-from pybackup.cli.options import json_option, threads_option
+from pybackup.cli.options import json_option, key_options, threads_option
 from pybackup.cli.params import PlainPath, Whole
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
@@ -76,6 +76,7 @@ class _Request:
     metavar="SECONDS",
     help="The time, in seconds since 1970: later archives stay, and count for no rule.",
 )
+@key_options
 @threads_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but failures.")
 @json_option

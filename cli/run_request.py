@@ -6,11 +6,11 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import click
 
 from pybackup.cli.archive_name import ArchiveName
+from pybackup.cli.encryption import check_encryption, encryption_of, is_encrypted
 from pybackup.cli.keep import rules_of
 from pybackup.cli.params import Named
 from pybackup.cli.request import JobRequest
@@ -33,10 +33,6 @@ from pybackup.core.places.kinds import (
 )
 from pybackup.core.runs.parent import ParentWish
 from pybackup.core.sinks.stream import is_stream, own_descriptor
-
-if TYPE_CHECKING:
-    from pybackup.core.secrets.encrypting_sink import Encryption
-    from pybackup.formats.age_keys import X25519Recipient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,46 +97,19 @@ class RunRequest(JobRequest):
             level=self.level if self.compress == "zstd" else None,
             frame_size=self.frame_size,
             threads=threads_or_default(self.threads),
-            encryption=self._encryption() if self.is_encrypted else None,
+            encryption=encryption_of(self),
         )
 
     @property
     def is_encrypted(self) -> bool:
         """Whether the archive is to be."""
-        return bool(self.recipients or self.recipients_files or self.passphrase_file)
-
-    def _encryption(self) -> Encryption:
-        """For whom the archive is encrypted (RequestError)."""
-        from pybackup.core.secrets.encrypting_sink import Encryption
-        from pybackup.core.secrets.key_files import read_passphrase, read_recipients, recipient_of
-
-        if self.passphrase_file is not None:
-            return Encryption([read_passphrase(self.passphrase_file, RequestError)], tells_facts=False)
-        recipients = [recipient_of(text) for text in self.recipients]
-        recipients += [one for path in self.recipients_files for one in read_recipients(path)]
-        encryption = Encryption(list(dict.fromkeys(recipients)), not self.no_public_facts)
-        encryption.check()
-        if self.verify:
-            _check_identity(recipients)
-        return encryption
+        return is_encrypted(self)
 
     def parent_wish(self) -> ParentWish | None:
         """What the archive shall be a delta of."""
         if self.base is None and not self.incremental:
             return None
         return ParentWish(self.base, self.parents, self.max_chain)
-
-
-def _check_identity(recipients: Sequence[X25519Recipient]) -> None:
-    """RequestError where an archive for these could not be read back, which is better known before it is made."""
-    from pybackup.core.secrets.keys import given
-
-    if not given():
-        raise RequestError(
-            "--verify reads an archive back, for which an encrypted one needs the --identity of a recipient"
-        )
-    if not any(identity.recipient() in recipients for identity in given().x25519()):
-        raise RequestError("--verify reads an archive back, and no --identity is that of a recipient")
 
 
 def check(request: RunRequest) -> None:
@@ -158,10 +127,7 @@ def check(request: RunRequest) -> None:
     streams = [source for source in request.sources if isinstance(source.what, StandardInput)]
     if request.size is not None and not streams:
         raise RequestError("--size tells the size of the standard input, and - is none of the sources")
-    if request.passphrase_file is not None and (request.recipients or request.recipients_files):
-        raise RequestError("an archive is encrypted for recipients or with a passphrase: --passphrase-file goes alone")
-    if request.no_public_facts and not request.is_encrypted:
-        raise RequestError("--no-public-facts is for archives that are encrypted: --recipient says for whom")
+    check_encryption(request)
     if len(streams) > 1:
         raise RequestError("the standard input can only be one of the sources")
     if Snapshot(request.snapshot) is Snapshot.REFLINK:

@@ -12,6 +12,8 @@ from pybackup.core.secrets.keys import Keys
 from pybackup.formats.age_header import ARMOR, MAX_HEADER, AgeHeader, parse_header
 from pybackup.formats.age_payload import CHUNK, NONCE_SIZE, Layout, PayloadKey
 from pybackup.formats.errors import FormatError, UnsupportedError
+from pybackup.formats.public_facts import PublicFacts, facts_in
+from pybackup.formats.vma import Header
 
 from .shared_cache import SharedCache
 
@@ -141,6 +143,18 @@ def end_is_wrong(key: PayloadKey, number: int, sealed: bytes, offset: int) -> Fo
         return FormatError(f"it was cut short behind byte {offset + len(sealed) - 1} of the encrypted file")
     what = f"the end of the encrypted file, from byte {offset} on, does not decrypt: it was cut short, or is damaged"
     return FormatError(what)
+
+
+def check_public_facts(encryption: AgeHeader | None, header: Header, name: str) -> None:
+    """ArchiveError where an encrypted archive tells everybody something else than what is in it."""
+    if encryption is None:
+        return
+    try:
+        facts = facts_in(encryption.stanzas)
+    except FormatError as error:
+        raise ArchiveError(f"{name}: {error}") from error
+    if facts is not None and facts != PublicFacts.of_header(header):
+        raise ArchiveError(f"{name}: what its header tells everybody is not what is in the archive")
 
 
 def _within(pread: Callable[[int, int], bytes], head: bytes, offset: int, length: int, size: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pybackup.core.places.kinds import ArchivePlace
 from pybackup.formats.vma import DriveInfo, Header
 
+from .encrypted_file import check_public_facts
 from .index import ArchiveIndex, NoIndexError
 from .open import has_ranges, open_archive, range_reader
 from .stream import Digests
@@ -34,7 +35,8 @@ class ArchiveIdentity:
     """What tells one archive from others. ``digest`` is None where there is no index: such a one is nobody's parent.
 
     ``size``: bytes of the file, None where it came through a pipe. ``replaces``: digests of directories of the same
-    uuid whose place it takes. ``about``: what the directory tells, which may be anything.
+    uuid whose place it takes. ``about``: what the directory tells, which may be anything. ``is_public``: it is
+    encrypted, and this is what its header tells everybody.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ArchiveIdentity:
     digest: bytes | None
     size: int | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    is_public: bool = False
 
     @property
     def uuid(self) -> bytes:
@@ -96,7 +99,9 @@ class ArchiveIdentity:
         return name if is_name else None
 
     def answers(self, reference: Reference) -> bool:
-        """Whether it is the parent that a delta names, or stands for it."""
+        """Whether it is the parent that a delta names, or stands for it; by public facts alone: whether it may be."""
+        if self.is_public:
+            return reference.uuid == self.uuid
         if self.digest is None or reference.uuid != self.uuid:
             return False
         return reference.digest == self.digest or reference.digest in self.replaces
@@ -122,7 +127,9 @@ def read_identity(archive: ArchivePlace) -> ArchiveIdentity:
     if has_ranges(archive):
         with range_reader(archive) as source:
             try:
-                return identity_of_index(ArchiveIndex(source.pread, source.size, str(archive), allow_delta=True))
+                index = ArchiveIndex(source.pread, source.size, str(archive), allow_delta=True)
+                check_public_facts(source.encryption, index.header, str(archive))
+                return identity_of_index(index)
             except NoIndexError:
                 size: int | None = source.size
     else:

@@ -73,18 +73,19 @@ def range_reader(archive: LocalPath | StoreUrl) -> Iterator[RangeReader]:
     ArchiveError where it cannot be opened, NoKeyError where it is encrypted and nobody gave its key.
     """
     with file_ranges(archive) as file:
-        try:
-            head = file.pread(0, min(file.size, HEAD))
-        except OSError as error:
-            raise ArchiveError(f"cannot read {archive} at byte 0: {error.strerror or error}") from error
+        yield unsealed(file, str(archive))
+
+
+def unsealed(file: RangeReader, name: str) -> RangeReader:
+    """What reads an archive in the clear, by what reads its file (ArchiveError, NoKeyError)."""
+    try:
+        head = file.pread(0, min(file.size, HEAD))
         if not looks_encrypted(head):
-            yield file._replace(pread=_with_head(file.pread, head))
-            return
-        try:
-            opened = EncryptedFile(file.pread, file.size, str(archive), given(), head)
-        except OSError as error:
-            raise ArchiveError(f"cannot read {archive}: {error.strerror or error}") from error
-        yield RangeReader(opened.pread, opened.size, file.stop, file.size, opened.header)
+            return file._replace(pread=_with_head(file.pread, head))
+        opened = EncryptedFile(file.pread, file.size, name, given(), head)
+    except OSError as error:
+        raise ArchiveError(f"cannot read {name}: {error.strerror or error}") from error
+    return RangeReader(opened.pread, opened.size, file.stop, file.size, opened.header)
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pybackup.core.archive.chain import parent_told
+from pybackup.core.archive.encrypted_file import check_public_facts
 from pybackup.core.archive.identity import ArchiveIdentity, Reference, identity_of_index, read_identity
 from pybackup.core.archive.index import HEADER_STEP, ArchiveIndex, NoIndexError
 from pybackup.core.archive.listing import Listed, archives_in
-from pybackup.core.archive.open import range_reader
-from pybackup.core.errors import ArchiveError
+from pybackup.core.archive.open import RangeReader, range_reader, unsealed
+from pybackup.core.archive.public_facts import public_identity, public_identity_in
+from pybackup.core.errors import ArchiveError, NoKeyError
 from pybackup.core.places.kinds import HistoryPlace, LocalPath
 from pybackup.core.sinks.archive_evidence import archive_format, is_archive_name
 from pybackup.formats import vma
@@ -241,7 +243,12 @@ def _reader(place: HistoryPlace) -> Iterator[Callable[[Listed], Entry]]:
 
 
 def _local_identity(listed: Listed) -> ArchiveIdentity:
-    return read_identity(listed.place)
+    try:
+        return read_identity(listed.place)
+    except NoKeyError:
+        if (found := public_identity(listed.place)) is None:
+            raise
+        return found
 
 
 def _remote_identity(pread: Callable[[int, int], bytes], listed: Listed) -> ArchiveIdentity:
@@ -255,16 +262,29 @@ def _remote_identity(pread: Callable[[int, int], bytes], listed: Listed) -> Arch
             tail.append(pread(tail_at, listed.size - tail_at))
         return tail[0][offset - tail_at : offset - tail_at + length]
 
+    name = str(listed.place)
+    file = RangeReader(read, listed.size, _no_stop, listed.size)
     try:
-        return identity_of_index(ArchiveIndex(read, listed.size, str(listed.place), allow_delta=True))
+        source = unsealed(file, name)
+        index = ArchiveIndex(source.pread, source.size, name, allow_delta=True)
+        check_public_facts(source.encryption, index.header, name)
+        return identity_of_index(index)
+    except NoKeyError:
+        if (found := public_identity_in(file, name)) is None:
+            raise
+        return found
     except NoIndexError:
         return read_identity(listed.place)
+
+
+def _no_stop() -> None:
+    """Who reads a few bytes does not wait long."""
 
 
 def _entry(listed: Listed, identity_of: Callable[[Listed], ArchiveIdentity]) -> Entry:
     try:
         found = identity_of(listed)
-        cut_off = found.digest is None and _is_cut_off(listed.place)
+        cut_off = found.digest is None and not found.is_public and _is_cut_off(listed.place)
     except ArchiveError as error:
         return Entry(listed, None, str(error), is_foreign=_is_foreign(listed, error))
     return Entry(listed, replace(found, about=_in_mind(found.about)), is_cut_off=cut_off)

@@ -19,6 +19,7 @@ from pybackup.core.jobs.merge import Clusters, MergeJob
 from pybackup.core.jobs.stream_clusters import StreamClusters
 from pybackup.core.places.kinds import ArchivePlace, LocalPath, NewArchivePlace, StoreUrl
 from pybackup.core.places.same_file import is_same_file
+from pybackup.core.secrets.encrypting_sink import Encryption
 from pybackup.core.trace import Trace
 from pybackup.formats.archive import DEFAULT_FRAME_SIZE
 
@@ -38,7 +39,7 @@ class MergeRequest:
     compressed anew. ``frame_size``: bytes that a frame of the new archive may have; None: frames that can be copied
     stay as they are, others have the usual size. ``replace``: an archive that is there, which is none of the chain.
     ``verify``: read the archive back before it gets its name, which only a file's can be. ``speed``: bytes of data a
-    second, 0 for no limit.
+    second, 0 for no limit. ``encryption``: for whom, None for everybody.
     """
 
     archive: ArchivePlace
@@ -50,6 +51,7 @@ class MergeRequest:
     verify: bool = False
     threads: int = 1
     speed: int = 0
+    encryption: Encryption | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,12 @@ def merge(request: MergeRequest, *, trace: Trace | None = None) -> Iterator[Merg
             _refuse_own_parts(place, request.output)
         header = clusters.header
         options = ArchiveOptions(
-            header.uuid, header.created, request.level, request.frame_size or DEFAULT_FRAME_SIZE, request.threads
+            header.uuid,
+            header.created,
+            request.level,
+            request.frame_size or DEFAULT_FRAME_SIZE,
+            request.threads,
+            encryption=request.encryption,
         )
         pool = stack.enter_context(_threads(request.threads, "compress"))
         sink = open_sink(request.output, replace=request.replace)

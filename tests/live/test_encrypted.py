@@ -258,3 +258,60 @@ def test_no_secret_is_in_the_list_of_processes(scene: Scene, tmp_path: Path) -> 
     finally:
         outcome = end(process)
     assert outcome.code == 0, outcome.err
+
+
+@pytest.fixture(name="nights")
+def _nights(scene: Scene, tmp_path: Path) -> Path:
+    """A folder with a full archive and two deltas, encrypted."""
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    disk = tmp_path / "vm.img"
+    for night in (1, 2, 3):
+        content = bytearray(DISK)
+        content[night * CLUSTER_SIZE] ^= 0xFF
+        disk.write_bytes(content)
+        made = pybackup(
+            *("run", "--recipient", RECIPIENT, "--identity", scene.key, "--incremental", "--time", str(night * 86400)),
+            *(disk, folder / f"vm-2026010{night}.vma.zst.age"),
+        )
+        assert made.code == 0, made.err
+    return folder
+
+
+def test_list_and_prune_without_a_key(nights: Path, scene: Scene) -> None:
+    told = pybackup("list", "--json", nights)
+    assert told.code == 0, told.err
+    rows = {one["name"]: one for one in told.json["archives"]}
+    assert [rows[f"vm-2026010{night}.vma.zst.age"]["chain"] for night in (1, 2, 3)] == [0, 1, 2]
+    assert all(one["public_facts_only"] and one["drives"][0]["size"] == len(DISK) for one in rows.values())
+    with_key = pybackup("list", "--json", "--identity", scene.key, nights)
+    assert with_key.code == 0, with_key.err
+    for one in with_key.json["archives"]:
+        known = rows[one["name"]]
+        for key in ("uuid", "created", "delta", "parent", "chain", "needed_by", "size", "series", "broken"):
+            assert one[key] == known[key]
+    pruned = pybackup("prune", nights, "--keep-last", "1")
+    assert pruned.code == 0, pruned.err
+    assert len(list(nights.iterdir())) == 3, "the newest needs both others"
+
+
+def test_prune_removes_nothing_where_an_archive_tells_nothing(nights: Path, scene: Scene) -> None:
+    secret = nights / "vm-20260104.vma.zst.age"
+    made = pybackup("run", "--no-public-facts", "--recipient", RECIPIENT, scene.folder / "d.img", secret)
+    assert made.code == 0
+    before = listing(nights)
+    outcome = pybackup("prune", nights, "--keep-last", "1")
+    assert outcome.code != 0 and secret.name in outcome.err
+    assert listing(nights) == before
+    assert pybackup("list", nights).code == 4
+
+
+def test_a_chain_is_merged_for_recipients_only(nights: Path, scene: Scene, tmp_path: Path) -> None:
+    newest, out = nights / "vm-20260103.vma.zst.age", tmp_path / "m.vma.zst.age"
+    refused = pybackup("merge", "--identity", scene.key, newest, out)
+    assert refused.code == 2 and "would not be: --recipient" in refused.err
+    assert not out.exists()
+    merged = pybackup("merge", "--identity", scene.key, "--recipient", RECIPIENT, "--verify", newest, out)
+    assert merged.code == 0, merged.err
+    assert pybackup("compare", "--identity", scene.key, out, tmp_path / "vm.img").code == 0
+    assert pybackup("verify", out).code == 7
