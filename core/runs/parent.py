@@ -5,7 +5,6 @@ That an incremental backup is not possible never makes a backup fail: it becomes
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pybackup.core.archive.chain import Chain, ParentSearch, folder_of, open_chain
+from pybackup.core.archive.held import hold
 from pybackup.core.archive.identity import ArchiveIdentity, read_identity
 from pybackup.core.archive.listing import archives_in
 from pybackup.core.errors import ArchiveError, PybackupError, RequestError
@@ -185,38 +185,5 @@ def _opened(place: HistoryPlace, wish: ParentWish) -> Iterator[Parent]:
     with open_chain(place, ParentSearch(wish.others)) as chain, ExitStack() as held:
         for link in chain.links:
             if isinstance(link.place, LocalPath):
-                held.callback(os.close, _hold(link.place.path, link.identity))
+                held.callback(os.close, hold(link.place.path, link.identity))
         yield Parent(chain)
-
-
-def _hold(path: str, identity: ArchiveIdentity) -> int:
-    """A shared lock on an archive's file, which whoever wants to remove it asks for alone (ArchiveError).
-
-    The lock ends with the process. What was removed, or replaced, before it was taken is nobody's parent.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ArchiveError(f"cannot open {path}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArchiveError(f"{path} is being removed by somebody") from None
-        except OSError:
-            pass  # A filesystem without locks: whoever removes archives has none either, and looks again.
-        _check_still_there(path, fd, identity)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _check_still_there(path: str, fd: int, identity: ArchiveIdentity) -> None:
-    try:
-        there, held = os.stat(path), os.fstat(fd)
-    except OSError as error:
-        raise ArchiveError(f"{path} was removed just now") from error
-    same = (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
-    if not same or read_identity(LocalPath(path)).digest != identity.digest:
-        raise ArchiveError(f"{path} was replaced just now")
