@@ -47,6 +47,7 @@ class Header(NamedTuple):
     flags: int
     drives: dict[int, Drive]
     configs: dict[str, bytes]
+    parent: tuple[bytes, bytes]
 
 
 # -- VMA HEADER --
@@ -71,7 +72,8 @@ def read_header(stream: bytes) -> Header:
         return text[:-1].decode()
 
     extension, flags, parent, parent_index = struct.unpack_from(">4sI16s16s", head, 60)
-    assert (extension, parent, parent_index) == (b"PBX1", bytes(16), bytes(16))
+    assert extension == b"PBX1"
+    assert flags & 2 or (parent, parent_index) == (bytes(16), bytes(16))
     names, contents = struct.unpack_from(">256I", head, 2044), struct.unpack_from(">256I", head, 3068)
     configs = {name(key): blob(at) for key, at in zip(names, contents, strict=True) if key and at}
     drives = {}
@@ -81,7 +83,7 @@ def read_header(stream: bytes) -> Header:
         if name_at and recorded:
             assert recorded % 512 == 0 and (exact == 0 or recorded - 512 < exact < recorded)
             drives[number] = Drive(name(name_at), recorded, exact or recorded)
-    return Header(uuid, size, flags, drives, configs)
+    return Header(uuid, size, flags, drives, configs, (parent, parent_index))
 
 
 # -- EXTENTS and DIGESTS --
