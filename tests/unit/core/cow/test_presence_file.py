@@ -182,3 +182,58 @@ def test_a_removed_map_leaves_a_disk_that_is_whole(path: str) -> None:
     asyncio.run(write())
     refuse_incomplete(disk)
     assert not os.path.exists(path)
+
+
+def test_a_record_that_does_not_fit_is_written_when_it_does(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def write() -> None:
+        record = PresenceFile.create(path, HEADER)
+        await record.add([(0, 1)])
+        real = presence_file.write_fully
+
+        def full(fd: int, offset: int, data: bytes) -> None:
+            real(fd, offset, data[:300])
+            raise OSError(28, "full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(presence_file, "write_fully", full)
+            for _ in range(2):
+                with pytest.raises(OSError, match="full"):
+                    await record.add([(5, 2)] * 100)
+            absent = bitarray(CLUSTERS)
+            absent.setall(True)
+            with pytest.raises(OSError, match="full"):
+                await record.replace(absent)
+        await record.add([(7, 1)])
+        await record.close()
+
+    asyncio.run(write())
+    assert read(path) == bits_of([(0, 1), (7, 1)])
+    assert os.listdir(os.path.dirname(path)) == ["disk.raw.restoring"]
+
+
+def test_nothing_is_recorded_in_a_new_file_whose_name_may_not_last(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def fails(of: str) -> None:
+        raise OSError(5, "no")
+
+    async def write() -> None:
+        record = PresenceFile.create(path, HEADER)
+        absent = bitarray(CLUSTERS)
+        absent.setall(True)
+        absent[3:4] = False
+        with monkeypatch.context() as patch:
+            patch.setattr(presence_file, "_sync_folder", fails)
+            with pytest.raises(OSError, match="no"):
+                await record.replace(absent)
+            with pytest.raises(OSError, match="no"):
+                await record.add([(9, 1)])
+        with monkeypatch.context() as patch:
+            patch.setattr(presence_file, "_sync_folder", synced.append)
+            await record.add([(10, 1)])
+            await record.add([(11, 1)])
+        await record.close()
+
+    asyncio.run(write())
+    assert synced == [path]
+    assert read(path) == bits_of([(3, 1), (10, 2)])
