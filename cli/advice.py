@@ -35,6 +35,7 @@ WORDS = {
     Advice.SHARE_READ_ONLY: ": --force-share serves only with --read-only",
     Advice.TELL_SIZE: ": --size",
     Advice.SIZE_SAYS: "; --size says {about}",
+    Advice.ENCRYPT_OR_NOT: ": --recipient says for whom it is to be, --decrypt that it shall not be",
     Advice.NAME_PARENTS: "; --parents names another place to look in",
     Advice.KEEP_SOMETHING: ": --keep-last, --keep-daily...",
     Advice.IGNORE_ARCHIVE: "; pybackup prune --ignore {about} goes on without knowing",

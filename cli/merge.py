@@ -10,7 +10,6 @@ import click
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import archive_place, new_archive_place
 from pybackup.cli.encryption import check_encryption, encryption_of
-from pybackup.cli.merging import refuse_encrypted
 from pybackup.cli.numbers import counted, duration, percent, short
 from pybackup.cli.options import encryption_options, job_options, json_option, parents_option, threads_option
 from pybackup.cli.params import PlainPath, Size, Whole
@@ -40,6 +39,7 @@ class _Request(JobRequest):
     recipients_files: Sequence[str]
     passphrase_file: str | None
     no_public_facts: bool
+    decrypt: bool
     verify: bool
     as_json: bool
 
@@ -67,6 +67,7 @@ class _Request(JobRequest):
 @threads_option
 @click.option("-f", "--force", is_flag=True, help="Replace OUT if it exists, and is an archive or empty.")
 @encryption_options
+@click.option("--decrypt", is_flag=True, help="Leave OUT in the clear, though what it is made of is encrypted.")
 @click.option("--verify", is_flag=True, help="Read OUT back and check it before it gets its name.")
 @json_option
 @job_options
@@ -79,7 +80,7 @@ def command(request: _Request) -> int:
     else is changed, and nothing is deleted. All is proved while it is read, and what is missing or damaged is refused.
     What did not change is copied as it is compressed.
 
-    Of encrypted archives OUT is encrypted too: --recipient says for whom.
+    Of encrypted archives OUT is encrypted too: --recipient says for whom. Or --decrypt leaves it in the clear.
 
     Of an archive of another program OUT becomes one that is protected by digests and can be read at any place.
     NEWEST may then be - for the standard input. NEWEST and OUT may be URLs, and OUT may be - for the standard output,
@@ -97,12 +98,10 @@ def command(request: _Request) -> int:
         verify=request.verify,
         threads=threads_or_default(request.threads),
         speed=request.speed,
-        encryption=encryption_of(request),
+        encryption=None if request.decrypt else encryption_of(request),
+        decrypt=request.decrypt,
     )
     with merge(asked, trace=tracer) as made:
-        if asked.encryption is None:
-            for place in made.merged:
-                refuse_encrypted(place, ": --recipient says for whom it is to be")
         run_in_loop(run_job(made.job, "merge", request.display()))
     _report(made, request)
     return 0
@@ -111,6 +110,8 @@ def command(request: _Request) -> int:
 def _check(request: _Request) -> None:
     """RequestError where the arguments do not go together."""
     check_encryption(request)
+    if request.decrypt and (request.recipients or request.recipients_files):
+        raise RequestError("--decrypt leaves the archive in the clear: no --recipient goes with it")
     if not request.output.text or not request.newest.text:
         raise RequestError("the name of an archive is empty")
     if request.as_json and own_descriptor(request.output) == 1:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pybackup.cli.progress import Display
 from pybackup.cli.running import run_in_loop, run_job
-from pybackup.core.archive.open import open_archive, range_reader
+from pybackup.core.archive.open import open_archive
 from pybackup.core.errors import ArchiveError, RequestError
 from pybackup.core.history.prune import MergeTools
 from pybackup.core.jobs.verify import VerifyJob
-from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
+from pybackup.core.places.kinds import HistoryPlace
 from pybackup.core.runs.merge import MergeRequest, merge
 
 
@@ -16,10 +16,12 @@ def merge_tools(threads: int, display: Display) -> MergeTools:
     """With a display of what they do."""
 
     def merge_chain(newest: HistoryPlace, out: HistoryPlace) -> None:
-        with merge(MergeRequest(newest, out, threads=threads)) as made:
-            for place in made.merged:
-                refuse_encrypted(place)
-            run_in_loop(run_job(made.job, "merge", display))
+        try:
+            with merge(MergeRequest(newest, out, threads=threads)) as made:
+                run_in_loop(run_job(made.job, "merge", display))
+        except RequestError as error:
+            error.advice = None  # for whom an archive is encrypted can be said to `pybackup merge` alone
+            raise
 
     def verify(place: HistoryPlace) -> bool:
         try:
@@ -31,11 +33,3 @@ def merge_tools(threads: int, display: Display) -> MergeTools:
         return not job.damage and stream.protects_data
 
     return MergeTools(merge_chain, verify)
-
-
-def refuse_encrypted(place: object, advice: str = "; nothing is merged") -> None:
-    """What is encrypted must not lie there in the clear afterwards (RequestError)."""
-    if isinstance(place, LocalPath | StoreUrl):
-        with range_reader(place) as source:
-            if source.encryption is not None:
-                raise RequestError(f"{place} is encrypted, and what it is merged into would not be{advice}")

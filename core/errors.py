@@ -79,6 +79,8 @@ class Advice(Enum):
     """Tell the size of a disk."""
     SIZE_SAYS = auto()
     """Tell the right size of a disk; ``about`` is what was told."""
+    ENCRYPT_OR_NOT = auto()
+    """Say for whom an archive is encrypted, or that it shall not be."""
     NAME_PARENTS = auto()
     """Say where the parents of a delta lie."""
     KEEP_SOMETHING = auto()

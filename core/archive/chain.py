@@ -147,12 +147,13 @@ class Link:
 class Chain:
     """An archive and its ancestors, open. Fixed: all. ``links`` and the view's archives have one order, newest first.
 
-    stop() ends reads that wait.
+    stop() ends reads that wait. ``encrypted``: those of them that are.
     """
 
     view: ArchiveView
     links: Sequence[Link]
     stop: Callable[[], None]
+    encrypted: Sequence[HistoryPlace] = ()
 
 
 def not_seekable(archive: HistoryPlace) -> ArchiveError:
@@ -187,7 +188,8 @@ def open_chain(archive: HistoryPlace, search: ParentSearch | None = None) -> Ite
             for one in readers:
                 one.stop()
 
-        yield Chain(ArchiveView(indexes), links, stop)
+        encrypted = [link.place for link, one in zip(links, readers, strict=True) if one.encryption is not None]
+        yield Chain(ArchiveView(indexes), links, stop, encrypted)
 
 
 def _check_room(links: Sequence[Link]) -> None:

@@ -51,6 +51,11 @@ class Unsealed:
         self._rest = memoryview(b"")
         self._pool: ThreadPoolExecutor | None = None
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it is, once anything was read."""
+        return self._opened is not None
+
     def read(self, at_most: int) -> bytes:
         """Bytes of the archive, none at its end (OSError, FormatError, NoKeyError, ArchiveError)."""
         if self._start is None:

@@ -29,11 +29,13 @@ class ArchiveReader(NamedTuple):
     """How to read on in an archive: read(at_most) gives bytes, or none at the end; stop() ends a read that waits.
 
     ``lost``: what of an encrypted archive did not decrypt so far, where that does not end the reading.
+    ``is_encrypted()``: whether it is, once anything was read.
     """
 
     read: Callable[[int], bytes]
     stop: Callable[[], None]
     lost: list[FormatError]
+    is_encrypted: Callable[[], bool]
 
 
 class _RawReader(NamedTuple):
@@ -168,7 +170,7 @@ def archive_reader(archive: ArchivePlace, *, tolerant: bool = False) -> Iterator
         case LocalPath(path):
             opened = _file_reader(path, tolerant)
     with opened as file, closing(Unsealed(file.read, name_of(archive), given(), tolerant=tolerant)) as unsealed:
-        yield ArchiveReader(unsealed.read, file.stop, unsealed.lost)
+        yield ArchiveReader(unsealed.read, file.stop, unsealed.lost, lambda: unsealed.is_encrypted)
 
 
 def name_of(archive: ArchivePlace) -> str:
@@ -223,7 +225,7 @@ def open_archive(
     ):
         path = archive.path if isinstance(archive, LocalPath) else None
         size = os.path.getsize(path) if path is not None and os.path.isfile(path) else None
-        yield ArchiveStream(
+        stream = ArchiveStream(
             reader.read,
             name_of(archive),
             pool,
@@ -234,3 +236,5 @@ def open_archive(
             digests=digests,
             allow_delta=allow_delta,
         )
+        stream.is_encrypted = reader.is_encrypted()
+        yield stream

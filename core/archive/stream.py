@@ -131,6 +131,8 @@ class ArchiveStream:
         ``allow_delta``: what the parent has may lack.
         """
         self.name, self.stop = name, stop
+        self.is_encrypted = False
+        """Whoever has opened it tells whether it is."""
         self.stored: dict[str, int] = {}
         self._size, self._reader = size, _CountedReader(read)
         self._pool, self._digests = pool, digests

@@ -12,9 +12,9 @@ from pybackup.core.archive.chain_clusters import ChainClusters
 from pybackup.core.archive.chain_walk import FETCHES
 from pybackup.core.archive.create import ArchiveOptions, open_sink, writer_for
 from pybackup.core.archive.index import NoIndexError
-from pybackup.core.archive.open import has_ranges, open_archive
+from pybackup.core.archive.open import has_ranges, name_of, open_archive
 from pybackup.core.archive.stream import Digests
-from pybackup.core.errors import RequestError
+from pybackup.core.errors import Advice, RequestError
 from pybackup.core.jobs.merge import Clusters, MergeJob
 from pybackup.core.jobs.stream_clusters import StreamClusters
 from pybackup.core.places.kinds import ArchivePlace, LocalPath, NewArchivePlace, StoreUrl
@@ -39,7 +39,8 @@ class MergeRequest:
     compressed anew. ``frame_size``: bytes that a frame of the new archive may have; None: frames that can be copied
     stay as they are, others have the usual size. ``replace``: an archive that is there, which is none of the chain.
     ``verify``: read the archive back before it gets its name, which only a file's can be. ``speed``: bytes of data a
-    second, 0 for no limit. ``encryption``: for whom, None for everybody.
+    second, 0 for no limit. ``encryption``: for whom, None for everybody, which is refused where
+    anything is encrypted of what it is made of, unless ``decrypt``.
     """
 
     archive: ArchivePlace
@@ -52,6 +53,7 @@ class MergeRequest:
     threads: int = 1
     speed: int = 0
     encryption: Encryption | None = None
+    decrypt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,12 @@ def merge(request: MergeRequest, *, trace: Trace | None = None) -> Iterator[Merg
     """
     trace = trace or Trace()
     with ExitStack() as stack:
-        clusters, merged = _open(request, stack)
+        clusters, merged, encrypted = _open(request, stack)
+        if encrypted and request.encryption is None and not request.decrypt:
+            raise RequestError(
+                f"{name_of(encrypted[0])} is encrypted, and what it is merged into would not be",
+                advice=Advice.ENCRYPT_OR_NOT,
+            )
         for place in merged:
             _refuse_own_parts(place, request.output)
         header = clusters.header
@@ -97,17 +104,21 @@ def _threads(count: int, name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix=f"pybackup-{name}")
 
 
-def _open(request: MergeRequest, stack: ExitStack) -> tuple[Clusters, Sequence[ArchivePlace]]:
-    """What is to be merged, and the archives that it lies in. One without an index is read from beginning to end."""
+def _open(request: MergeRequest, stack: ExitStack) -> tuple[Clusters, Sequence[ArchivePlace], Sequence[ArchivePlace]]:
+    """What is to be merged, the archives that it lies in, and which of these are encrypted.
+
+    One without an index is read from beginning to end.
+    """
     if has_ranges(request.archive):
         try:
             chain = stack.enter_context(open_chain(request.archive, ParentSearch(request.parents)))
         except NoIndexError:
             pass
         else:
-            return _of_chain(chain, request, stack), [link.place for link in chain.links]
+            return _of_chain(chain, request, stack), [link.place for link in chain.links], chain.encrypted
     stream = stack.enter_context(open_archive(request.archive, threads=request.threads, digests=Digests.UNPROVEN))
-    return StreamClusters(stream, stack.enter_context(_threads(request.threads, "scan"))), [request.archive]
+    clusters = StreamClusters(stream, stack.enter_context(_threads(request.threads, "scan")))
+    return clusters, [request.archive], [request.archive] if stream.is_encrypted else []
 
 
 def _of_chain(chain: Chain, request: MergeRequest, stack: ExitStack) -> ChainClusters:

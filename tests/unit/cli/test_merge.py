@@ -60,3 +60,32 @@ def test_an_interrupted_merge_leaves_nothing(folder: Path, number: signal.Signal
     wait_until(lambda: len(listing(folder)) > len(before), "the temporary file", [process])
     assert end(process, number).code == code
     assert listing(folder) == before
+
+
+def test_what_is_encrypted_is_encrypted_again(folder: Path) -> None:
+    assert pybackup("keygen", "-o", "key", cwd=folder).code == 0
+    recipient = (folder / "key").read_text().split("public key: ")[1].split()[0]
+    (folder / "disk.img").write_bytes(DISK)
+    assert pybackup("run", "--recipient", recipient, "disk.img", "0.vma", cwd=folder).code == 0
+    (folder / "disk.img").write_bytes(DISK[::-1])
+    keys = ["--identity", "key", "--recipient", recipient]
+    assert pybackup("run", *keys, "--base", "0.vma", "disk.img", "1.vma", cwd=folder).code == 0
+    before = listing(folder)
+    closed = pybackup("merge", "1.vma", "out.vma", cwd=folder)
+    assert closed.code == 7 and "--identity" in closed.err
+    bare = pybackup("merge", "1.vma", "out.vma", "--identity", "key", cwd=folder)
+    assert (
+        bare.code == 2
+        and "1.vma is encrypted, and what it is merged into would not be" in bare.err
+        and "--decrypt" in bare.err
+    )
+    stream = pybackup("merge", "-", "out.vma", "--identity", "key", stdin=before["0.vma"], cwd=folder)
+    assert stream.code == 2 and "the standard input is encrypted" in stream.err
+    assert pybackup("merge", "1.vma", "out.vma", "--decrypt", *keys, cwd=folder).code == 2
+    assert listing(folder) == before
+    merged = pybackup("merge", "1.vma", "out.vma", "--verify", *keys, cwd=folder)
+    assert merged.code == 0, merged.err
+    assert (folder / "out.vma").read_bytes().startswith(b"age-encryption.org/v1\n")
+    assert pybackup("compare", "out.vma", "disk.img", "--identity", "key", cwd=folder).code == 0
+    assert pybackup("merge", "out.vma", "clear.vma", "--decrypt", "--identity", "key", cwd=folder).code == 0
+    assert decode((folder / "clear.vma").read_bytes()).drives == {"disk": DISK[::-1]}
