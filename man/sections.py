@@ -154,6 +154,7 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
 
 GUIDES = {
     "pybackup-live/7": "disks in use: reflink clones, `serve`, running QEMUs, libvirt, the guest agent",
+    "pybackup-history/7": "nights that cost what changed, and how long they stay",
     "pybackup-recover/7": 'from "the machine is gone" to "it runs": live restores, parts of disks',
     "pybackup-images/7": "qcow2, vmdk and other formats, and NBD exports",
     "pybackup-stores/7": "archives in object stores, on SFTP servers, in pipes",
