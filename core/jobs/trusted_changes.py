@@ -42,14 +42,16 @@ class TrustedChanges:
 
     async def _first_wrong(self, drive_id: int, changes: ChangeMap) -> int | None:
         """The first cluster of a sample that has changed, although it is said not to have."""
-        sample = Sample()
+        sample, last = Sample(), None
         at = 0
         while at < self._claims.clusters:
             end, may_have_changed = await changes.run_at(at)
             if not may_have_changed:
                 sample.add(at, end)
+                last = end - 1
             at = end
-        for cluster in sample.clusters():
+        # Of a disk that has shrunk and grown again, what it lost lies at the end.
+        for cluster in {*sample.clusters(), *(() if last is None else (last,))}:
             if await self._differs(drive_id, cluster):
                 return cluster
         return None
