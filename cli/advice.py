@@ -30,7 +30,10 @@ WORDS = {
         ": wait for its end (a migration, another backup), or say where it listens: --nbd-socket"
     ),
     Advice.ONE_DRIVE: "; choose one with --drive",
-    Advice.DISK_IN_USE: "; pybackup run qmp:SOCKET backs up a running QEMU, --force-share reads it all the same",
+    Advice.DISK_IN_USE: (
+        "; pybackup run qmp:SOCKET backs up a running QEMU, libvirt:DOMAIN a domain of libvirt, --force-share reads it"
+        " all the same"
+    ),
     Advice.SERVE_READ_ONLY: "; --read-only serves it as it is, and --force-share all the same",
     Advice.SHARE_READ_ONLY: ": --force-share serves only with --read-only",
     Advice.TELL_SIZE: ": --size",

@@ -14,7 +14,7 @@ from pybackup.core.places.kinds import LocalPath, NewArchivePlace, ShellCommand,
 
 FIELDS = {
     "host": "the name of this machine",
-    "name": "the drives' names, joined by -",
+    "name": "the drives' names, joined by -; the domain's name with libvirt:",
     "job": "the name of the job file up to its last dot; without one as {name}",
     "now": "the archive's creation time, local; {now:FORMAT} as in strftime(3)",
     "uuid": "the archive's uuid",
@@ -89,6 +89,11 @@ class ArchiveName:
             return datetime.fromtimestamp(self._created).astimezone().strftime(form)
         except (ValueError, OverflowError, OSError) as error:
             raise RequestError(f"the time {self._created} cannot be written as {form!r}: {error}") from None
+
+
+def fields_of(place: NewArchivePlace) -> set[str]:
+    """The fields in a name (RequestError where its braces do not match)."""
+    return {field for _, field, _, _ in _parsed(place.text) if field is not None}
 
 
 def fixed_folder(place: NewArchivePlace) -> str | None:

@@ -24,6 +24,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "The disks of a running QEMU, and those of a running server": (
             "pybackup run qmp:/run/vm1.qmp vm1.vma.zst\npybackup run serve:/run/vm/control.sock vm2.vma.zst"
         ),
+        "A domain of libvirt, running or switched off; and all of them": (
+            "pybackup run libvirt:web /backups/web-{now}.vma.zst\n"
+            "pybackup run --all libvirt: '/backups/{name}-{now}.vma.zst'"
+        ),
         "From a pipe, to a command, to an object store": (
             "zcat disk.img.gz | pybackup run disk=- --size 20G disk.vma.zst\n"
             "pybackup run disk.img '|ssh host \"cat > disk.part\"' \\\n"

@@ -71,6 +71,31 @@ def agent_options(begin: str = "") -> Callable[[F], F]:
     )
 
 
+libvirt_options = all_of(
+    click.option(
+        "--connect",
+        default=None,
+        show_default="$LIBVIRT_DEFAULT_URI, or what virsh chooses",
+        metavar="URI",
+        help="With libvirt: the hypervisor of this machine whose domains are meant, such as qemu:///system.",
+    ),
+    click.option(
+        "--all",
+        "all_domains",
+        is_flag=True,
+        help="With libvirt: and no name: every domain, one archive each, with {name} in ARCHIVE. One that fails"
+        " does not stop the rest; the exit code is that of the worst.",
+    ),
+    click.option(
+        "--freeze",
+        type=click.Choice(["auto", "never", "require"]),
+        default=None,
+        show_default="auto",
+        help="With libvirt: freeze the filesystems of a running domain at the instant, through its guest agent. auto"
+        " does it where an agent answers, require makes no backup without.",
+    ),
+)
+
 job_options = all_of(
     click.option(
         "--speed",

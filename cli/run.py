@@ -26,6 +26,7 @@ from pybackup.cli.options import (
     format_option,
     job_options,
     json_option,
+    libvirt_options,
     parents_option,
     snapshot_option,
     threads_option,
@@ -43,11 +44,19 @@ from pybackup.core.errors import ExitCode, PybackupError
 from pybackup.core.guest.consistency import consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions
 from pybackup.core.jobs.changes import ways_told
-from pybackup.core.places.kinds import LocalPath, NewArchivePlace, RunningQemu, RunningServer, StandardInput
+from pybackup.core.places.kinds import (
+    LibvirtDomain,
+    LocalPath,
+    NewArchivePlace,
+    RunningQemu,
+    RunningServer,
+    StandardInput,
+)
 from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.runs.at_rest import DisksAtRest
 from pybackup.core.runs.course import Backup, BackupRequest, Way, backup
+from pybackup.core.runs.domain import DomainOptions, DomainsDisks
 from pybackup.core.runs.machine import MachinesDisks
 from pybackup.core.runs.parent import MAX_CHAIN
 from pybackup.core.runs.served import ServedDisks
@@ -88,7 +97,7 @@ class _Run(Command):
     "chosen",
     multiple=True,
     metavar="NAME",
-    help="With qmp: only this disk of the machine; may be given several times.",
+    help="With qmp: and libvirt: only this disk of the machine; may be given several times.",
 )
 @click.option(
     "--fleece",
@@ -96,14 +105,14 @@ class _Run(Command):
     default=None,
     show_default="$TMPDIR or /var/tmp",
     metavar="DIR",
-    help="With qmp: a folder for the temporary images, which take what the guest overwrites.",
+    help="With qmp: and libvirt: a folder for the temporary images, which take what the guest overwrites.",
 )
 @click.option(
     "--max-fleece",
     type=Size(1 << 20),
     default=None,
     metavar="SIZE",
-    help="With qmp: fail the backup when the temporary images take more than SIZE.",
+    help="With qmp: and libvirt: fail the backup when the temporary images take more than SIZE.",
 )
 @click.option(
     "--nbd-socket",
@@ -120,6 +129,7 @@ class _Run(Command):
     " know what changes. The next one reads all of the disks.",
 )
 @agent_options("With qmp: ")
+@libvirt_options
 @click.option(
     "--compress",
     type=click.Choice(["zstd", "none"]),
@@ -199,7 +209,8 @@ def command(request: RunRequest, facts: RunFacts) -> int:
 
     SOURCE is an image file (raw, qcow2, vmdk, vdi, vhdx, vhd...), a block device, nbd://HOST[:PORT]/EXPORT,
     nbd+unix:///EXPORT?socket=PATH, - for the standard input (with --size), serve:CONTROL for all disks of a running
-    `pybackup serve`, or qmp:SOCKET for the disks of a running QEMU with that monitor. NAME is the drive's name in the
+    `pybackup serve`, qmp:SOCKET for the disks of a running QEMU with that monitor, or libvirt:DOMAIN for the machine
+    that libvirt calls so, running or switched off. NAME is the drive's name in the
     archive, of letters, digits, dots, _, - and spaces within; without it, the export's, or the file's up to its first
     dot. ARCHIVE is a file that does not exist yet, a
     URL such as s3://BUCKET/KEY, a FIFO, - for the standard output, or '|COMMAND' for the standard input of a command.
@@ -207,22 +218,37 @@ def command(request: RunRequest, facts: RunFacts) -> int:
     names, and those below them, are made. --force replaces archives and empty files, and nothing else.
     """
     check(request)
+    if request.all_domains:
+        from pybackup.cli.run_all import run_all
+
+        return run_all(request, facts)
     tracer, options = request.tracer(), request.archive_options()
     # Before there is a loop, whose handler of SIGINT would wait for a server that does not answer.
-    way = _way(request)
-    return _carry_out(_run(request, way, options, tracer, facts), request, way, facts)
+    way = way_of(request)
+    return _carry_out(run_one(request, way, options, tracer, facts), request, way, facts)
 
 
-def _way(request: RunRequest) -> Way:
+def way_of(request: RunRequest) -> Way:
     """How the disks are come by."""
     first = request.sources[0]
     if isinstance(first.what, RunningServer):
         return ServedDisks(first.what)
+    fleecing = FleecingOptions(request.fleece or default_folder(), request.max_fleece, request.nbd_socket)
+    if isinstance(first.what, LibvirtDomain):
+        opening = request.source_options()
+        asked = DomainOptions(
+            fleecing,
+            opening,
+            request.connect,
+            request.chosen,
+            records=request.parent_wish() is not None,
+            freeze=request.freeze_options(),
+        )
+        return DomainsDisks(first.what, asked)
     if isinstance(first.what, RunningQemu):
-        fleecing = FleecingOptions(request.fleece or default_folder(), request.max_fleece, request.nbd_socket)
         agent = None if request.guest_agent is None else AgentOptions(request.guest_agent, request.freeze_timeout)
         return MachinesDisks(first.what, fleecing, chosen=request.chosen, name=first.name, agent=agent)
-    alone = RunningServer | RunningQemu
+    alone = RunningServer | RunningQemu | LibvirtDomain
     disks = [(one.name, one.what) for one in request.sources if not isinstance(one.what, alone)]
     sized = StandardInput(request.size)
     named = [Named(name, sized if isinstance(what, StandardInput) else what) for name, what in disks]
@@ -241,22 +267,31 @@ def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, f
             raise
         warn([f"the archive is complete, but afterwards: {describe(error)[0]}"])
     else:
-        _tell_of_the_end(request, way)
+        tell_of_the_end(request, way)
+    return conclude(request, way, facts)[0]
+
+
+def conclude(request: RunRequest, way: Way, facts: RunFacts) -> tuple[int, dict[str, Any]]:
+    """Prune if that was asked for, and report: the exit code, and the report as JSON (PybackupError)."""
     assert facts.job is not None
-    told, sentence = _told(way), ""
+    told, sentence = told_of(way), ""
     if not rules_of(request).is_empty and not facts.job.lost:
         from pybackup.cli.keep_after import prune_after
 
         told["pruned"], sentence = prune_after(request, facts.archive, request.created)
-    code = report(replace(request, archive=facts.archive), facts.job, told)
+    named = replace(request, archive=facts.archive)
+    code = report(named, facts.job, told)
     if sentence:
         raise PybackupError(sentence)
-    return code
+    return code, summary(named, facts.job) | told
 
 
-async def _run(request: RunRequest, way: Way, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:
+async def run_one(request: RunRequest, way: Way, options: ArchiveOptions, trace: Trace, facts: RunFacts) -> None:
+    """One whole backup, of which the facts tell (PybackupError)."""
+
     def named(names: Sequence[str]) -> NewArchivePlace:
-        return name_archive(request, names, options, facts).archive
+        machine = way.domain_name if isinstance(way, DomainsDisks) else None
+        return name_archive(request, names, options, facts, machine).archive
 
     asked = BackupRequest(
         request.archive,
@@ -275,8 +310,9 @@ async def _run(request: RunRequest, way: Way, options: ArchiveOptions, trace: Tr
         await run_job(job, "backup", request.display())
 
 
-def _tell_of_the_end(request: RunRequest, way: Way) -> None:
-    if isinstance(way, MachinesDisks):
+def tell_of_the_end(request: RunRequest, way: Way) -> None:
+    """What has become of a machine."""
+    if isinstance(way, MachinesDisks | DomainsDisks):
         for name in way.stays_behind:
             click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
         recorded = [f"QEMU does not record what changes of {name} from now on: {why}" for name, why in way.unrecorded]
@@ -287,9 +323,9 @@ def _tell_of_the_end(request: RunRequest, way: Way) -> None:
         warn(f"disk {name} was unplugged meanwhile; the archive holds it as it was before" for name in way.unplugged)
 
 
-def _told(way: Way) -> dict[str, Any]:
+def told_of(way: Way) -> dict[str, Any]:
     """What the report as JSON tells of a machine alone."""
-    if not isinstance(way, MachinesDisks):
+    if not isinstance(way, MachinesDisks | DomainsDisks):
         return {}
     left_out = [{"name": name, "reason": reason} for name, reason in way.left_out]
     unrecorded = [{"name": name, "reason": reason} for name, reason in way.unrecorded]
@@ -300,7 +336,7 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
     """The closing summary, and the exit code of a backup that is complete; ``told`` goes into the report as JSON."""
     progress = job.progress
     if request.as_json:
-        tell_report(json.dumps(_summary(request, job) | told))
+        tell_report(json.dumps(summary(request, job) | told))
     if request.shows_summary():
         click.echo(
             f"{request.archive}: {short(progress.size)} in {duration(job.elapsed)},"
@@ -325,7 +361,8 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
     return int(ExitCode.SOURCE) if job.lost else 0
 
 
-def _summary(request: RunRequest, job: Backup) -> dict[str, Any]:
+def summary(request: RunRequest, job: Backup) -> dict[str, Any]:
+    """The report as JSON."""
     progress = job.progress
     return {
         "archive": str(request.archive),

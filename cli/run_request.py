@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import click
 
-from pybackup.cli.archive_name import ArchiveName
+from pybackup.cli.archive_name import ArchiveName, fields_of
 from pybackup.cli.encryption import check_encryption, encryption_of, is_encrypted
 from pybackup.cli.keep import rules_of
 from pybackup.cli.params import Named
@@ -21,8 +21,10 @@ from pybackup.core.endpoints.drive_names import unique_drive_names
 from pybackup.core.endpoints.reflink import Snapshot
 from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import RequestError
+from pybackup.core.libvirt.freeze import FreezeOptions, Wish
 from pybackup.core.places.kinds import (
     HistoryPlace,
+    LibvirtDomain,
     LocalPath,
     NewArchivePlace,
     RunningQemu,
@@ -54,6 +56,9 @@ class RunRequest(JobRequest):
     nbd_socket: str | None
     guest_agent: str | None
     freeze_timeout: float
+    connect: str | None
+    all_domains: bool
+    freeze: str | None
     compress: str
     level: int
     frame_size: int
@@ -88,6 +93,10 @@ class RunRequest(JobRequest):
             Snapshot(self.snapshot),
             self.skip_unreadable,
         )
+
+    def freeze_options(self) -> FreezeOptions:
+        """How to freeze the filesystems of a domain of libvirt."""
+        return FreezeOptions(Wish(self.freeze or "auto"), self.freeze_timeout)
 
     def archive_options(self) -> ArchiveOptions:
         """How to write the archive: each time another one, unless its uuid and time were given."""
@@ -136,17 +145,29 @@ def check(request: RunRequest) -> None:
                 raise RequestError(f"--snapshot reflink is for raw files, and {source.what} is none")
     if len(request.sources) > 1 and any(isinstance(source.what, RunningServer) for source in request.sources):
         raise RequestError("a server's disks are backed up together and alone: name one serve:CONTROL and nothing else")
+    _check_machines(request)
+
+
+def _check_machines(request: RunRequest) -> None:
+    """What goes with the disks of a machine alone."""
     from_qemu = any(isinstance(source.what, RunningQemu) for source in request.sources)
+    from_libvirt = any(isinstance(source.what, LibvirtDomain) for source in request.sources)
     if len(request.sources) > 1 and from_qemu:
         raise RequestError("a machine's disks are backed up together and alone: name one qmp:SOCKET and nothing else")
-    for_qemu = (request.chosen, request.fleece, request.max_fleece, request.nbd_socket)
-    if not from_qemu and any(option not in (None, ()) for option in for_qemu):
-        raise RequestError("--drive, --fleece, --max-fleece and --nbd-socket go with a source qmp:SOCKET")
+    if not from_qemu and request.nbd_socket is not None:
+        raise RequestError("--nbd-socket goes with a source qmp:SOCKET")
+    for_machines = (request.chosen, request.fleece, request.max_fleece)
+    if not from_qemu and not from_libvirt and any(option not in (None, ()) for option in for_machines):
+        raise RequestError("--drive, --fleece and --max-fleece go with a source qmp:SOCKET or libvirt:DOMAIN")
     if request.guest_agent is not None and not from_qemu:
         raise RequestError(
-            "--guest-agent goes with a source qmp:SOCKET; for disks that are served, with `pybackup serve`, which takes"
-            " the instant"
+            "--guest-agent goes with a source qmp:SOCKET; libvirt: has --freeze; and for disks that are served, it goes"
+            " with `pybackup serve`, which takes the instant"
         )
+    if from_libvirt:
+        _check_domains(request)
+    elif request.all_domains or request.connect is not None or request.freeze is not None:
+        raise RequestError("--all, --connect and --freeze go with a source libvirt:DOMAIN")
 
 
 def _check_keeping(request: RunRequest) -> None:
@@ -174,9 +195,36 @@ def _check_parent(request: RunRequest) -> None:
         )
 
 
-def name_archive(request: RunRequest, names: Sequence[str], options: ArchiveOptions, facts: RunFacts) -> RunRequest:
-    """The request with the archive's own name, which is checked."""
-    name = ArchiveName(names, facts.job_name, options.created, options.uuid).expand(request.archive)
+def _check_domains(request: RunRequest) -> None:
+    first = request.sources[0]
+    if len(request.sources) > 1 or not isinstance(first.what, LibvirtDomain):
+        raise RequestError("a domain's disks are backed up together and alone: name one libvirt:DOMAIN, nothing else")
+    if first.name is not None:
+        raise RequestError("a domain's drives are called as libvirt calls its disks: name libvirt:DOMAIN alone")
+    if request.image_format is not None:
+        raise RequestError("--format does not go with libvirt:DOMAIN: the domain's definition says it of each disk")
+    if not request.all_domains:
+        if not first.what.domain:
+            raise RequestError("libvirt: names no domain: write libvirt:DOMAIN, or --all for every one")
+        return
+    if first.what.domain:
+        raise RequestError(f"--all is every domain, and {first.what} is one; write libvirt: alone")
+    if not {"name", "uuid"} & fields_of(request.archive):
+        raise RequestError(f"each domain has an archive of its own: put {{name}} into {request.archive}")
+    if request.archive_uuid is not None or request.chosen:
+        raise RequestError("--uuid and --drive are for one domain, and --all is every one")
+
+
+def name_archive(
+    request: RunRequest,
+    names: Sequence[str],
+    options: ArchiveOptions,
+    facts: RunFacts,
+    machine: str | None = None,
+) -> RunRequest:
+    """The request with the archive's own name, which is checked. ``names`` of drives; ``machine``: that of all."""
+    called = names if machine is None else [machine]
+    name = ArchiveName(called, facts.job_name, options.created, options.uuid).expand(request.archive)
     facts.names, facts.archive = names, name
     named = replace(request, archive=name)
     _check_archive(named)

@@ -19,6 +19,7 @@ The way back while a guest uses the disk:
 The rooms, each of which imports only from those below it (`make lint` holds them to it):
     runs        a whole backup, or restore: the course that each takes, and the ways in which disks are come by
     history     many archives: which belong together, which are kept, and the removal of the rest
+    libvirt     the disks of a domain of libvirt, over virsh and the NBD server of its QEMU
     live        a server of disks in use: its backups, its control socket, and the client of both
     mount       archives as files, through FUSE
     qemu        the disks of a running QEMU, over its monitor

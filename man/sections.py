@@ -32,6 +32,7 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         "TMPDIR": "Where temporary images go unless `--fleece` says (else `/var/tmp`), and parts of uploads that are"
         " larger than fits into memory (else `/tmp`).",
         "XDG_STATE_HOME": "Where uploads that are under way are remembered; else `~/.local/state`.",
+        "LIBVIRT_DEFAULT_URI": "Whose domains `libvirt:` means, unless `--connect` says.",
         "TZ": "The time zone of {now}.",
         "PYBACKUP_ARCHIVE, PYBACKUP_ERROR...": "Given to the commands of `--on-success` and `--on-failure`:"
         " `pybackup-unattended`(7).",
@@ -45,12 +46,7 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
     "verify": {**_KEYS, **_STORES, **_PROGRESS, **EVERYWHERE},
     "info": _READ,
     "list": {"TZ": "The time zone of the times.", **_READ},
-    "prune": {
-        "TZ": "The time zone in which hours, days, weeks, months and years begin.",
-        "XDG_STATE_HOME": "Where uploads that are under way are remembered; else `~/.local/state`.",
-        **_READ,
-        **_PROGRESS,
-    },
+    "prune": {"TZ": "The time zone in which hours, days, weeks, months and years begin.", **_READ},
     "config": _READ,
     "compare": {**_KEYS, **_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
     "merge": {
@@ -85,7 +81,7 @@ FILES: dict[str, dict[str, str]] = {
         ".NAME.partial": "Beside ARCHIVE: what it is until it is complete. What a killed run leaves, the next one"
         " removes.",
         "/etc/pybackup/NAME.toml": "Where the examples keep job files: `pybackup-job`(5).",
-        "/var/tmp/pybackup-XXXXXXXXXXXX/": "With qmp: the private folder of a run, while it lives.",
+        "/var/tmp/pybackup-XXXXXXXXXXXX/": "With qmp: and libvirt: the private folder of a run, while it lives.",
         "~/.local/state/pybackup/uploads/": "A file for every upload to an object store, while it is under way.",
     },
     "restore": {
@@ -122,7 +118,8 @@ FILES: dict[str, dict[str, str]] = {
 SEE_ALSO: dict[str, tuple[str, ...]] = {
     "run": (
         *("pybackup-restore/1", "pybackup-verify/1", "pybackup-job/5", "pybackup-archive/5", "pybackup-images/7"),
-        *("pybackup-live/7", "pybackup-proxmox/7", "pybackup-secrets/7", "pybackup-stores/7", "pybackup-unattended/7"),
+        *("pybackup-libvirt/7", "pybackup-live/7", "pybackup-proxmox/7", "pybackup-secrets/7", "pybackup-stores/7"),
+        "pybackup-unattended/7",
     ),
     "restore": (
         *(
@@ -156,6 +153,7 @@ GUIDES = {
     "pybackup-live/7": "disks in use: reflink clones, `serve`, running QEMUs, libvirt, the guest agent",
     "pybackup-history/7": "nights that cost what changed, and how long they stay",
     "pybackup-recover/7": 'from "the machine is gone" to "it runs": live restores, parts of disks',
+    "pybackup-libvirt/7": "domains of libvirt, running or not, and how to get them back",
     "pybackup-images/7": "qcow2, vmdk and other formats, and NBD exports",
     "pybackup-stores/7": "archives in object stores, on SFTP servers, in pipes",
     "pybackup-secrets/7": "encrypted archives, and their keys",

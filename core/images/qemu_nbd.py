@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from pybackup.core.errors import PybackupError, SourceError
-from pybackup.core.nbd.client import NbdDevice
+from pybackup.core.nbd.client import REQUEST_SIZE, NbdDevice
+from pybackup.core.nbd.dirty_bitmap import SMALLEST_GRANULARITY, NbdDirtyBitmap
 from pybackup.core.places.nbd_uri import NbdAddress
 from pybackup.core.system.child_death import dying_with_us
 from pybackup.core.system.death_watch import DeathWatch
@@ -67,6 +68,8 @@ class ImageFile:
     force_share: bool = False
     more: str = ""
     """Options for QEMU, with a comma before each."""
+    bitmap: str = ""
+    """The dirty bitmap of the image that is to be read too."""
 
     @property
     def writable(self) -> bool:
@@ -83,7 +86,9 @@ class ImageFile:
     def arguments(self) -> list[str]:
         """Of qemu-nbd."""
         mode = ["--discard=unmap"] if self.writable else ["--read-only"]
-        return [*mode, f"--cache={_CACHE[self.access]}", "--shared=1", "--image-opts", self.options]
+        # One connection for the disk, and one for the bitmap.
+        shared = [f"--bitmap={self.bitmap}", "--shared=2"] if self.bitmap else ["--shared=1"]
+        return [*mode, f"--cache={_CACHE[self.access]}", *shared, "--image-opts", self.options]
 
 
 class QemuNbd:
@@ -170,10 +175,13 @@ async def _start(command: Sequence[str], listening: socket.socket, output: int) 
 
 
 class QemuImage:
-    """An image that is open. Made by open_image(). Fixed: the device, and the process behind it."""
+    """An image that is open. Made by open_image().
 
-    def __init__(self, device: NbdDevice, process: QemuNbd) -> None:
-        self.device = device
+    Fixed: the device, the process behind it, and the image's dirty bitmap, if that was asked for.
+    """
+
+    def __init__(self, device: NbdDevice, process: QemuNbd, bitmap: NbdDirtyBitmap | None = None) -> None:
+        self.device, self.bitmap = device, bitmap
         self._process = process
 
     @property
@@ -184,6 +192,8 @@ class QemuImage:
     async def close(self) -> int:
         """Take leave of qemu-nbd, and return its exit code when it has closed the image and ended."""
         try:
+            if self.bitmap is not None:
+                await self.bitmap.abort()
             await self.device.close()
         finally:
             code = await self._process.end()
@@ -241,4 +251,27 @@ async def _connect(image: ImageFile, process: QemuNbd, path: str, name: str, fai
     except BaseException:
         await process.end(0)
         raise
-    return QemuImage(device, process)
+    opened = QemuImage(device, process)
+    if image.bitmap:
+        try:
+            opened.bitmap = await _bitmap_of(image, path, name, failure)
+        except BaseException:
+            await opened.close()
+            raise
+    return opened
+
+
+async def _bitmap_of(image: ImageFile, path: str, name: str, failure: type[PybackupError]) -> NbdDirtyBitmap:
+    async def prepare(_sock: socket.socket) -> None:
+        """The connection ends with qemu-nbd, which is ours."""
+
+    found = await NbdDirtyBitmap.connect(
+        NbdAddress("", socket=path),
+        image.bitmap,
+        granularity=SMALLEST_GRANULARITY,
+        prepare=prepare,
+        data_at_once=REQUEST_SIZE,
+    )
+    if found is None:
+        raise failure(f"qemu-nbd does not offer the bitmap {image.bitmap} of {name}")
+    return found

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pybackup.core.archive.intake import Intake, Piece, Prepared
 from pybackup.core.cow.claims import Claims
@@ -24,7 +24,7 @@ from pybackup.core.cow.old_data import OldData
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
 from pybackup.core.devices.unreadable import LostRanges, read_around_errors
 from pybackup.core.errors import Advice, RequestError, SourceError, TargetFullError
-from pybackup.core.guest.consistency import CRASH
+from pybackup.core.guest.consistency import CRASH, Stillness
 from pybackup.core.inflight import Range
 from pybackup.core.tasks import end, uninterrupted
 from pybackup.core.trace import Trace
@@ -35,9 +35,6 @@ from .block_status_map import BlockStatusMap
 from .changes import ChangeMap, DriveWay, ways_told
 from .job import DriveProgress, Job, with_estimate
 from .trusted_changes import TrustedChanges
-
-if TYPE_CHECKING:
-    from pybackup.core.guest.filesystem_freeze import FilesystemFreeze
 
 READ_CLUSTERS = CLUSTERS_PER_EXTENT
 """Clusters read at once: an extent's worth, 3.6 MiB, so that its frames need not be copied together."""
@@ -118,7 +115,7 @@ class BackupJob(Job):
         old_data: OldData | None = None,
         skip_unreadable: bool = False,
         before_commit: Callable[[], Awaitable[None]] | None = None,
-        filesystems: FilesystemFreeze | None = None,
+        filesystems: Stillness | None = None,
         speed: int = 0,
         clock: Callable[[], float] = time.monotonic,
         trace: Trace | None = None,

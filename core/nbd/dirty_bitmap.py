@@ -20,6 +20,9 @@ from .client import CONNECT_SECONDS, STATUS_STEP
 from .negotiation import Prepare, Refused, connect
 from .session import Batch, ConnectionLost, NbdSession
 
+SMALLEST_GRANULARITY = 4096
+"""Bytes that a bit of a bitmap stands for at least, unless whoever made it said otherwise."""
+
 
 class DirtyRange(NamedTuple):
     """Bytes [offset, end) are alike: written to, or not."""

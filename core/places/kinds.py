@@ -227,6 +227,27 @@ class RunningQemu:
         return self.text
 
 
+@dataclass(frozen=True, slots=True)
+class LibvirtDomain:
+    """The disks of a domain of libvirt, by its name or uuid; every domain, where no name is there."""
+
+    domain: str
+    BEGIN: ClassVar[str] = "libvirt:"
+
+    @classmethod
+    def of(cls, text: str) -> Self | None:
+        """What stands behind ``libvirt:``."""
+        return cls(text.removeprefix(cls.BEGIN)) if text.startswith(cls.BEGIN) else None
+
+    @property
+    def text(self) -> str:
+        """The domain's name behind ``libvirt:``."""
+        return self.BEGIN + self.domain
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def _behind(begin: str, text: str) -> str | None:
     if not text.startswith(begin):
         return None
@@ -237,7 +258,7 @@ def _behind(begin: str, text: str) -> str | None:
 
 DiskPlace = LocalPath | StandardInput | NbdUri
 """One disk that can be read."""
-SourcePlace = DiskPlace | RunningServer | RunningQemu
+SourcePlace = DiskPlace | RunningServer | RunningQemu | LibvirtDomain
 """What is backed up: a disk, or all disks of one who uses them."""
 ServedPlace = DiskPlace | StoreUrl
 """What a server offers: a disk, or the drives of an archive."""

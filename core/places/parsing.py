@@ -24,6 +24,7 @@ from .kinds import (
     ArchivePlace,
     DiskPlace,
     HistoryPlace,
+    LibvirtDomain,
     LocalPath,
     NbdUri,
     NewArchivePlace,
@@ -148,9 +149,10 @@ DISK: Role[DiskPlace] = Role(
 """A disk that is read."""
 
 SOURCE: Role[SourcePlace] = Role(
-    kinds=(StandardInput, NbdUri, RunningServer, RunningQemu, LocalPath),
+    kinds=(StandardInput, NbdUri, RunningServer, RunningQemu, LibvirtDomain, LocalPath),
     refusal=DISK.refusal,
-    forms=f"{DISK.forms}; serve:CONTROL are the disks of a running server, and qmp:SOCKET those of a running QEMU",
+    forms=f"{DISK.forms}; serve:CONTROL are the disks of a running server, qmp:SOCKET those of a running QEMU, and"
+    " libvirt:DOMAIN those of a domain of libvirt",
 )
 """What is backed up."""
 

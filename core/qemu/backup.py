@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 from pybackup.core.archive.intake import Intake
 from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.devices.read_only import ReadOnlyDevice
+from pybackup.core.errors import PybackupError
+from pybackup.core.guest.consistency import Stillness
 from pybackup.core.jobs.backup import BackupJob, Drive
 from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
 from pybackup.core.tasks import end, uninterrupted
@@ -18,10 +21,59 @@ from pybackup.core.trace import Trace
 
 from .changes import BitmapChanges
 from .disks import LeftOut, QemuDisk
-from .fleecing import Fleecing
 
-if TYPE_CHECKING:
-    from pybackup.core.guest.filesystem_freeze import FilesystemFreeze
+
+class Freezer(Protocol):
+    """What freezes disks that QEMU uses, for one backup, and has them read over NBD."""
+
+    @property
+    def disks(self) -> Sequence[QemuDisk]:
+        """Which."""
+        ...
+
+    @property
+    def begins_to_record(self) -> bool:
+        """Whether changes are recorded from now on of disks of which they were not before."""
+        ...
+
+    @property
+    def unrecorded(self) -> Sequence[LeftOut]:
+        """The disks whose changes nobody records from now on, although that was wanted, each with the reason."""
+        ...
+
+    @property
+    def unplugged(self) -> Sequence[str]:
+        """The names of those that were unplugged from the machine meanwhile."""
+        ...
+
+    @property
+    def changes(self) -> Sequence[BitmapChanges | str]:
+        """From start() on, of each disk: what has changed since the parent, or why nobody tells; or nothing at all."""
+        ...
+
+    async def start(self, held: Callable[[], AbstractAsyncContextManager[None]] = ...) -> Sequence[BlockDevice]:
+        """Freeze all, while ``held`` holds the guest still; the disks as they were then (PybackupError)."""
+        ...
+
+    async def watch(self) -> PybackupError:
+        """Return when what is read is not the instant any more, or must not be read further: why."""
+        ...
+
+    async def check(self) -> None:
+        """All that was read is of the instant (SourceError)."""
+        ...
+
+    async def let_go(self) -> list[str]:
+        """Everything was read; the names of what the machine would not give up. A second time nothing happens."""
+        ...
+
+    async def keep_bitmaps(self) -> list[str]:
+        """The archive is durable: from now on what changes since is recorded; what is worth telling."""
+        ...
+
+    async def end(self) -> list[str]:
+        """As let_go(), and nothing is recorded that was not kept."""
+        ...
 
 
 class FrozenDisk(ReadOnlyDevice):
@@ -57,21 +109,23 @@ class QemuBackup(BackupJob):
 
     def __init__(
         self,
-        fleecing: Fleecing,
+        fleecing: Freezer,
         writer: Intake,
         pool: ThreadPoolExecutor,
         *,
         ways: Mapping[str, DriveWay] | None = None,
+        beside: Sequence[Drive] = (),
         about: dict[str, Any] | None = None,
         skip_unreadable: bool = False,
         before_commit: Callable[[], Awaitable[None]] | None = None,
-        filesystems: FilesystemFreeze | None = None,
+        filesystems: Stillness | None = None,
         speed: int = 0,
         trace: Trace | None = None,
     ) -> None:
         """As for every backup; ``before_commit`` is awaited when the machine has been let go.
 
         ``ways``: how each drive comes into the archive, by its name, unless a dirty bitmap tells what has changed.
+        ``beside``: drives that are not the machine's disks, and belong to it.
         """
         self._fleecing, self._verify = fleecing, before_commit
         self._disks = [FrozenDisk(disk) for disk in fleecing.disks]
@@ -84,7 +138,7 @@ class QemuBackup(BackupJob):
             for number, disk in enumerate(self._disks, 1)
         ]
         super().__init__(
-            self._drives,
+            [*self._drives, *beside],
             writer,
             pool,
             about=about,

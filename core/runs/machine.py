@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 
 from pybackup.core.archive.identity import ArchiveIdentity
-from pybackup.core.endpoints.drive_names import origin_of
 from pybackup.core.guest.consistency import CRASH
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 from pybackup.core.places.kinds import RunningQemu, SourcePlace
@@ -88,12 +87,6 @@ class MachinesDisks:
         listener.tell(notes=(f"{name} is not backed up: {reason}" for name, reason in self.left_out))
         return [disk.name for disk in self._machine.disks]
 
-    def origins(self) -> dict[str, str]:
-        """By the monitor's socket, and the names of the disks in the machine."""
-        assert self._machine is not None
-        qemu = RunningQemu(self._path)
-        return {disk.name: origin_of(disk.name, qemu, disk.name) for disk in self._machine.disks}
-
     async def open(self, stack: AsyncExitStack, listener: Listener) -> Sequence[tuple[str, int]]:
         """Nothing to do: they are frozen, and read, when the job begins."""
         assert self._machine is not None
@@ -151,11 +144,11 @@ def _parent_archive(parent: Parent) -> ParentArchive:
         parent.identity.created,
         {drive.name: drive.size for drive in parent.identity.drives},
         frozenset(identity.uuid for identity in identities[1:]),
-        frozenset(name for identity in identities for name in _unread_in(identity)),
+        frozenset(name for identity in identities for name in unread_in(identity)),
     )
 
 
-def _unread_in(identity: ArchiveIdentity) -> Iterator[str]:
+def unread_in(identity: ArchiveIdentity) -> Iterator[str]:
     """The drives of which an archive says that it could not read all."""
     told = identity.about.get("unreadable")
     for one in told if isinstance(told, list) else ():

@@ -13,9 +13,19 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
+from enum import Enum, auto
 
 MARK = "pybackup.lock"
 _CONTENT = b"This folder is for one run of pybackup, which removes it. While the run lives, it locks this file.\n"
+
+
+class Life(Enum):
+    """What can be told of the process whose folder something is, or was."""
+
+    LIVES = auto()
+    ENDED = auto()
+    UNKNOWN = auto()
+    """It may live: its folder, or the mark in it, is not ours to look at."""
 
 
 class MarkedFolder:
@@ -34,6 +44,10 @@ class MarkedFolder:
         except BaseException:
             self.remove()
             raise
+
+    def fileno(self) -> int:
+        """The descriptor of the mark: whoever has it keeps the lock, and the folder counts as used."""
+        return self._mark
 
     def inside(self, name: str) -> str:
         """The path of an entry."""
@@ -63,6 +77,25 @@ def remove_stale(path: str, prefixes: tuple[str, ...]) -> bool:
             return locked and _remove(path, fd, prefixes)
     except OSError:
         return False
+    finally:
+        os.close(fd)
+
+
+def life_of(path: str) -> Life:
+    """Of the process whose folder this is; one that has no folder any more has ended."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Life.ENDED
+    except OSError:
+        return Life.UNKNOWN
+    try:
+        with _locked_mark(fd) as locked:
+            return Life.ENDED if locked else Life.LIVES
+    except FileNotFoundError:
+        return Life.ENDED
+    except OSError:
+        return Life.UNKNOWN
     finally:
         os.close(fd)
 

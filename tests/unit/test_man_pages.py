@@ -14,7 +14,7 @@ from manual_pages import MAN, command_lines, examples, options_of, unknown_words
 PAGES = sorted(path for section in "157" for path in MAN.glob(f"*.{section}"))
 BY_HAND = [path for path in PAGES if path.suffix != ".1"]
 OTHERS = {
-    *("age", "crontab", "qemu-img", "qemu-nbd", "strftime", "zstd"),
+    *("age", "crontab", "qemu-img", "qemu-nbd", "strftime", "virsh", "zstd"),
     *("systemd.service", "systemd.socket", "systemd.timer"),
 }
 """Pages of other programs to which ours refer."""

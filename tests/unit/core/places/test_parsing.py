@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import (
+    LibvirtDomain,
     LocalPath,
     NbdUri,
     RunningQemu,
@@ -52,6 +53,7 @@ KINDS = {
     "vm:new.img": (LocalPath, WRITTEN),
     "serve:/run/c": (RunningServer, ("source",)),
     "qmp:c": (RunningQemu, ("source",)),
+    "libvirt:vm 1": (LibvirtDomain, ("source",)),
     "nbd://h/x": (NbdUri, ("disk", "source", "served", "target")),
     "NBD+unix:///x?socket=/s": (NbdUri, ("disk", "source", "served", "target")),
     "s3://b/k": (StoreUrl, ("served", "archive", "new archive")),
@@ -90,7 +92,7 @@ def test_a_dash_is_a_disk_or_an_archive_or_a_drive(role: str) -> None:
     assert ROLES[role].parse("./-") == LocalPath("./-")
 
 
-UNKNOWN = ["foo://x", "rbd://x", "rbd:pool/x", "RBD:pool", "ssh:x", "s3:/b/k", "json:{}", "libvirt:vm"]
+UNKNOWN = ["foo://x", "rbd://x", "rbd:pool/x", "RBD:pool", "ssh:x", "s3:/b/k", "json:{}", "zfs:vm"]
 
 
 @pytest.mark.parametrize("text", UNKNOWN)
