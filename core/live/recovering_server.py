@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pybackup.core.archive.intake import Intake
@@ -17,10 +18,17 @@ from .server import BackupRequest, LiveServer, exit_code_of
 class RecoveringServer(LiveServer):
     """The drives of a live restore. Fixed: the job that fills them, which the caller runs."""
 
-    def __init__(self, fill: FillJob, **options: Any) -> None:
-        """``options``: those of a LiveServer but the drives."""
+    def __init__(
+        self,
+        fill: FillJob,
+        *,
+        tool: str,
+        tell: Callable[[str], None] = lambda _: None,
+        in_words: Callable[[BaseException], str] = str,
+    ) -> None:
+        """As of every LiveServer."""
         drives = {name: CopyBeforeWrite(disk) for name, disk in fill.disks.items()}
-        super().__init__(drives, policy=GuestPolicy(), **options)
+        super().__init__(drives, policy=GuestPolicy(), tool=tool, tell=tell, in_words=in_words)
         self._fill = fill
 
     @property

@@ -13,14 +13,16 @@ import pytest
 from pybackup.cli import request
 from pybackup.cli.run_request import RunRequest
 from pybackup.cli.unattended import unattended
+from pybackup.cli.verify import VerifyRequest
 
-COMMANDS = ("compare", "restore", "run", "serve", "verify")
+COMMANDS = ("compare", "merge", "mount", "prune", "restore", "run", "serve", "verify")
+PUBLIC = {"run": RunRequest, "verify": VerifyRequest}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_fields_of_a_request_are_the_parameters_of_its_command(name: str) -> None:
     module = importlib.import_module(f"pybackup.cli.{name}")
-    asked = RunRequest if name == "run" else module._Request
+    asked = PUBLIC[name] if name in PUBLIC else module._Request
     known = {one.name for one in module.command.params if one.expose_value}
     if name == "run":
         around = click.command()(unattended(RunRequest)(lambda _, facts: 0))
