@@ -42,7 +42,8 @@ class TrustedChanges:
 
     async def _first_wrong(self, drive_id: int, changes: ChangeMap) -> int | None:
         """The first cluster of a sample that has changed, although it is said not to have."""
-        sample, last = Sample(), None
+        sample = Sample()
+        last: int | None = None
         at = 0
         while at < self._claims.clusters:
             end, may_have_changed = await changes.run_at(at)

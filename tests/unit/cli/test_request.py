@@ -22,7 +22,7 @@ PUBLIC = {"run": RunRequest, "verify": VerifyRequest}
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_fields_of_a_request_are_the_parameters_of_its_command(name: str) -> None:
     module = importlib.import_module(f"pybackup.cli.{name}")
-    asked = PUBLIC[name] if name in PUBLIC else module._Request
+    asked = PUBLIC.get(name) or module._Request
     known = {one.name for one in module.command.params if one.expose_value}
     if name == "run":
         around = click.command()(unattended(RunRequest)(lambda _, facts: 0))
