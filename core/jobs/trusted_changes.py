@@ -43,16 +43,16 @@ class TrustedChanges:
     async def _first_wrong(self, drive_id: int, changes: ChangeMap) -> int | None:
         """The first cluster of a sample that has changed, although it is said not to have."""
         sample = Sample()
-        last: int | None = None
+        last: set[int] = set()
         at = 0
         while at < self._claims.clusters:
             end, may_have_changed = await changes.run_at(at)
             if not may_have_changed:
                 sample.add(at, end)
-                last = end - 1
+                last = {end - 1}
             at = end
         # Of a disk that has shrunk and grown again, what it lost lies at the end.
-        for cluster in {*sample.clusters(), *(() if last is None else (last,))}:
+        for cluster in last.union(sample.clusters()):
             if await self._differs(drive_id, cluster):
                 return cluster
         return None
