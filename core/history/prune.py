@@ -125,12 +125,14 @@ class Prune:
         """Remove what nobody needs of these; with each name, that of the archive that takes its place."""
         order = iter(in_order(self._catalog, names))
         while batch := list(islice(order, HELD_AT_ONCE)):
+            before = len(pruned.removed)
             try:
                 held = self._hold(shelf, batch)
                 self._look_again()
                 for entry in self._not_needed(held):
                     self._remove(pruned, shelf, entry, self._catalog.by_name.get(names[entry.name] or ""))
             finally:
+                self._catalog = self._catalog.without(entry.name for entry in pruned.removed[before:])
                 shelf.release()
                 shelf.sync()
 
@@ -171,7 +173,6 @@ class Prune:
     def _remove(self, pruned: Pruned, shelf: Shelf, entry: Entry, by: Entry | None) -> None:
         has_name = shelf.remove(entry.listed, by.listed if by is not None else None)
         pruned.removed.append(entry)
-        self._catalog = self._catalog.without({entry.name})
         if by is not None:
             pruned.merged[entry.name] = entry.name if has_name else by.name
             pruned.written += by.listed.size

@@ -6,11 +6,15 @@ import fcntl
 import os
 import random
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Outcome, pybackup
+from faulty_proxy import FaultyProxy
+from object_store import Store, moto_server
 
 NIGHT, DAY = 1_764_208_800, 86400
 ENVIRONMENT = {**os.environ, "TZ": "UTC"}
@@ -31,9 +35,9 @@ class Nights:
         at = (self.number * 5 % 16) << 16
         self._disk[at : at + 4096] = self._noise.randbytes(4096)
         (self.folder / "disk.img").write_bytes(self._disk)
-        time = NIGHT + self.number * DAY
+        now = NIGHT + self.number * DAY
         done = pybackup(
-            *("run", "--incremental", "--time", str(time), *options),
+            *("run", "--incremental", "--time", str(now), *options),
             *("disk.img", given.pop("archive", "shelf/{name}-{now:%Y%m%d}.vma.zst")),
             cwd=self.folder,
             env=ENVIRONMENT,
@@ -135,3 +139,28 @@ def test_a_parent_in_use_stays_until_the_run_is_over(nights: Nights) -> None:
         nights.names()[0]: ["in use"],
         nights.names()[1]: ["last 1 of 1", "newest"],
     }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with moto_server() as port, FaultyProxy(port).running() as proxy:
+        yield Store(port, proxy, tmp_path, "bucket")
+
+
+def test_a_chain_in_a_store_is_merged_beside_and_read_before_its_parts_go(nights: Nights, store: Store) -> None:
+    for _ in range(5):
+        nights.run()
+    for name in nights.names():
+        store.put(f"shelf/{name}", (nights.shelf / name).read_bytes())
+    later = str(int(time.time()) + 2 * DAY)
+    done = store.run("prune", "--merge", "--keep-last", "2", "--time", later, "--json", "s3://bucket/shelf")
+    names = [f"disk-{_stamp(3)}.merged.vma.zst", f"disk-{_stamp(4)}.vma.zst"]
+    assert done.json["removed"] == 4 and done.json["error"] is None
+    assert store.keys() == ["shelf/.pybackup-verified", *(f"shelf/{name}" for name in names)]
+    for name, number in zip(names, (3, 4), strict=True):
+        assert store.run("restore", f"s3://bucket/shelf/{name}", "-").out == nights.states[_stamp(number)]
+    found = store.run("list", "--json", "s3://bucket/shelf").json
+    assert [(one["series"], one["chain"]) for one in found["archives"]] == [
+        ("disk-*.vma.zst", 1),
+        ("disk-*.vma.zst", 0),
+    ]
