@@ -295,7 +295,7 @@ def _refuse_what_is_there(place: OutputPlace, path: str) -> None:
 
 
 def _is_same_disk(fd: int, told: RestoringHeader) -> bool:
-    """Whether an open disk is the one that a map tells of."""
+    """Whether an open disk is the one that a map tells of; a new file may have the inode of one that was removed."""
     mark = disk_identity.mark_of(fd) if told.kind == FILE else None
     return mark == told.map_id if mark is not None else disk_identity.told_of(fd) == told.target
 

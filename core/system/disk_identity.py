@@ -36,11 +36,11 @@ def unmark(fd: int) -> None:
 
 
 def mark_of(fd: int) -> str | None:
-    """The mark of an open file; None where there is none."""
+    """The mark of an open file, "" where it has none; None where its filesystem can give it none."""
     try:
         return os.getxattr(fd, MARK).decode(errors="replace")
-    except OSError:
-        return None
+    except OSError as error:
+        return "" if error.errno == errno.ENODATA else None
 
 
 def told_of(fd: int, sys: Path = Path("/sys")) -> str:

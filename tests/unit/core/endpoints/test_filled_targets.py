@@ -15,6 +15,7 @@ from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.endpoints.filled_targets import FilledTarget, FillOptions, open_filled
 from pybackup.core.errors import BusyError, PybackupError, RequestError, TargetError
 from pybackup.core.places.kinds import LocalPath, NbdUri
+from pybackup.core.system import disk_identity
 from pybackup.core.system.image_lock import ImageLock
 from pybackup.formats.vma import DriveInfo, Header
 
@@ -191,3 +192,26 @@ def test_nothing_is_left_of_a_restore_that_is_complete(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.raw", "b.raw"]
     assert not os.listxattr(tmp_path / "a.raw")
     assert (tmp_path / "a.raw").read_bytes() == DISKS["a"]
+
+
+def test_a_new_file_with_the_inode_of_the_old_one_is_another_disk(tmp_path: Path) -> None:
+    play(tmp_path, write_some)
+    if not os.listxattr(tmp_path / "a.raw"):
+        pytest.skip("this filesystem has no extended attributes")
+    # As where a file was removed, and another was made that got its inode.
+    os.removexattr(tmp_path / "a.raw", disk_identity.MARK)
+    with pytest.raises(TargetError, match="not the disk"):
+        play(tmp_path)
+
+
+def test_where_files_cannot_be_marked_the_inode_tells_them_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_identity, "mark", lambda fd, text: False)
+    monkeypatch.setattr(disk_identity, "mark_of", lambda fd: None)
+    play(tmp_path, write_some)
+    play(tmp_path)
+    (tmp_path / "a.raw").rename(tmp_path / "kept")
+    (tmp_path / "a.raw").write_bytes((tmp_path / "kept").read_bytes())
+    with pytest.raises(TargetError, match="not the disk"):
+        play(tmp_path)
