@@ -125,8 +125,8 @@ class _Run(Command):
     forget.OPTION,
     is_flag=True,
     expose_value=False,
-    help="Alone with qmp:SOCKET: make no backup, but remove from QEMU the dirty bitmaps that backups have left there to"
-    " know what changes. The next one reads all of the disks.",
+    help="Alone with qmp:SOCKET or libvirt:DOMAIN: make no backup, but remove from the machine the dirty bitmaps, or"
+    " checkpoints, that backups have left there to know what changes. The next one reads all of the disks.",
 )
 @agent_options("With qmp: ")
 @libvirt_options
@@ -317,7 +317,8 @@ def tell_of_the_end(request: RunRequest, way: Way) -> None:
             click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
         recorded = [f"QEMU does not record what changes of {name} from now on: {why}" for name, why in way.unrecorded]
         if way.begins_to_record:
-            drops = f"pybackup run {forget.OPTION} {quote(str(request.sources[0].what))}"
+            where = "" if request.connect is None else f" --connect {quote(request.connect)}"
+            drops = f"pybackup run {forget.OPTION} {quote(str(request.sources[0].what))}{where}"
             recorded.append(f"QEMU records from now on what changes, for the next backup; `{drops}` drops that")
         request.listener().tell(notes=[*way.told, *recorded])
         warn(f"disk {name} was unplugged meanwhile; the archive holds it as it was before" for name in way.unplugged)

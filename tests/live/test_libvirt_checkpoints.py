@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -170,6 +171,22 @@ def test_a_domain_defined_anew_begins_anew_and_snapshots_are_left_their_images(n
     domain.stop()
     told = nights.run()
     assert ways(told) == "ddd" and "several files" in str(told["vda"][1])
+
+
+def test_records_are_forgotten_on_demand(nights: Nights) -> None:
+    domain = nights.domain
+    forget = ["run", "--forget", "libvirt:web", "--connect", domain.daemon.uri]
+    assert call(*forget).stdout == "libvirt:web records no changes for pybackup\n"
+    command = nights.command("-v")
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
+    assert f"`pybackup {shlex.join(forget)}` drops that" in said
+    domain.virsh("checkpoint-create-as", "theirs", "--diskspec", "vda", "--diskspec", "vdb,checkpoint=no")
+    domain.stop()
+    assert "switched off, and libvirt removes none then" in call(*forget, code=6).stderr
+    domain.start()
+    assert "vda, vdb: the record of what changed since 1970-01-01 00:16:40 UTC" in call(*forget).stdout
+    assert domain.checkpoints() == ["theirs"]
+    assert ways(nights.run()) == "ddd"
 
 
 def test_internal_snapshots_can_be_reverted_to(libvirt: Daemon, tmp_path: Path) -> None:
