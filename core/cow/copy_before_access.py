@@ -4,9 +4,7 @@ Copy-before-write turned round. A cluster is copied from the archive to the disk
 write needs it; a write of a whole cluster, zeros and trims need no fetch. A dirty bit means *not there yet*, and claim
 and settle keep apart who fetches, who writes, and who waits.
 
-With a record of what is there, a guest's flush is answered when its data is durable, and after that the record.
-What the record does not tell is fetched again after a power failure, over whatever lies there: so a cluster stands in
-the record only when its data was flushed before.
+What is durable of it, and remembered as that, is the matter of recorded_flushes.py.
 """
 
 from __future__ import annotations
@@ -15,58 +13,27 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Protocol
-
-from bitarray import bitarray
 
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, BlockStatus, Buffer
 from pybackup.core.inflight import Range
 
 from .claims import Claims
-from .sparse_bits import SparseBits
+from .recorded_flushes import PresenceRecord, RecordedFlushes
 
 CLUSTERS_AT_ONCE = 16
 """Clusters fetched at once: 1 MiB."""
 ZEROS_AT_ONCE = 1024
 """Clusters of which zeros are written at once: 64 MiB, for which a guest may have to wait."""
-MOST_RUNS = 4096
-"""Runs of clusters that are there but not in the record, after which it is worth a flush of our own."""
 STATUS_STEP = 256
 """Extents in one answer, about."""
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-class PresenceRecord(Protocol):
-    """Remembers which clusters are there, durably. Failures are OSError."""
-
-    @property
-    def wants_all(self) -> bool:
-        """Whether it would rather be told everything once more, to become short again."""
-        ...
-
-    async def add(self, runs: Sequence[tuple[int, int]]) -> None:
-        """These are there, too (first cluster, clusters); all of them durable by now."""
-        ...
-
-    async def replace(self, absent: bitarray | SparseBits) -> None:
-        """All is there but the set bits; durable by now."""
-        ...
-
-    async def remove(self) -> None:
-        """All is there: there is nothing to remember any more."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of it, as it is."""
-        ...
 
 
 class CopyBeforeAccess:
     """A disk in front of another one, whose contents come from a third when they are needed.
 
     Fixed: ``child``, which is written, at least as large as ``source``, which is read. Changing, in the event loop
-    only: the claims; the runs of clusters not recorded yet; whether zeros must be written even where the disk was new;
-    the failure after which nothing can be made durable; how many guests' requests wait for a fetch.
+    only: the claims; whether zeros must be written even where the disk was new; how many guests' requests wait for a
+    fetch; and what is not recorded yet, by the flushes.
     """
 
     read_only = False
@@ -92,12 +59,8 @@ class CopyBeforeAccess:
             self.claims.set_clean(first, first + count)
         self.charge: Callable[[int], None] = lambda _: None
         self._needs_zeros = not is_new
-        self._record = record
+        self._flushes = RecordedFlushes(child, record, self.claims.left)
         self._keeps_reads = keeps_reads
-        self._unrecorded: list[tuple[int, int]] = []
-        self._flushes_asked = self._flushes_done = 0
-        self._flushing = asyncio.Lock()
-        self._broken: OSError | None = None
         self._waiting = 0
         self._nobody_waits = asyncio.Event()
         self._nobody_waits.set()
@@ -111,11 +74,6 @@ class CopyBeforeAccess:
     def left(self) -> int:
         """Bytes that are not there yet, about."""
         return min(self.size, self.claims.dirty_bytes)
-
-    @property
-    def failure(self) -> OSError | None:
-        """Why nothing that is written can be made durable any more."""
-        return self._broken
 
     # -- reads --
 
@@ -236,16 +194,7 @@ class CopyBeforeAccess:
             for claimed in claims:
                 self.claims.settle(claimed, copied=bool(copied))
                 if copied:
-                    self._note(claimed)
-
-    def _note(self, claimed: Range) -> None:
-        """Something is there, of which the record does not know."""
-        if self._record is None:
-            return
-        if self._unrecorded and sum(self._unrecorded[-1]) == claimed.start:
-            self._unrecorded[-1] = self._unrecorded[-1][0], claimed.end - self._unrecorded[-1][0]
-        else:
-            self._unrecorded.append((claimed.start, claimed.end - claimed.start))
+                    self._flushes.note(claimed)
 
     # -- changes --
 
@@ -328,78 +277,28 @@ class CopyBeforeAccess:
     # -- what is durable --
 
     async def flush(self) -> None:
-        """Return when every write answered before is durable, and what is there is recorded, durably.
-
-        Many flushes at once are one. After a failure none succeeds any more: the kernel forgets what it could not
-        write, and a second try would say that all is well.
-        """
-        self._flushes_asked += 1
-        asked = self._flushes_asked
-        async with self._flushing:
-            if self._flushes_done < asked:
-                covered = self._flushes_asked
-                await self._flush_all()
-                self._flushes_done = covered
-
-    async def _flush_all(self) -> None:
-        if self._broken is not None:
-            raise OSError(errno.EIO, f"an earlier flush failed: {self._broken.strerror}", self.name)
-        record = self._record
-        # What is noted from here on may not be covered by the flush.
-        absent = self.claims.left() if record is not None and record.wants_all else None
-        noted, self._unrecorded = self._unrecorded, []
-        try:
-            await self._flush_child()
-            if record is not None and (absent is not None or noted):
-                await self._record_all(record, absent, noted)
-        except BaseException:
-            self._unrecorded = noted + self._unrecorded
-            raise
-
-    async def _flush_child(self) -> None:
-        try:
-            await self.child.flush()
-        except OSError as error:
-            self._broken = error
-            raise
-
-    async def _record_all(
-        self, record: PresenceRecord, absent: bitarray | SparseBits | None, noted: list[tuple[int, int]]
-    ) -> None:
-        try:
-            await (record.add(noted) if absent is None else record.replace(absent))
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                self._broken = error
-            raise
+        """Return when every write answered before is durable, and what is there is recorded, durably."""
+        await self._flushes.flush()
 
     @property
-    def wants_flush(self) -> bool:
-        """Whether so much is not recorded that a flush would be good."""
-        return len(self._unrecorded) >= MOST_RUNS
+    def failure(self) -> OSError | None:
+        """Why nothing that is written can be made durable any more."""
+        return self._flushes.failure
 
     @property
     def has_unrecorded(self) -> bool:
         """Whether there is anything that a flush would record."""
-        return bool(self._unrecorded)
+        return self._flushes.has_unrecorded
 
     async def finish(self) -> None:
         """All is there: make it durable, and give up the record; from now on this is the child and nothing else."""
         assert self.is_whole
-        await self.flush()
-        async with self._flushing:
-            record, self._record = self._record, None
-            if record is not None:
-                try:
-                    await record.remove()
-                except BaseException:
-                    self._record = record
-                    raise
+        await self._flushes.flush()
+        await self._flushes.give_up_record()
 
     async def close(self) -> None:
         """Close the child and the record. Does not flush."""
-        if self._record is not None:
-            await self._record.close()
+        await self._flushes.close()
         await self.child.close()
 
     # -- telling --
