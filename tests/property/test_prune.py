@@ -115,9 +115,7 @@ def test_what_is_kept_can_be_restored_whenever_it_is_killed(
         tools = merge_tools(folder) if merge else None
         before, files = restorable(look(folder)), sound_files(look(folder))
         plan = Prune(LocalPath(name), wishes, tools).look()
-        wanted = {
-            one.entry.backup for one in plan.decisions if one.fate is not Fate.REMOVE and not _is_broken(one)
-        } & before
+        wanted = {one.entry.backup for one in plan.decisions if _is_wanted(one)} & before
         _kill_after(steps, Prune(LocalPath(name), wishes, tools))
         after = restorable(look(folder))
         assert wanted <= after
@@ -135,9 +133,12 @@ def test_what_is_kept_can_be_restored_whenever_it_is_killed(
         assert {one.fate for one in again.decisions} == {Fate.KEEP}
 
 
-def _is_broken(decision: Decision) -> bool:
-    """What is kept though nothing can be restored of it; another file of the same backup may be sound, and not kept."""
-    return decision.reasons[0].startswith("broken")
+def _is_wanted(decision: Decision) -> bool:
+    """Whether a rule wants it. What is kept for others may go when a merged archive, once it is read, stands for these.
+
+    And of what is broken, but kept, another file may be sound, and not kept.
+    """
+    return decision.fate is not Fate.REMOVE and not decision.reasons[0].startswith(("broken", "needed by"))
 
 
 def _kill_after(steps: int, prune: Prune) -> None:
