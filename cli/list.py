@@ -41,7 +41,7 @@ def command(place: HistoryPlace, as_json: bool) -> int:
 
     Only their headers and indexes are read: whether all of them is sound, `pybackup verify` tells. Of an encrypted one
     for which no identity is given, only what its header tells everybody; with one, that is checked. The exit code is 4
-    where one is broken, or cannot be read.
+    where one is broken, or cannot be read, and 7 where a key is all that lacks.
     """
     catalog = read_catalog(place)
     series = series_of(catalog)
@@ -49,12 +49,15 @@ def command(place: HistoryPlace, as_json: bool) -> int:
         print(json_text(_as_dict(place, catalog, series)))
     else:
         _print(place, catalog, series)
-    return int(ExitCode.ARCHIVE) if any(_trouble(catalog, entry) for entry in catalog.entries) else 0
+    return _code(catalog)
 
 
-def _trouble(catalog: Catalog, entry: Entry) -> str | None:
-    """What is wrong with an archive; None also of what is another program's affair."""
-    return None if entry.is_foreign else catalog.broken(entry)
+def _code(catalog: Catalog) -> int:
+    """What is wrong, of what is not another program's affair; less so if it is only a key that lacks."""
+    trouble = [entry for entry in catalog.entries if not entry.is_foreign and catalog.broken(entry) is not None]
+    if not all(entry.is_sealed for entry in trouble):
+        return int(ExitCode.ARCHIVE)
+    return int(ExitCode.NO_KEY) if trouble else 0
 
 
 # -- JSON --

@@ -62,7 +62,7 @@ def _last(record: VerifiedRecord, entry: Entry) -> float:
 
 def _verify(entry: Entry, record: VerifiedRecord, request: VerifyRequest, trace: Trace) -> int:
     """Verify one, and remember it."""
-    if entry.identity is None:
+    if entry.identity is None and not entry.is_sealed:
         report(str(entry.listed.place), [Damage(entry.problem)], request.as_json)
         return int(ExitCode.ARCHIVE)
     place = entry.listed.place

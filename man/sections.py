@@ -46,7 +46,12 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
     "verify": {**_KEYS, **_STORES, **_PROGRESS, **EVERYWHERE},
     "info": _READ,
     "list": {"TZ": "The time zone of the times.", **_READ},
-    "prune": {"TZ": "The time zone in which hours, days, weeks, months and years begin.", **_READ},
+    "prune": {
+        "TZ": "The time zone in which hours, days, weeks, months and years begin.",
+        "XDG_STATE_HOME": "Where uploads that are under way are remembered; else `~/.local/state`.",
+        **_READ,
+        **_PROGRESS,
+    },
     "config": _READ,
     "compare": {**_KEYS, **_IMAGES, **_STORES, **_PROGRESS, **EVERYWHERE},
     "merge": {

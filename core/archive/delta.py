@@ -144,7 +144,7 @@ class DeltaWriter(ArchiveWriter):
         """``parent_told``: what the archive tells of its parent."""
         super().__init__(encoder, sink, pool, threads=threads, trace=trace, seal=seal)
         self._parent = ParentDrives(parent, encoder.header.drives)
-        self._parent_told = parent_told
+        self.told = dict(parent_told)
 
     async def prepare(self, pieces: Sequence[Piece], pool: ThreadPoolExecutor) -> Sequence[Prepared]:
         """Compute digests, and look for what differs from the parent, in threads."""
@@ -186,10 +186,6 @@ class DeltaWriter(ArchiveWriter):
             raise SourceError(
                 f"clusters {first} to {first + count - 1} are said to be as the parent has them; it has none"
             )
-
-    async def finish(self, about: dict[str, Any]) -> None:
-        """As for every writer; the archive tells of its parent too."""
-        await super().finish({**about, **self._parent_told})
 
     async def differs(self, piece: Piece) -> bool:
         """Whether any of these clusters differs from the parent."""

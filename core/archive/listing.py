@@ -19,6 +19,8 @@ from pybackup.core.sinks.archive_signs import is_archive
 
 PARTIAL = ".partial"
 """How the names end of what is being written, or could not be written to its end."""
+FIRST_BYTES = 64
+"""By which files are told apart that cannot be archives."""
 OWN = ".pybackup"
 """How the names begin of what we keep beside archives."""
 
@@ -93,7 +95,7 @@ def _looks_so(path: str) -> bool:
         try:
             # It may be something else by now than what was listed.
             if stat.S_ISREG(os.fstat(fd).st_mode):
-                return archive_format(os.pread(fd, 8, 0)) is not None and is_archive(fd)
+                return archive_format(os.pread(fd, FIRST_BYTES, 0)) is not None and is_archive(fd)
         finally:
             os.close(fd)
     return False

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pybackup.core.errors import RequestError
-from pybackup.core.places.kinds import ArchivePlace
+from pybackup.core.places.kinds import ArchivePlace, LocalPath
 from pybackup.formats.vma import Header
 
 from .chain import ParentSearch, not_seekable, open_chain
 from .drive import ArchiveDrive
+from .held import hold
 from .identity import ArchiveIdentity
 from .index import NoIndexError
 from .open import has_ranges
@@ -36,10 +38,10 @@ class ArchiveDisks:
         return self.identity.header
 
 
-def open_disks(place: ArchivePlace, search: ParentSearch | None = None) -> ArchiveDisks:
+def open_disks(place: ArchivePlace, search: ParentSearch | None = None, *, held: bool = False) -> ArchiveDisks:
     """Open an archive (ArchiveError; RequestError for one that can only be read on).
 
-    ``search``: what finds the parents of a delta.
+    ``search``: what finds the parents of a delta. ``held``: nobody prunes it, or its ancestors, meanwhile.
     """
     if not has_ranges(place):
         raise RequestError(f"{place} can only be read from its beginning to its end: name a file, or a URL")
@@ -48,6 +50,9 @@ def open_disks(place: ArchivePlace, search: ParentSearch | None = None) -> Archi
             chain = stack.enter_context(open_chain(place, search))
         except NoIndexError:
             raise not_seekable(place) from None
+        for link in chain.links if held else ():
+            if isinstance(link.place, LocalPath):
+                stack.callback(os.close, hold(link.place.path, link.identity))
         threads = stack.enter_context(ThreadPoolExecutor(READERS, thread_name_prefix="pybackup-archive"))
         # Stopped before the threads are waited for, which a store that does not answer would keep.
         stack.callback(chain.stop)

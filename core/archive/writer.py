@@ -29,7 +29,10 @@ SCANNED_AT_ONCE = 8 * CLUSTER_SIZE
 
 
 class ArchiveWriter:
-    """Fixed: encoder, sink, pool. Changing, in the event loop only: the items in flight."""
+    """Fixed: encoder, sink, pool. Changing, in the event loop only: the items in flight.
+
+    ``told``: what the archive tells of itself, beside what finish() is given; set before that.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class ArchiveWriter:
         seal: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """``seal``: what is to be done when the sink has been given all that there is."""
+        self.told: dict[str, Any] = {}
         self._encoder, self._sink, self._pool = encoder, sink, pool
         self._most = threads + ITEMS_AHEAD
         self._queue: deque[asyncio.Future[Encoded]] = deque()
@@ -169,7 +173,7 @@ class ArchiveWriter:
     async def finish(self, about: dict[str, Any]) -> None:
         """Write the rest, index and seek table included. The sink is left to be committed."""
         await self.drain()
-        await self._sink.write(self._encoder.finish(about))
+        await self._sink.write(self._encoder.finish({**about, **self.told}))
         if self._seal is not None:
             await self._seal()
         self._trace("archive.finish", size=self._encoder.written)

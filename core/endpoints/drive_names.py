@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from blake3 import blake3
+
 from pybackup.core.errors import RequestError
-from pybackup.core.places.kinds import NbdUri, ServedPlace, SourcePlace, StandardInput
+from pybackup.core.places.kinds import (
+    LibvirtDomain,
+    LocalPath,
+    NbdUri,
+    RunningQemu,
+    RunningServer,
+    ServedPlace,
+    SourcePlace,
+    StandardInput,
+)
 from pybackup.formats.text import storable, utf8_bytes
 
 W = TypeVar("W", covariant=True)
+ORIGIN_SIZE = 8
 LONGEST = 100
 """Characters of a name made of an export's, which may have thousands."""
 
@@ -63,6 +76,26 @@ def file_name(name: str) -> str:
 def source_label(what: SourcePlace | ServedPlace) -> str:
     """What an archive tells of its source: the last part of a path or URI, without where it lies."""
     return stored_name(os.path.basename(what.address.export if isinstance(what, NbdUri) else what.text))
+
+
+def origin_of(name: str, what: SourcePlace, disk: str = "") -> str:
+    """What tells a disk from those of the same name that lie elsewhere, without telling where: some hexadecimal digits.
+
+    By the machine that we run on, and by where the disk is named there; ``disk`` tells it from others of that place.
+    """
+    match what:
+        case LocalPath(path):
+            where = os.path.abspath(path)
+        case RunningServer(path) | RunningQemu(path):
+            where = f"{os.path.abspath(path)}\0{disk}"
+        case LibvirtDomain(domain):
+            where = f"{domain}\0{disk}"
+        case StandardInput():
+            where = name
+        case _:
+            where = what.text
+    told = "\0".join((socket.gethostname(), type(what).__name__, where))
+    return blake3(os.fsencode(told)).hexdigest(length=ORIGIN_SIZE)
 
 
 def unique_drive_names(sources: Sequence[NamedPlace[SourcePlace | ServedPlace]]) -> list[str]:

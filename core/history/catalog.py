@@ -40,7 +40,8 @@ class Entry:
     """An archive of the place, or what looks like one.
 
     ``identity``: None where it cannot be read, and ``problem`` says why. ``is_foreign``: it is no archive that could be
-    anybody's delta or parent. ``is_cut_off``: one of ours that ends too early.
+    anybody's delta or parent. ``is_cut_off``: one of ours that ends too early. ``is_sealed``: a key for it
+    is all that lacks.
     """
 
     listed: Listed
@@ -48,6 +49,7 @@ class Entry:
     problem: str = ""
     is_foreign: bool = False
     is_cut_off: bool = False
+    is_sealed: bool = False
 
     @property
     def name(self) -> str:
@@ -285,6 +287,8 @@ def _entry(listed: Listed, identity_of: Callable[[Listed], ArchiveIdentity]) -> 
     try:
         found = identity_of(listed)
         cut_off = found.digest is None and not found.is_public and _is_cut_off(listed.place)
+    except NoKeyError as error:
+        return Entry(listed, None, str(error), is_sealed=True)
     except ArchiveError as error:
         return Entry(listed, None, str(error), is_foreign=_is_foreign(listed, error))
     return Entry(listed, replace(found, about=_in_mind(found.about)), is_cut_off=cut_off)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from pybackup.core.archive.listing import Listed, archives_in
-from pybackup.core.errors import Advice, ArchiveError, PybackupError, RequestError
+from pybackup.core.errors import Advice, ArchiveError, NoKeyError, PybackupError, RequestError
 from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
 
 from .catalog import Catalog, Entry, connected, read_entries
@@ -113,7 +113,7 @@ class Prune:
         """Nobody knows what an archive needs that cannot be read."""
         for entry in entries:
             if entry.identity is None and not entry.is_foreign and entry.name not in self._wishes.ignored:
-                raise ArchiveError(
+                raise (NoKeyError if entry.is_sealed else ArchiveError)(
                     f"nothing is removed, for nobody knows what {entry.name} needs: {entry.problem}",
                     advice=Advice.IGNORE_ARCHIVE,
                     about=entry.name,

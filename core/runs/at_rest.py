@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from pybackup.core.endpoints.drive_names import NamedPlace, source_label, unique_drive_names
+from pybackup.core.endpoints.drive_names import NamedPlace, origin_of, source_label, unique_drive_names
 from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.jobs.backup import BackupJob, Drive
 from pybackup.core.places.kinds import DiskPlace, SourcePlace
@@ -33,6 +33,11 @@ class DisksAtRest:
     async def find(self, stack: AsyncExitStack, listener: Listener) -> Sequence[str]:
         """The names given, or made of the sources' (RequestError)."""
         return unique_drive_names(self._sources)
+
+    def origins(self) -> dict[str, str]:
+        """By the paths of the disks."""
+        names = unique_drive_names(self._sources)
+        return {name: origin_of(name, source.what) for name, source in zip(names, self._sources, strict=True)}
 
     async def open(self, stack: AsyncExitStack, listener: Listener) -> Sequence[tuple[str, int]]:
         """Open every source (SourceError, BusyError, RequestError)."""

@@ -81,6 +81,10 @@ class Way(Protocol):
         """The names of the drives; what is opened for that, the stack closes."""
         ...
 
+    def origins(self) -> dict[str, str]:
+        """By the name of each drive what tells its disk from others: see origin_of()."""
+        ...
+
     async def open(self, stack: AsyncExitStack, listener: Listener) -> Sequence[tuple[str, int]]:
         """(name, size in bytes) of each drive, which can be read from now on."""
         ...
@@ -116,12 +120,14 @@ async def backup(
         names = await way.find(stack, listener)
         archive = request.archive if named is None else named(names)
         _refuse_own_source(archive, [*way.paths, *(config.what for config in request.configs)])
-        choosing = chosen_parent(request.parent, archive, names, request.options.created, listener)
+        origins = way.origins()
+        choosing = chosen_parent(request.parent, archive, origins, request.options.created, listener)
         choice = await asyncio.to_thread(stack.enter_context, choosing)
         drives = await way.open(stack, listener)
         sink = open_sink(archive, replace=request.replace, folders_from=request.folders_from)
         configs = way.configs(configs)
         writer = make_writer(drives, configs, request.options, sink, pool, trace, _parent_of(choice))
+        writer.told["origins"] = origins
         verify = verifier(sink, pool) if request.verify else None
         yield way.job(Parts(request, choice, writer, scanners, verify, trace))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pybackup.core.devices.memory import MemoryDevice
+from pybackup.core.endpoints.drive_names import origin_of
 from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.errors import BusyError, SourceError
 from pybackup.core.guest.consistency import CRASH
@@ -126,6 +127,13 @@ class DomainsDisks:
         self._tell(domain)
         names = [disk.target for disk in self._disks]
         return names if self._belongings.nvram is None else [*names, NVRAM]
+
+    def origins(self) -> dict[str, str]:
+        """By the domain's uuid, and the names of the disks in it."""
+        assert self._domain is not None
+        place = LibvirtDomain(str(self._domain.uuid))
+        names = [*(disk.target for disk in self._disks), *(() if self._belongings.nvram is None else (NVRAM,))]
+        return {name: origin_of(name, place, name) for name in names}
 
     def _tell(self, domain: Domain) -> None:
         notes = [f"{name} is not backed up: {reason}" for name, reason in domain.now.left_out]

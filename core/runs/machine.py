@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 
 from pybackup.core.archive.identity import ArchiveIdentity
+from pybackup.core.endpoints.drive_names import origin_of
 from pybackup.core.guest.consistency import CRASH
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 from pybackup.core.places.kinds import RunningQemu, SourcePlace
@@ -86,6 +87,12 @@ class MachinesDisks:
         stack.push_async_callback(self._machine.close)
         listener.tell(notes=(f"{name} is not backed up: {reason}" for name, reason in self.left_out))
         return [disk.name for disk in self._machine.disks]
+
+    def origins(self) -> dict[str, str]:
+        """By the monitor's socket, and the names of the disks in the machine."""
+        assert self._machine is not None
+        qemu = RunningQemu(self._path)
+        return {disk.name: origin_of(disk.name, qemu, disk.name) for disk in self._machine.disks}
 
     async def open(self, stack: AsyncExitStack, listener: Listener) -> Sequence[tuple[str, int]]:
         """Nothing to do: they are frozen, and read, when the job begins."""

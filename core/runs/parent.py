@@ -5,17 +5,18 @@ That an incremental backup is not possible never makes a backup fail: it becomes
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pybackup.core.archive.chain import Chain, ParentSearch, folder_of, open_chain
+from pybackup.core.archive.held import hold
 from pybackup.core.archive.identity import ArchiveIdentity, read_identity
 from pybackup.core.archive.listing import archives_in
 from pybackup.core.errors import ArchiveError, PybackupError, RequestError
+from pybackup.core.history.series import pattern_of
 from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
 from pybackup.core.places.kinds import HistoryPlace, LocalPath, NewArchivePlace, StoreUrl
 from pybackup.core.places.same_file import is_same_file
@@ -104,9 +105,9 @@ class Choice:
 
 @contextmanager
 def chosen_parent(
-    wish: ParentWish | None, archive: NewArchivePlace, names: Sequence[str], created: int, listener: Listener
+    wish: ParentWish | None, archive: NewArchivePlace, origins: Mapping[str, str], created: int, listener: Listener
 ) -> Iterator[Choice]:
-    """The parent of a new archive with drives of these names, ``created`` in seconds since 1970.
+    """The parent of a new archive, ``created`` in seconds since 1970; ``origins``: of its drives, by their names.
 
     RequestError where nobody can look for one.
     """
@@ -114,23 +115,23 @@ def chosen_parent(
         if wish is None:
             yield Choice()
             return
-        choice = _choose(wish, archive, names, created, stack)
+        choice = _choose(wish, archive, origins, created, stack)
         if choice.parent is None:
             listener.note(f"this will be a full archive: {choice.why_full}")
         yield choice
 
 
 def _choose(
-    wish: ParentWish, archive: NewArchivePlace, names: Sequence[str], created: int, stack: ExitStack
+    wish: ParentWish, archive: NewArchivePlace, origins: Mapping[str, str], created: int, stack: ExitStack
 ) -> Choice:
     why = ""
-    for place in _candidates(wish, archive, names, created):
+    for place in _candidates(wish, archive, origins, created):
         try:
             parent = stack.enter_context(_opened(place, wish))
         except PybackupError as error:
             why = why or f"{place} cannot be its parent: {error}"
             continue
-        if not any(parent.drive(name) for name in names):
+        if not any(parent.drive(name) for name in origins):
             return Choice(why_full=f"{place} has none of these drives")
         before = frozenset(link.identity.uuid for link in parent.chain.links)
         if replaced := _replaced(parent, archive):
@@ -150,7 +151,7 @@ def _replaced(parent: Parent, archive: NewArchivePlace) -> HistoryPlace | None:
 
 
 def _candidates(
-    wish: ParentWish, archive: NewArchivePlace, names: Sequence[str], created: int
+    wish: ParentWish, archive: NewArchivePlace, origins: Mapping[str, str], created: int
 ) -> Sequence[HistoryPlace]:
     if wish.base is not None:
         return [wish.base]
@@ -159,16 +160,29 @@ def _candidates(
     folder = folder_of(archive)
     if isinstance(folder, LocalPath) and not os.path.isdir(folder.path):
         return []
-    found: list[tuple[bool, int, HistoryPlace]] = []
+    pattern = pattern_of(os.path.basename(archive.text), created)
+    found: list[tuple[bool, bool, int, HistoryPlace]] = []
     for listed in archives_in(folder):
-        identity = _fitting(listed.place, names)
-        if identity is not None:
-            found.append((identity.created <= created, identity.created, listed.place))
-    found.sort(key=lambda one: one[:2], reverse=True)
-    return [place for _, _, place in found[:MOST_TRIED]]
+        identity = _with_these_drives(listed.place, origins)
+        if identity is None:
+            continue
+        of_series = pattern_of(listed.name, identity.created) == pattern
+        if of_series or _are_the_same(identity, origins):
+            found.append((of_series, identity.created <= created, identity.created, listed.place))
+    found.sort(key=lambda one: one[:3], reverse=True)
+    return [place for *_, place in found[:MOST_TRIED]]
 
 
-def _fitting(place: HistoryPlace, names: Sequence[str]) -> ArchiveIdentity | None:
+def _are_the_same(identity: ArchiveIdentity, origins: Mapping[str, str]) -> bool:
+    """Whether a drive of an archive came from the disk that one of these is, as far as the archive tells.
+
+    Of two machines whose archives lie in one folder, one shall not become a delta of the other.
+    """
+    told = identity.about.get("origins")
+    return isinstance(told, dict) and any(told.get(name) == origin for name, origin in origins.items())
+
+
+def _with_these_drives(place: HistoryPlace, names: Iterable[str]) -> ArchiveIdentity | None:
     """The archive, where it can be a parent, as far as its header tells."""
     try:
         identity = read_identity(place)
@@ -185,38 +199,5 @@ def _opened(place: HistoryPlace, wish: ParentWish) -> Iterator[Parent]:
     with open_chain(place, ParentSearch(wish.others)) as chain, ExitStack() as held:
         for link in chain.links:
             if isinstance(link.place, LocalPath):
-                held.callback(os.close, _hold(link.place.path, link.identity))
+                held.callback(os.close, hold(link.place.path, link.identity))
         yield Parent(chain)
-
-
-def _hold(path: str, identity: ArchiveIdentity) -> int:
-    """A shared lock on an archive's file, which whoever wants to remove it asks for alone (ArchiveError).
-
-    The lock ends with the process. What was removed, or replaced, before it was taken is nobody's parent.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ArchiveError(f"cannot open {path}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArchiveError(f"{path} is being removed by somebody") from None
-        except OSError:
-            pass  # A filesystem without locks: whoever removes archives has none either, and looks again.
-        _check_still_there(path, fd, identity)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _check_still_there(path: str, fd: int, identity: ArchiveIdentity) -> None:
-    try:
-        there, held = os.stat(path), os.fstat(fd)
-    except OSError as error:
-        raise ArchiveError(f"{path} was removed just now") from error
-    same = (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
-    if not same or read_identity(LocalPath(path)).digest != identity.digest:
-        raise ArchiveError(f"{path} was replaced just now")

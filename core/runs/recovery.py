@@ -57,7 +57,7 @@ async def recover(
     PybackupError.
     """
     async with AsyncExitStack() as stack:
-        archive = open_disks(request.archive, ParentSearch(request.parents))
+        archive = open_disks(request.archive, ParentSearch(request.parents), held=True)
         stack.push_async_callback(archive.close)
         plan = plan_restore(archive.header, target=request.target, places=request.places, drives=request.drives)
         refuse_own_archive(request.archive, plan.drives.values())

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Any
 
+from pybackup.core.endpoints.drive_names import origin_of
 from pybackup.core.live.client import RemoteBackup, served_drives
 from pybackup.core.places.kinds import RunningServer, SourcePlace
 
@@ -36,6 +37,10 @@ class ServedDisks:
     async def find(self, stack: AsyncExitStack, listener: Listener) -> Sequence[str]:
         """The names that the server has given them."""
         return [name for name, _ in self._drives]
+
+    def origins(self) -> dict[str, str]:
+        """By the control socket, and the names that the server has given the disks."""
+        return {name: origin_of(name, RunningServer(self._path), name) for name, _ in self._drives}
 
     async def open(self, stack: AsyncExitStack, listener: Listener) -> Sequence[tuple[str, int]]:
         """Nothing to do: the server has them open."""

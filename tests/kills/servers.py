@@ -11,10 +11,12 @@ from archives import decode
 from kills.archives_made import OLD
 from kills.box import Box, Ended
 from kills.situations import Situation, disk
+from live.nbd_client import Nbd
 from live.processes import DEADLINE, PYBACKUP, until
 
 from pybackup.core.errors import PybackupError
 from pybackup.core.live.control_client import ask
+from pybackup.formats.errors import FormatError
 
 
 def is_whole(box: Box, old: bytes | None) -> bool:
@@ -120,7 +122,78 @@ class BackedUpLive(Situation):
         assert not any(drive["armed"] for drive in ask(box.place, {"command": "status"})["drives"])
 
 
+class Recovered(Served):
+    """A live restore: what a guest's flush was answered for is never lost, and the same command goes on."""
+
+    results = frozenset({"new.raw"})
+    flushed_at, written_at = 70_000, 300_000
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._flushed: list[bytes] = []
+        self._written: list[bytes] = []
+
+    def lay(self, box: Box) -> None:
+        box.source("a.img", disk(1))
+        box.call("run", "--quiet", "a.img", "x.vma.zst")
+        box.source("x.vma.zst")
+
+    def before(self, box: Box) -> None:
+        for name in ("new.raw", "new.raw.restoring", "new.raw.restoring.new"):
+            box.put(name, None)
+        self._flushed = [disk(1)[self.flushed_at :][:5000]]
+        self._written = [disk(1)[self.written_at :][:5000]]
+
+    def command(self, box: Box, *, again: bool = False) -> list[str]:
+        if again and not box.path("new.raw.restoring").exists():
+            self.before(box)  # it was complete, or had not begun: no live restore replaces it
+        where = ["--control", "control.sock", "--socket", "nbd.sock"]
+        return [PYBACKUP, "restore", "--live", "--quiet", "--speed", "1M", *where, "x.vma.zst", "new.raw"]
+
+    def meanwhile(self, box: Box, runs: Callable[[], bool]) -> None:
+        while runs() and not box.path("nbd.sock").exists():
+            os.sched_yield()
+        control = str(box.path("control.sock"))
+        while runs():
+            # The connection may be lost at any place.
+            with contextlib.suppress(OSError, AssertionError, PybackupError, FormatError):
+                self._work_on(box)
+                ask(control, {"command": "speed", "speed": 0})
+                while ask(control, {"command": "status"})["restore"]["state"] != "concluded":
+                    os.sched_yield()
+                ask(control, {"command": "quit"})
+                return
+
+    def _work_on(self, box: Box) -> None:
+        with Nbd(str(box.path("nbd.sock")), "a") as guest:
+            for place, known in ((self.written_at, self._written), (self.flushed_at, self._flushed)):
+                known.append(os.urandom(5000))
+                guest.write(place, known[-1])
+            guest.flush()
+            del self._flushed[:-1], self._written[:-1]
+            self._written.append(os.urandom(5000))
+            guest.write(self.written_at, self._written[-1])
+
+    def is_there(self, box: Box, ended: Ended) -> bool:
+        found = box.content("new.raw")
+        if not found or box.content("new.raw.restoring") is not None:
+            return False
+        expected = bytearray(disk(1))
+        for place, known in ((self.flushed_at, self._flushed), (self.written_at, self._written)):
+            told = found[place : place + 5000]
+            assert told in known, f"what was written at {place} is lost"
+            expected[place : place + 5000] = told
+        assert found == expected, "the disk is not the archive's with what was written"
+        return True
+
+    def again(self, box: Box) -> None:
+        """Those of earlier games were killed with their sockets."""
+        super().again(box)
+        assert self._written[-1] in (box.content("new.raw") or b"")
+
+
 SERVERS = [
+    Recovered("restore-live"),
     Served("serve", "--control", "control.sock", "--socket", "nbd.sock"),
     Served("serve-in-a-private-folder"),
     ServerOfBackup("serve-during-a-backup", "--control", "control.sock", "--socket", "nbd.sock"),

@@ -118,13 +118,14 @@ def kill(client: subprocess.Popen[bytes], who: Killed) -> None:
         client.wait()
 
 
-def case(folder: Path, kind: Kind, who: Killed, after: Next, seconds: float) -> None:
-    """One kill, so many seconds after the run's begin, and what follows."""
+def case(folder: Path, kind: Kind, who: Killed, after: Next, seconds: float, *, incremental: bool = False) -> None:
+    """One kill, so many seconds after the run's begin, and what follows; of a run that uses dirty bitmaps or none."""
     for number in (1, 2):
         (folder / f"{number}.qmp").unlink(missing_ok=True)
     with started(folder, kind) as qemu:
         nodes = qemu.nodes()
-        command = qemu.run("-", "-q", "--compress", "none", "--speed", "80M")
+        options = _base(qemu, folder / "base.vma.zst") if incremental else ["--compress", "none"]
+        command = qemu.run("-", "-q", "--speed", "80M", *options)
         client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -142,6 +143,13 @@ def case(folder: Path, kind: Kind, who: Killed, after: Next, seconds: float) -> 
             for left in qemu.fleece.iterdir():  # as the next run does
                 assert remove_stale(str(left), PREFIXES)
         until(lambda: list(qemu.fleece.iterdir()) == [])
+
+
+def _base(qemu: Qemu, archive: Path) -> list[str]:
+    """An archive from whose instant on QEMU records what changes; the options of a run that is made from it."""
+    archive.unlink(missing_ok=True)
+    subprocess.run(qemu.run(archive, "-q", "--incremental"), check=True)
+    return ["--base", str(archive)]
 
 
 def _follow(qemu: Qemu, nodes: set[str], who: Killed, after: Next) -> None:

@@ -141,7 +141,8 @@ def test_disks_that_come_and_go(nights: Nights, tmp_path: Path) -> None:
     ways = {one["name"]: (one["way"], one["why"]) for one in done.json["ways"]}
     assert ways == {"disk": ("digest", None), "other": ("full", "the parent has no drive of this name")}
     nights.disk.write_bytes(content[: 7 * CLUSTER + 1] + bytes(9 * CLUSTER))
-    done = pybackup("run", "--incremental", f"again={nights.disk}", f"disk={other}", nights.place / "three.vma.zst")
+    named = [f"again={nights.disk}", f"disk={other}"]
+    done = pybackup("run", "--base", place, *named, nights.place / "three.vma.zst")
     assert done.code == 0, done.err
     assert "again: stored whole: the parent has no drive of this name" in done.err
     for name, expected in (("again", nights.disk), ("disk", other)):
@@ -262,3 +263,25 @@ def test_no_archive_takes_the_place_of_one_that_it_needs(nights: Nights) -> None
     told = nights.back_up("--force", "--incremental", number=0)
     assert way(told) == ("full", f"it replaces {nights.archive(0)}, of which it would be a delta")
     assert nights.restored(0) == nights.disk.read_bytes()
+
+
+def test_no_machine_becomes_a_delta_of_another(nights: Nights, tmp_path: Path) -> None:
+    """Disks of one name from different places, in one folder: of its own night before each is a delta."""
+    other = tmp_path / "vm2" / "disk.img"
+    other.parent.mkdir()
+    other.write_bytes(nights.disk.read_bytes())
+    for night in ("20240101", "20240102"):
+        for number, disk in enumerate((nights.disk, other), 1):
+            done = pybackup("run", "--incremental", "--json", disk, nights.place / f"vm{number}-{night}.vma.zst")
+            assert way(done.json)[0] == ("full" if night == "20240101" else "digest")
+            needs = pybackup("info", "--json", nights.place / f"vm{number}-{night}.vma.zst").json["needs"]
+            parents = [f"vm{number}-20240101.vma.zst"] if night != "20240101" else []
+            assert [Path(one["archive"]).name for one in needs] == parents
+    # Moved, and its name kept: the names of the archives tell that they belong together.
+    moved = tmp_path / "moved" / "disk.img"
+    moved.parent.mkdir()
+    other.rename(moved)
+    done = pybackup("run", "--incremental", "--json", moved, nights.place / "vm2-20240103.vma.zst")
+    assert way(done.json)[0] == "digest"
+    needs = pybackup("info", "--json", done.json["archive"]).json["needs"]
+    assert Path(needs[0]["archive"]).name == "vm2-20240102.vma.zst"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pybackup.core.history.retention import Rules, reasons_to_keep
@@ -185,6 +185,7 @@ RULES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(TIMES, RULES, st.randoms(use_true_random=False))
 def test_the_newest_is_kept_and_order_does_not_matter(times: list[int], rules: Rules, chance: random.Random) -> None:
     now = 1_500_000_000
@@ -200,6 +201,7 @@ def test_the_newest_is_kept_and_order_does_not_matter(times: list[int], rules: R
     assert sorted(one for one, why in zip(shuffled, again, strict=True) if why) == kept
 
 
+@settings(deadline=None)
 @given(TIMES, RULES)
 def test_who_prunes_twice_removes_nothing_more(times: list[int], rules: Rules) -> None:
     now = 1_500_000_000

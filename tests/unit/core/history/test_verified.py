@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nightly_archives import NIGHT, nights
 
@@ -58,6 +58,7 @@ def test_a_sample_that_found_damage_ends_the_trust(tmp_path: Path) -> None:
     assert not record_of(tmp_path).is_sound(one)
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=60), st.text(max_size=40).map(str.encode)), max_size=6))
 def test_garbage_is_nothing(garbage: list[bytes]) -> None:
     import tempfile
