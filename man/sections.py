@@ -87,6 +87,8 @@ FILES: dict[str, dict[str, str]] = {
         " removes.",
         "/etc/pybackup/NAME.toml": "Where the examples keep job files: `pybackup-job`(5).",
         "/var/tmp/pybackup-XXXXXXXXXXXX/": "With qmp: and libvirt: the private folder of a run, while it lives.",
+        "~/.local/state/pybackup/indexes/": "The indexes of encrypted archives, by which `--incremental` goes where"
+        " there is no identity: `pybackup-secrets`(7).",
         "~/.local/state/pybackup/uploads/": "A file for every upload to an object store, while it is under way.",
     },
     "restore": {

@@ -31,6 +31,7 @@ from pybackup.formats.vma import DriveInfo, Header
 
 from .delta import DeltaWriter
 from .identity import Reference
+from .index_memory import IndexMemory
 from .view import ArchiveView
 from .writer import ArchiveWriter
 
@@ -40,7 +41,7 @@ class ArchiveOptions:
     """How an archive is written.
 
     ``level`` None: not compressed. ``uuid`` 16 bytes, ``created`` seconds since 1970. ``encryption`` None: everybody
-    can read it.
+    can read it. ``remembered``: where the archive goes, where its index is to be kept here for the next one.
     """
 
     uuid: bytes
@@ -49,6 +50,7 @@ class ArchiveOptions:
     frame_size: int = DEFAULT_FRAME_SIZE
     threads: int = 1
     encryption: Encryption | None = None
+    remembered: LocalPath | StoreUrl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +129,25 @@ def writer_for(
         encoder = ArchiveEncoder(header, level=options.level, frame_size=options.frame_size)
     except FormatError as error:
         raise RequestError(error.what) from None
-    seal = None
+    seal = memory = None
     if options.encryption is not None:
         sink = _encrypting(sink, options.encryption, header, pool)
         seal = sink.seal
+        if options.remembered is not None:
+            memory = IndexMemory(sink, options.remembered.text, isinstance(options.remembered, LocalPath))
     if parent is not None:
         return DeltaWriter(
-            encoder, sink, pool, parent.view, parent.about, threads=options.threads, trace=trace, seal=seal
+            encoder,
+            sink,
+            pool,
+            parent.view,
+            parent.about,
+            threads=options.threads,
+            trace=trace,
+            seal=seal,
+            memory=memory,
         )
-    return ArchiveWriter(encoder, sink, pool, threads=options.threads, trace=trace, seal=seal)
+    return ArchiveWriter(encoder, sink, pool, threads=options.threads, trace=trace, seal=seal, memory=memory)
 
 
 def _encrypting(sink: Sink, encryption: Encryption, header: Header, pool: ThreadPoolExecutor) -> EncryptingSink:

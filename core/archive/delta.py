@@ -17,6 +17,7 @@ from pybackup.formats.clusters import ClusterRun, Part, scan, stored_bytes, zero
 from pybackup.formats.vma import DriveInfo
 from pybackup.formats.vma_layout import CLUSTER_DIGEST_SIZE
 
+from .index_memory import IndexMemory
 from .intake import Piece, Prepared
 from .shared_cache import SharedCache
 from .view import ArchiveView, ViewRun
@@ -140,9 +141,10 @@ class DeltaWriter(ArchiveWriter):
         threads: int,
         trace: Trace | None = None,
         seal: Callable[[], Awaitable[None]] | None = None,
+        memory: IndexMemory | None = None,
     ) -> None:
         """``parent_told``: what the archive tells of its parent."""
-        super().__init__(encoder, sink, pool, threads=threads, trace=trace, seal=seal)
+        super().__init__(encoder, sink, pool, threads=threads, trace=trace, seal=seal, memory=memory)
         self._parent = ParentDrives(parent, encoder.header.drives)
         self.told = dict(parent_told)
 

@@ -7,20 +7,23 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from io import FileIO
 from typing import NamedTuple, TypeGuard
 
 from pybackup.core.devices.unreadable import BLOCK
-from pybackup.core.errors import ArchiveError, RequestError
+from pybackup.core.errors import ArchiveError, NoKeyError, RequestError
 from pybackup.core.places.kinds import ArchivePlace, LocalPath, StandardStream, StoreUrl
+from pybackup.core.secrets.encrypting_sink import mark_of
 from pybackup.core.secrets.keys import given
 from pybackup.core.system.pipe_reader import PipeReader
 from pybackup.formats.age_header import AgeHeader, looks_encrypted
+from pybackup.formats.age_payload import NONCE_SIZE
 from pybackup.formats.errors import FormatError
 
-from .encrypted_file import HEAD, EncryptedFile
+from .encrypted_file import HEAD, EncryptedFile, read_header
 from .encrypted_stream import Unsealed
+from .index_memory import goes_by_memory, remembered
 from .read_ahead import ReadAhead
 from .stream import ArchiveStream, Digests
 
@@ -74,8 +77,31 @@ def range_reader(archive: LocalPath | StoreUrl) -> Iterator[RangeReader]:
 
     ArchiveError where it cannot be opened, NoKeyError where it is encrypted and nobody gave its key.
     """
-    with file_ranges(archive) as file:
-        yield unsealed(file, str(archive))
+    with file_ranges(archive) as file, ExitStack() as stack:
+        try:
+            reader = unsealed(file, str(archive))
+        except NoKeyError:
+            if not goes_by_memory():
+                raise
+            found = stack.enter_context(_by_memory(file, str(archive)))
+            if found is None:
+                raise
+            reader = found
+        yield reader
+
+
+@contextmanager
+def _by_memory(file: RangeReader, name: str) -> Iterator[RangeReader | None]:
+    """What is remembered of an encrypted archive for which there is no key; None where nothing is."""
+    try:
+        head = file.pread(0, min(file.size, HEAD))
+        header = read_header(file.pread, file.size, head)
+        mark = mark_of(file.pread(0, min(file.size, header.size + NONCE_SIZE)))
+    except (OSError, FormatError):
+        yield None
+        return
+    with remembered(mark, file.size, name) as found:
+        yield found and RangeReader(found.pread, found.size, file.stop, file.size, header)
 
 
 def unsealed(file: RangeReader, name: str) -> RangeReader:

@@ -20,6 +20,7 @@ from pybackup.formats.archive import ArchiveEncoder, CopiedFrame, Encoded, Item
 from pybackup.formats.cluster_index import DriveCounts
 from pybackup.formats.clusters import ClusterRun, scan
 
+from .index_memory import IndexMemory
 from .intake import Piece, Prepared
 
 ITEMS_AHEAD = 2
@@ -43,15 +44,19 @@ class ArchiveWriter:
         threads: int,
         trace: Trace | None = None,
         seal: Callable[[], Awaitable[None]] | None = None,
+        memory: IndexMemory | None = None,
     ) -> None:
-        """``seal``: what is to be done when the sink has been given all that there is."""
+        """``seal``: what is to be done when the sink has been given all that there is.
+
+        ``memory``: where the index is kept beside the archive.
+        """
         self.told: dict[str, Any] = {}
         self._encoder, self._sink, self._pool = encoder, sink, pool
         self._most = threads + ITEMS_AHEAD
         self._queue: deque[asyncio.Future[Encoded]] = deque()
         self._turn = asyncio.Lock()
         self._local = threading.local()
-        self._trace, self._seal = trace or Trace(), seal
+        self._trace, self._seal, self._memory = trace or Trace(), seal, memory
 
     @property
     def written(self) -> int:
@@ -76,7 +81,14 @@ class ArchiveWriter:
     async def start(self) -> None:
         """Open the sink and write the header."""
         await self._sink.begin()
-        await self._sink.write([self._encoder.start()])
+        header = self._encoder.start()
+        await self._sink.write([header])
+        await self._remember(0, [header])
+
+    async def _remember(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Keep bytes that are no data."""
+        if self._memory is not None:
+            await asyncio.to_thread(self._memory.note, offset, b"".join(buffers))
 
     @property
     def counts(self) -> dict[int, DriveCounts]:
@@ -161,6 +173,7 @@ class ArchiveWriter:
         )
         if len(buffers) > sum(len(frame.pieces) for frame in encoded.frames):
             self._trace("archive.segment", length=len(buffers[-1]))
+            await self._remember(self._encoder.written - len(buffers[-1]), buffers[-1:])
 
     async def drain(self) -> None:
         """Write out all that was put; the last extent may be a partial one."""
@@ -173,7 +186,9 @@ class ArchiveWriter:
     async def finish(self, about: dict[str, Any]) -> None:
         """Write the rest, index and seek table included. The sink is left to be committed."""
         await self.drain()
-        await self._sink.write(self._encoder.finish({**about, **self.told}))
+        before, buffers = self._encoder.written, self._encoder.finish({**about, **self.told})
+        await self._sink.write(buffers)
+        await self._remember(before, buffers)
         if self._seal is not None:
             await self._seal()
         self._trace("archive.finish", size=self._encoder.written)
@@ -182,11 +197,20 @@ class ArchiveWriter:
         """Drop what is in flight, and everything written."""
         waiting, self._queue = list(self._queue), deque()
         await end(waiting)
+        if self._memory is not None:
+            self._memory.drop()
         await self._sink.abort()
 
     async def commit(self) -> None:
         """Make the archive durable under its final name."""
         await self._sink.commit()
+        if self._memory is not None:
+            self._memory.keep(self._encoder.written)
+
+    @property
+    def not_remembered(self) -> str | None:
+        """Why the index could not be kept; None where it was, or was not to be."""
+        return None if self._memory is None else self._memory.problem
 
 
 async def _scan_here(content: Buffer) -> list[ClusterRun]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pybackup.core.archive.create import ArchiveOptions, ParentOf, make_writer, open_sink
@@ -19,7 +19,7 @@ from pybackup.core.errors import ArchiveError, RequestError, SourceError
 from pybackup.core.jobs.backup import SCAN_THREADS, BackupJob
 from pybackup.core.jobs.verify import VerifyJob
 from pybackup.core.live.client import RemoteBackup
-from pybackup.core.places.kinds import LocalPath, NewArchivePlace, SourcePlace
+from pybackup.core.places.kinds import LocalPath, NewArchivePlace, SourcePlace, StoreUrl
 from pybackup.core.places.same_file import is_same_file
 from pybackup.core.sinks import Sink
 from pybackup.core.sinks.file import FileSink
@@ -126,10 +126,22 @@ async def backup(
         drives = await way.open(stack, listener)
         sink = open_sink(archive, replace=request.replace, folders_from=request.folders_from)
         configs = way.configs(configs)
-        writer = make_writer(drives, configs, request.options, sink, pool, trace, _parent_of(choice))
+        options = _remembering(request, archive)
+        writer = make_writer(drives, configs, options, sink, pool, trace, _parent_of(choice))
         writer.told["origins"] = origins
         verify = verifier(sink, pool) if request.verify else None
         yield way.job(Parts(request, choice, writer, scanners, verify, trace))
+        if (why := writer.not_remembered) is not None:
+            listener.warn(f"the index cannot be kept here, so the next archive will be a full one: {why}")
+
+
+def _remembering(request: BackupRequest, archive: NewArchivePlace) -> ArchiveOptions:
+    """The options; of an archive that others read, and of which deltas are to be made here, the index is kept here."""
+    encryption = request.options.encryption
+    is_for_others = encryption is not None and not encryption.is_by_passphrase
+    if request.parent is None or not is_for_others or not isinstance(archive, LocalPath | StoreUrl):
+        return request.options
+    return replace(request.options, remembered=archive)
 
 
 def _parent_of(choice: Choice) -> ParentOf | None:

@@ -14,8 +14,9 @@ from typing import Any
 from pybackup.core.archive.chain import Chain, ParentSearch, folder_of, open_chain
 from pybackup.core.archive.held import hold
 from pybackup.core.archive.identity import ArchiveIdentity, read_identity
+from pybackup.core.archive.index_memory import going_by_memory
 from pybackup.core.archive.listing import archives_in
-from pybackup.core.errors import ArchiveError, PybackupError, RequestError
+from pybackup.core.errors import ArchiveError, NoKeyError, PybackupError, RequestError
 from pybackup.core.history.series import pattern_of
 from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
 from pybackup.core.places.kinds import HistoryPlace, LocalPath, NewArchivePlace, StoreUrl
@@ -115,7 +116,8 @@ def chosen_parent(
         if wish is None:
             yield Choice()
             return
-        choice = _choose(wish, archive, origins, created, stack)
+        with going_by_memory():
+            choice = _choose(wish, archive, origins, created, stack)
         if choice.parent is None:
             listener.note(f"this will be a full archive: {choice.why_full}")
         yield choice
@@ -125,7 +127,8 @@ def _choose(
     wish: ParentWish, archive: NewArchivePlace, origins: Mapping[str, str], created: int, stack: ExitStack
 ) -> Choice:
     why = ""
-    for place in _candidates(wish, archive, origins, created):
+    sealed: list[HistoryPlace] = []
+    for place in _candidates(wish, archive, origins, created, sealed):
         try:
             parent = stack.enter_context(_opened(place, wish))
         except PybackupError as error:
@@ -141,6 +144,8 @@ def _choose(
         if parent.deltas >= wish.max_chain:
             return Choice(why_full=f"{place} is the last of {parent.deltas} deltas in a row", superseded=before)
         return Choice(parent)
+    if sealed and not why:
+        return Choice(why_full="what lies beside it is encrypted, and this machine has neither a key nor remembers it")
     return Choice(why_full=why or "no archive that fits lies beside it")
 
 
@@ -151,8 +156,13 @@ def _replaced(parent: Parent, archive: NewArchivePlace) -> HistoryPlace | None:
 
 
 def _candidates(
-    wish: ParentWish, archive: NewArchivePlace, origins: Mapping[str, str], created: int
+    wish: ParentWish,
+    archive: NewArchivePlace,
+    origins: Mapping[str, str],
+    created: int,
+    sealed: list[HistoryPlace],
 ) -> Sequence[HistoryPlace]:
+    """What may be the parent, the likeliest first; what nobody here can read is added to ``sealed``."""
     if wish.base is not None:
         return [wish.base]
     if not isinstance(archive, LocalPath | StoreUrl):
@@ -163,7 +173,11 @@ def _candidates(
     pattern = pattern_of(os.path.basename(archive.text), created)
     found: list[tuple[bool, bool, int, HistoryPlace]] = []
     for listed in archives_in(folder):
-        identity = _with_these_drives(listed.place, origins)
+        try:
+            identity = _with_these_drives(listed.place, origins)
+        except NoKeyError:
+            sealed.append(listed.place)
+            continue
         if identity is None:
             continue
         of_series = pattern_of(listed.name, identity.created) == pattern
@@ -183,9 +197,11 @@ def _are_the_same(identity: ArchiveIdentity, origins: Mapping[str, str]) -> bool
 
 
 def _with_these_drives(place: HistoryPlace, names: Iterable[str]) -> ArchiveIdentity | None:
-    """The archive, where it can be a parent, as far as its header tells."""
+    """The archive, where it can be a parent, as far as its header tells (NoKeyError)."""
     try:
         identity = read_identity(place)
+    except NoKeyError:
+        raise
     except ArchiveError:
         return None
     if identity.digest is None or not any(name in identity.header.by_name for name in names):

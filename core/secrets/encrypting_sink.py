@@ -6,6 +6,7 @@ Memory is bounded: MOST_AHEAD batches of a MiB are under way, each once as it ca
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -60,11 +61,17 @@ class Encryption:
         return encode_header(stanzas if self.is_by_passphrase else [*stanzas, *told], file_key)
 
 
+def mark_of(header: bytes) -> bytes:
+    """By what an encrypted file is known: its header, with the nonce behind it, which no other file has; 16 bytes."""
+    return hashlib.sha256(header).digest()[:16]
+
+
 class EncryptingSink:
     """Encrypts what it is given, and passes it on.
 
     Fixed: the other sink, for whom, the pool. Changing, in the event loop: the open batch, and those under way in
-    order; ``_number``: the chunks in front of the open batch.
+    order; ``_number``: the chunks in front of the open batch; from begin() on ``size``, bytes that were passed on, and
+    ``mark``, by which the file is known.
     """
 
     def __init__(self, sink: Sink, encryption: Encryption, told: Sequence[Stanza], pool: ThreadPoolExecutor) -> None:
@@ -78,6 +85,8 @@ class EncryptingSink:
         self._free: list[_Batch] = []
         self._under_way: deque[asyncio.Future[tuple[_Batch, int]]] = deque()
         self._is_sealed = False
+        self.mark = b""
+        self.size = 0
 
     @property
     def name(self) -> str:
@@ -89,6 +98,7 @@ class EncryptingSink:
         await self._sink.begin()
         loop = asyncio.get_running_loop()
         header = await loop.run_in_executor(self._pool, self._encryption.header, self._file_key, self._told)
+        self.mark, self.size = mark_of(header + self._nonce), len(header) + NONCE_SIZE
         await self._sink.write([header + self._nonce])
 
     async def write(self, buffers: Sequence[Buffer]) -> None:
@@ -117,6 +127,7 @@ class EncryptingSink:
             batch, size = await self._under_way[0]
             self._under_way.popleft()
             await self._sink.write([memoryview(batch.sealed)[:size]])
+            self.size += size
             self._free.append(batch)
 
     async def seal(self) -> None:

@@ -13,14 +13,14 @@ import os
 
 from pybackup.core.errors import BusyError
 from pybackup.core.system.locked_file import open_locked
+from pybackup.core.system.state_folder import state_folder
 
 LONGEST_ID = 4096
 
 
 def records_folder() -> str:
-    """Where the records lie: below $XDG_STATE_HOME, which is ~/.local/state unless it is set."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(state, "pybackup", "uploads")
+    """Where the records lie."""
+    return state_folder("uploads")
 
 
 class UploadRecord:

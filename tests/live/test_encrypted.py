@@ -315,3 +315,45 @@ def test_a_chain_is_merged_for_recipients_only(nights: Path, scene: Scene, tmp_p
     assert merged.code == 0, merged.err
     assert pybackup("compare", "--identity", scene.key, out, tmp_path / "vm.img").code == 0
     assert pybackup("verify", out).code == 7
+
+
+def test_deltas_by_what_the_machine_remembers(scene: Scene, tmp_path: Path) -> None:
+    """No identity is here while they are made; where the memory is lost, the next one is full, and says so."""
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    folder, disk = tmp_path / "nights", tmp_path / "vm.img"
+    folder.mkdir()
+
+    def night(number: int) -> str:
+        content = bytearray(DISK)
+        content[number * CLUSTER_SIZE] ^= 0xFF
+        disk.write_bytes(content)
+        made = pybackup(
+            *(
+                "run",
+                "-v",
+                "--recipient",
+                RECIPIENT,
+                "--no-public-facts",
+                "--incremental",
+                "--time",
+                str(number * 86400),
+            ),
+            *(disk, folder / f"vm-2026010{number}.vma.zst.age"),
+            env=env,
+        )
+        assert made.code == 0, made.err
+        return made.err
+
+    assert "stored whole" in night(1)
+    assert "compared with the parent's digests" in night(2)
+    assert "compared with the parent's digests" in night(3)
+    third = folder / "vm-20260103.vma.zst.age"
+    assert third.stat().st_size < len(DISK) // 5
+    assert pybackup("compare", "--identity", scene.key, third, disk).code == 0
+    # What is remembered opens nothing.
+    assert pybackup("info", third, env=env).code == 7
+    for path in (tmp_path / "state" / "pybackup" / "indexes").iterdir():
+        path.unlink()
+    assert "this machine has neither a key nor remembers it" in night(4)
+    assert pybackup("compare", "--identity", scene.key, folder / "vm-20260104.vma.zst.age", disk).code == 0
+    assert "compared with the parent's digests" in night(5)

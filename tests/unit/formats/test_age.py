@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyrage
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pybackup.formats import bech32
@@ -29,6 +29,8 @@ from pybackup.formats.errors import FormatError, NotAnArchiveError
 from pybackup.formats.public_facts import KIND, PublicFacts, facts_in
 
 FILE_KEY = bytes(range(16))
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""However busy the machine is."""
 TYPED = st.text(st.characters(codec="ascii", exclude_categories=("Cc",)), max_size=80)
 
 
@@ -59,12 +61,14 @@ def opened(file: bytes, identity: X25519Identity | Passphrase) -> bytes:
     return content
 
 
+@QUIET
 @given(st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=20), st.binary(max_size=100))
 def test_bech32_reads_what_it_writes(word: str, content: bytes) -> None:
     text = bech32.encode(word, content)
     assert bech32.decode(text) == bech32.decode(text.upper()) == (word, content)
 
 
+@QUIET
 @given(st.binary(min_size=32, max_size=32), st.data())
 def test_bech32_finds_every_typing_error(content: bytes, data: st.DataObject) -> None:
     text = bech32.encode("age", content)
@@ -76,6 +80,7 @@ def test_bech32_finds_every_typing_error(content: bytes, data: st.DataObject) ->
             bech32.decode(wrong)
 
 
+@QUIET
 @given(TYPED | st.text(max_size=80))
 def test_no_text_is_a_key_by_accident(text: str) -> None:
     for kind in (X25519Identity, X25519Recipient):
@@ -143,6 +148,7 @@ STANZA = Stanza("X25519", ("AAAA",), bytes(32))
 WORDS = st.lists(st.text("!~a+/=9-", min_size=1, max_size=9), min_size=1, max_size=4)
 
 
+@QUIET
 @given(st.lists(st.tuples(WORDS, st.binary(max_size=200)), min_size=1, max_size=5), st.integers(0, 60))
 def test_headers_are_read_as_they_are_written(told: list[tuple[list[str], bytes]], cut: int) -> None:
     stanzas = [Stanza(kind, tuple(arguments), body) for (kind, *arguments), body in told]
@@ -155,6 +161,7 @@ def test_headers_are_read_as_they_are_written(told: list[tuple[list[str], bytes]
         parse_header(text[: -1 - cut], is_all=True)
 
 
+@QUIET
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_header_or_an_error(content: bytes) -> None:
     with pytest.raises(FormatError):
@@ -206,6 +213,7 @@ NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 DRIVES = st.lists(st.tuples(NAMES, st.integers(0, 1 << 60)), max_size=5)
 
 
+@QUIET
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 1 << 40), DRIVES, st.booleans())
 def test_public_facts_are_read_as_they_are_written(
     uuid: bytes, created: int, drives: list[tuple[str, int]], is_delta: bool

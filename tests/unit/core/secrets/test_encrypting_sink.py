@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyrage
 import pytest
 from encrypted import IDENTITY, HeldSink, encrypted
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pybackup.core.archive.encrypted_stream import Unsealed
@@ -29,7 +29,7 @@ def test_others_open_it(size: int, piece: int) -> None:
     assert pyrage.decrypt(file, [pyrage.x25519.Identity.from_str(IDENTITY.secret_text())]) == PATTERN[:size]
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(st.integers(0, 3 * CHUNK), max_size=30))
 def test_pieces_of_any_size_make_the_same(sizes: list[int]) -> None:
     async def write() -> HeldSink:
