@@ -303,7 +303,7 @@ def test_prune_removes_nothing_where_an_archive_tells_nothing(nights: Path, scen
     outcome = pybackup("prune", nights, "--keep-last", "1")
     assert outcome.code != 0 and secret.name in outcome.err
     assert listing(nights) == before
-    assert pybackup("list", nights).code == 4
+    assert pybackup("list", nights).code == 7
 
 
 def test_a_chain_is_merged_for_recipients_only(nights: Path, scene: Scene, tmp_path: Path) -> None:
