@@ -351,7 +351,8 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
             err=True,
         )
     # That not all went as wished is told in cron's mail too.
-    if request.shows_summary() or (not request.quiet and any(way.why for way in job.ways.values())):
+    is_news = any(way.why and not way.is_planned for way in job.ways.values())
+    if request.shows_summary() or (is_news and not request.quiet):
         for line in ways_in_words(job.ways):
             click.echo(f"pybackup: {line}", err=True)
     listed = f"pybackup info --json {request.archive}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 SAMPLE = 128
@@ -38,13 +38,15 @@ class DriveWay:
 
     way: str = FULL
     why: str | None = None
+    is_planned: bool = False
+    """Whether that is as it should be, such as a full archive after so many deltas: nobody need be told at night."""
 
 
 def ways_told(ways: Mapping[str, DriveWay]) -> dict[str, Any]:
     """What an archive, and a report, tell of the ways of its drives, where there was a wish for another than all."""
     if all(way == DriveWay() for way in ways.values()):
         return {}
-    return {"ways": [{"name": name, **asdict(way)} for name, way in ways.items()]}
+    return {"ways": [{"name": name, "way": way.way, "why": way.why} for name, way in ways.items()]}
 
 
 class Sample:

@@ -92,13 +92,14 @@ class Choice:
 
     parent: Parent | None = None
     why_full: str | None = None
+    is_planned: bool = False
     superseded: frozenset[bytes] = frozenset()
     _ways: Mapping[str, DriveWay] = field(default_factory=dict)
 
     def way_of(self, name: str) -> DriveWay:
         """How a drive comes into the archive, unless somebody knows what has changed of it."""
         if self.parent is None:
-            return DriveWay(why=self.why_full)
+            return DriveWay(why=self.why_full, is_planned=self.is_planned)
         if self.parent.drive(name) is None:
             return DriveWay(why="the parent has no drive of this name")
         return DriveWay(BY_DIGEST)
@@ -142,7 +143,8 @@ def _choose(
                 raise RequestError(f"{replaced} would be replaced by an archive that cannot be read without it")
             return Choice(why_full=f"it replaces {replaced}, of which it would be a delta", superseded=before)
         if parent.deltas >= wish.max_chain:
-            return Choice(why_full=f"{place} is the last of {parent.deltas} deltas in a row", superseded=before)
+            why = f"{place} is the last of {parent.deltas} deltas in a row"
+            return Choice(why_full=why, is_planned=True, superseded=before)
         return Choice(parent)
     if sealed and not why:
         return Choice(why_full="what lies beside it is encrypted, and this machine has neither a key nor remembers it")

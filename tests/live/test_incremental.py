@@ -126,6 +126,10 @@ def test_another_file_of_the_same_backup_is_not_the_parent(nights: Nights, tmp_p
 def test_a_chain_ends_in_time(nights: Nights) -> None:
     ways = [way(nights.back_up("--incremental", "--max-chain", "2"))[0] for _ in range(7)]  # type: ignore[index]
     assert ways == ["full", "digest", "digest", "full", "digest", "digest", "full"]
+    # That a chain ends when it should is nothing that cron need mail.
+    for number in (7, 8):
+        done = pybackup("run", "--incremental", "--max-chain", "2", nights.disk, nights.archive(number))
+        assert done == (0, b"", "")
 
 
 def test_disks_that_come_and_go(nights: Nights, tmp_path: Path) -> None:
