@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from shlex import quote
 from typing import Any
 
 import click
@@ -32,6 +31,7 @@ from pybackup.cli.options import (
     threads_option,
 )
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size, Whole
+from pybackup.cli.run_machine import domain_name, tell_of_the_end, told_of
 from pybackup.cli.run_request import RunRequest, check, name_archive
 from pybackup.cli.running import run_in_loop, run_job, tell_report, warn
 from pybackup.cli.unattended import RunFacts, unattended
@@ -56,7 +56,6 @@ from pybackup.core.qemu.fleecing import FleecingOptions
 from pybackup.core.qemu.handover import default_folder
 from pybackup.core.runs.at_rest import DisksAtRest
 from pybackup.core.runs.course import Backup, BackupRequest, Way, backup
-from pybackup.core.runs.domain import DomainOptions, DomainsDisks
 from pybackup.core.runs.machine import MachinesDisks
 from pybackup.core.runs.parent import MAX_CHAIN
 from pybackup.core.runs.served import ServedDisks
@@ -235,6 +234,8 @@ def way_of(request: RunRequest) -> Way:
         return ServedDisks(first.what)
     fleecing = FleecingOptions(request.fleece or default_folder(), request.max_fleece, request.nbd_socket)
     if isinstance(first.what, LibvirtDomain):
+        from pybackup.core.runs.domain import DomainOptions, DomainsDisks
+
         opening = request.source_options()
         asked = DomainOptions(
             fleecing,
@@ -274,7 +275,7 @@ def _carry_out(work: Coroutine[Any, Any, None], request: RunRequest, way: Way, f
 def conclude(request: RunRequest, way: Way, facts: RunFacts) -> tuple[int, dict[str, Any]]:
     """Prune if that was asked for, and report: the exit code, and the report as JSON (PybackupError)."""
     assert facts.job is not None
-    told, sentence = told_of(way), ""
+    told, sentence = told_of(request, way), ""
     if not rules_of(request).is_empty and not facts.job.lost:
         from pybackup.cli.keep_after import prune_after
 
@@ -290,7 +291,7 @@ async def run_one(request: RunRequest, way: Way, options: ArchiveOptions, trace:
     """One whole backup, of which the facts tell (PybackupError)."""
 
     def named(names: Sequence[str]) -> NewArchivePlace:
-        machine = way.domain_name if isinstance(way, DomainsDisks) else None
+        machine = domain_name(request, way)
         return name_archive(request, names, options, facts, machine).archive
 
     asked = BackupRequest(
@@ -308,29 +309,6 @@ async def run_one(request: RunRequest, way: Way, options: ArchiveOptions, trace:
     async with backup(way, asked, named=named, listener=request.listener(), trace=trace) as job:
         facts.job = job
         await run_job(job, "backup", request.display())
-
-
-def tell_of_the_end(request: RunRequest, way: Way) -> None:
-    """What has become of a machine."""
-    if isinstance(way, MachinesDisks | DomainsDisks):
-        for name in way.stays_behind:
-            click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
-        recorded = [f"QEMU does not record what changes of {name} from now on: {why}" for name, why in way.unrecorded]
-        if way.begins_to_record:
-            where = "" if request.connect is None else f" --connect {quote(request.connect)}"
-            drops = f"pybackup run {forget.OPTION} {quote(str(request.sources[0].what))}{where}"
-            recorded.append(f"QEMU records from now on what changes, for the next backup; `{drops}` drops that")
-        request.listener().tell(notes=[*way.told, *recorded])
-        warn(f"disk {name} was unplugged meanwhile; the archive holds it as it was before" for name in way.unplugged)
-
-
-def told_of(way: Way) -> dict[str, Any]:
-    """What the report as JSON tells of a machine alone."""
-    if not isinstance(way, MachinesDisks | DomainsDisks):
-        return {}
-    left_out = [{"name": name, "reason": reason} for name, reason in way.left_out]
-    unrecorded = [{"name": name, "reason": reason} for name, reason in way.unrecorded]
-    return {"left_out": left_out, "unplugged": list(way.unplugged), "unrecorded": unrecorded}
 
 
 def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from pybackup.cli.failures import describe
 from pybackup.cli.params import Named
 from pybackup.cli.printable import say
-from pybackup.cli.run import conclude, run_one, tell_of_the_end, way_of
+from pybackup.cli.run import conclude, run_one, way_of
+from pybackup.cli.run_machine import tell_of_the_end
 from pybackup.cli.run_request import RunRequest
 from pybackup.cli.running import run_in_loop, tell_report, warn
 from pybackup.cli.unattended import RunFacts
@@ -70,6 +71,7 @@ async def _outcome(request: RunRequest, name: str, trace: Trace, whole: RunFacts
     way, facts = way_of(request), RunFacts(request.archive, whole.job_name)
     try:
         await _finished(request, way, facts, trace)
+        _count(facts, whole)
         code, report = conclude(replace(request, as_json=False), way, facts)
     except (asyncio.CancelledError, CancelledError):
         raise
@@ -78,6 +80,12 @@ async def _outcome(request: RunRequest, name: str, trace: Trace, whole: RunFacts
         say(f"pybackup: domain {name}: {sentence}", err=True)
         return Outcome(name, code, {"error": sentence})
     return Outcome(name, code, report)
+
+
+def _count(facts: RunFacts, whole: RunFacts) -> None:
+    """What one has done is part of what all have."""
+    whole.of_all.drives += facts.progress.drives
+    whole.of_all.written += facts.progress.written
 
 
 async def _finished(request: RunRequest, way: Way, facts: RunFacts, trace: Trace) -> None:

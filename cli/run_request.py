@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,7 +22,6 @@ from pybackup.core.endpoints.drive_names import unique_drive_names
 from pybackup.core.endpoints.reflink import Snapshot
 from pybackup.core.endpoints.sources import SourceOptions
 from pybackup.core.errors import RequestError
-from pybackup.core.libvirt.freeze import FreezeOptions, Wish
 from pybackup.core.places.kinds import (
     HistoryPlace,
     LibvirtDomain,
@@ -35,6 +35,9 @@ from pybackup.core.places.kinds import (
 )
 from pybackup.core.runs.parent import ParentWish
 from pybackup.core.sinks.stream import is_stream, own_descriptor
+
+if TYPE_CHECKING:
+    from pybackup.core.libvirt.freeze import FreezeOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,8 @@ class RunRequest(JobRequest):
 
     def freeze_options(self) -> FreezeOptions:
         """How to freeze the filesystems of a domain of libvirt."""
+        from pybackup.core.libvirt.freeze import FreezeOptions, Wish
+
         return FreezeOptions(Wish(self.freeze or "auto"), self.freeze_timeout)
 
     def archive_options(self) -> ArchiveOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -37,13 +37,19 @@ class RunFacts:
     """What is known of a run so far; the run itself fills it in.
 
     ``archive`` is its name once the fields in it are replaced, ``names`` are the drives', ``job_name`` is the job
-    file's.
+    file's. ``job``: the only one; ``of_all``: what several jobs have done so far.
     """
 
     archive: NewArchivePlace
     job_name: str | None
     names: Sequence[str] = ()
     job: Backup | None = None
+    of_all: Progress = field(default_factory=Progress)
+
+    @property
+    def progress(self) -> Progress:
+        """What was done: by the job, or by all of several."""
+        return self.of_all if self.job is None else self.job.progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +310,7 @@ def _hook(option: str, command: str, outcome: Outcome, facts: RunFacts) -> Outco
 
 
 def _environment(outcome: Outcome, facts: RunFacts) -> dict[str, str]:
-    progress = facts.job.progress if facts.job is not None else Progress()
+    progress = facts.progress
     return {
         "PYBACKUP_ARCHIVE": facts.archive.text,
         "PYBACKUP_JOB": facts.job_name or "",
@@ -327,7 +333,7 @@ def _read_bytes(progress: Progress) -> int:
 def _write_metrics(path: str, outcome: Outcome, facts: RunFacts, labels: dict[str, str]) -> None:
     from pybackup.cli import metrics
 
-    progress = facts.job.progress if facts.job is not None else Progress()
+    progress = facts.progress
     now = time.time()
     values = {
         "pybackup_last_run_timestamp_seconds": now,

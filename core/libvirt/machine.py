@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+from blake3 import blake3
 
 from pybackup.formats.libvirt_xml import LeftOut
 
@@ -86,10 +87,10 @@ def _tpm_root(uri: str | None) -> str:
 
 def read_settled(path: str, most: int) -> bytes:
     """A file that QEMU may be writing to: read until two looks agree (UnreadableFileError)."""
-    before, content = b"", b""
+    before = content = b""
     for look in range(_LOOKS):
         content = _read(path, most)
-        digest = hashlib.sha256(content).digest()
+        digest = blake3(content).digest()
         if look and digest == before:
             return content
         before = digest

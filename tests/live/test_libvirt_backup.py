@@ -401,3 +401,27 @@ def test_without_an_agent_a_freeze_that_is_required_is_refused(domain: Domain, t
     assert "QEMU guest agent is not configured" in run(command, 3)
     domain.virsh("suspend")
     domain.check_clean(tmp_path / "fleece")
+
+
+# -- and back again --
+
+
+def test_a_domain_is_defined_again_with_other_paths_as_the_manual_says(domain: Domain, tmp_path: Path) -> None:
+    before, archive = domain.content(), tmp_path / "x.vma.zst"
+    run(domain.run(archive, tmp_path / "fleece"))
+    (folder := tmp_path / "web2").mkdir()
+    call("restore", str(archive), f"vda={folder}/vda.qcow2", f"vdb={folder}/vdb.raw")
+    edits = ["s#<name>web<#<name>web2<#", "/<uuid>/d", "/<mac address=/d"]
+    edits += [f"s#{tmp_path}/a.qcow2#{folder}/vda.qcow2#", f"s#{tmp_path}/b.raw#{folder}/vdb.raw#"]
+    definition = call("config", str(archive), "libvirt-domain.xml").stdout
+    command = ["sed", *(word for edit in edits for word in ("-e", edit))]
+    edited = subprocess.run(command, input=definition, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "web2.xml").write_text(edited)
+    domain.daemon.virsh("define", str(tmp_path / "web2.xml"))
+    domain.daemon.domains.append("web2")
+    disks = [Disk("vda", folder / "vda.qcow2", "qcow2"), Disk("vdb", folder / "vdb.raw", "raw")]
+    again = Domain(domain.daemon, "web2", disks)
+    assert again.content() == before
+    again.start()
+    assert again.virsh("domuuid") != domain.virsh("domuuid")
+    assert [disk.split()[-1] for disk in again.virsh("domblklist").splitlines()][:2] == [str(d.path) for d in disks]
