@@ -12,7 +12,7 @@ import click
 
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import history_place
-from pybackup.cli.options import parents_option
+from pybackup.cli.options import key_options, parents_option
 from pybackup.cli.params import PlainPath
 from pybackup.cli.request import takes
 from pybackup.core.errors import TargetError
@@ -42,6 +42,7 @@ class _Request:
     help="Let other users read it too, root among them; /etc/fuse.conf has to allow that (user_allow_other).",
 )
 @parents_option
+@key_options
 @takes(_Request)
 def command(request: _Request) -> int:
     """Show archives as files in the folder DIR, to be read, until `fusermount3 -u DIR`, Ctrl-C or SIGTERM.

@@ -23,9 +23,9 @@ MOST_PASSPHRASE = 64 << 10
 Key = TypeVar("Key")
 
 
-def read_identities(path: str) -> Sequence[X25519Identity]:
-    """The identities in a file, as `age-keygen` writes it (NoKeyError)."""
-    content = _content(path, "identity", MOST_BYTES, NoKeyError)
+def read_identities(path: str, where: str | None = None) -> Sequence[X25519Identity]:
+    """The identities in a file, as `age-keygen` writes it (NoKeyError). ``where``: the path to open, if another."""
+    content = _content(path, "identity", MOST_BYTES, NoKeyError, where)
     if looks_encrypted(content):
         raise NoKeyError(f"the identity file {path} is itself encrypted: decrypt it first, with `age -d`")
     return _keys(path, content, "identity", _identity, NoKeyError)
@@ -36,9 +36,9 @@ def read_recipients(path: str) -> Sequence[X25519Recipient]:
     return _keys(path, _content(path, "recipients", MOST_BYTES, RequestError), "recipients", _recipient, RequestError)
 
 
-def read_passphrase(path: str, error: type[PybackupError] = NoKeyError) -> Passphrase:
-    """What stands in the first line of a file, and there is no other (``error``)."""
-    line, _, rest = _content(path, "passphrase", MOST_PASSPHRASE, error).partition(b"\n")
+def read_passphrase(path: str, error: type[PybackupError] = NoKeyError, where: str | None = None) -> Passphrase:
+    """What stands in the first line of a file, and there is no other (``error``). ``where``: the path to open."""
+    line, _, rest = _content(path, "passphrase", MOST_PASSPHRASE, error, where).partition(b"\n")
     line = line.removesuffix(b"\r")
     if rest.strip() or not line:
         raise error(f"the passphrase file {path} must have one line, with the passphrase")
@@ -58,9 +58,9 @@ def _named(text: str) -> str:
     return repr(text) if text.startswith("age1") and len(text) < 100 else "what was given"
 
 
-def _content(path: str, kind: str, most: int, failure: type[PybackupError]) -> bytes:
+def _content(path: str, kind: str, most: int, failure: type[PybackupError], where: str | None = None) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open(where or path, "rb") as file:
             content = file.read(most + 1)
     except OSError as error:
         raise failure(f"cannot read the {kind} file {path}: {error.strerror}") from error

@@ -7,6 +7,7 @@ who reads no encrypted archive needs no key.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ class Keys:
 
     def __init__(self, identity_files: Sequence[str] = (), passphrase_file: str | None = None) -> None:
         self._identity_files, self._passphrase_file = identity_files, passphrase_file
+        # They may be read when the process has left the folder that it was started in.
+        self._folder = os.getcwd() if self else ""
         self._lock = threading.Lock()
         self._read: Sequence[Identity] | None = None
 
@@ -35,11 +38,16 @@ class Keys:
         with self._lock:
             # Once: a file may be a pipe.
             if self._read is None:
-                found: list[Identity] = [one for path in self._identity_files for one in read_identities(path)]
+                found: list[Identity] = [
+                    one for path in self._identity_files for one in read_identities(path, self._where(path))
+                ]
                 if self._passphrase_file is not None:
-                    found.append(read_passphrase(self._passphrase_file))
+                    found.append(read_passphrase(self._passphrase_file, where=self._where(self._passphrase_file)))
                 self._read = found
             return self._read
+
+    def _where(self, path: str) -> str:
+        return os.path.join(self._folder, path)
 
     def x25519(self) -> Sequence[X25519Identity]:
         """Those that have a recipient (NoKeyError)."""

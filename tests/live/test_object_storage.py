@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from archives import decode, encode
 from command_line import PROGRAM, wait_until
+from encrypted import IDENTITY, key_file
 from faulty_proxy import ABORT, COMPLETE, CREATE, HEAD, PART, RANGE, Fault, FaultyProxy
 from live.nbd_client import Nbd
 from live.processes import start as start_server
@@ -548,3 +549,24 @@ def test_a_live_restore_outlives_a_store_that_is_lost_for_a_while(store: Store) 
         until(lambda: server.ask("status")["restore"]["state"] == "concluded")
     expected = content[: 4 << 20] + b"w" * (1 << 20) + content[5 << 20 :]
     assert (store.folder / "new.raw").read_bytes() == expected
+
+
+def test_an_encrypted_archive_of_which_only_the_ends_are_fetched(store: Store, tmp_path: Path) -> None:
+    """Header, end, index: not the data. And only what a drive takes, of two."""
+    disks = {"a.img": make_disk(tmp_path / "a.img", 6 * MIB, 2), "b.img": make_disk(tmp_path / "b.img", MIB, 3)}
+    key = key_file(tmp_path)
+    place = store.url("vm.vma.zst.age")
+    store.run("run", "--recipient", str(IDENTITY.recipient()), *disks, place)
+    size = len(store.content("vm.vma.zst.age"))
+    store.run("verify", place, code=7)
+    store.run("verify", "--identity", key, place)
+    store.proxy.seen.clear()
+    told = store.run("info", "--json", "--identity", key, place).json
+    assert [one["size"] for one in told["drives"]] == [6 * MIB, MIB]
+    fetched = [one for one in store.proxy.seen if re.match(RANGE, one.what)]
+    assert len(fetched) <= 4
+    assert sum(one.answered for one in fetched) < 4 * 65536 < size / 10
+    store.proxy.seen.clear()
+    store.run("restore", "--identity", key, place, "b=back.img")
+    assert (tmp_path / "back.img").read_bytes() == disks["b.img"]
+    assert sum(one.answered for one in store.proxy.seen if re.match(RANGE, one.what)) < size / 3
