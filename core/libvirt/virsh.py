@@ -22,6 +22,8 @@ MOST_SAID = 8 << 20
 """Bytes that virsh may print: the XML of a domain has a few thousand."""
 MOST_REASON = 1000
 """Characters of its reason that are told."""
+_DEFAULTS = ("VIRSH_DEFAULT_CONNECT_URI", "LIBVIRT_DEFAULT_URI")
+"""By which virsh chooses, the first that is there."""
 _URI = re.compile(r"([a-z]+)(?:\+([a-z0-9]+))?://([^/?]*)(/[^?]*)?(\?.*)?")
 
 
@@ -51,7 +53,11 @@ class Virsh:
 
     @classmethod
     async def connect(cls, uri: str | None) -> Virsh:
-        """The hypervisor of this machine (RequestError for another one, SourceError)."""
+        """The hypervisor of this machine (RequestError for another one, SourceError).
+
+        One of another machine is not even asked: that could take long, or want a password.
+        """
+        uri = uri or next(filter(None, map(os.environ.get, _DEFAULTS)), None)
         if uri is not None:
             refuse_remote(uri)
         virsh = cls(uri)

@@ -79,6 +79,15 @@ def test_any_other_is_refused(uri: str, reason: str) -> None:
         refuse_remote(uri)
 
 
+def test_a_remote_default_is_not_even_asked(virsh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    virsh.write_text("#!/bin/sh\ntouch $0.asked; echo qemu:///system\n")
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", "qemu+ssh://host/system")
+    with pytest.raises(RequestError, match="another machine"):
+        asyncio.run(Virsh.connect(None))
+    assert not virsh.with_name("virsh.asked").exists()
+    assert asyncio.run(Virsh.connect("qemu:///session")).uri == "qemu:///system"
+
+
 NAMES = """#!/bin/sh
 # The domain with the number 7 is called web; the one that is called 7 has no number.
 shift 3
