@@ -154,7 +154,7 @@ def command(request: _Request) -> int:
 
     `pybackup run serve:CONTROL ARCHIVE` makes a backup, `pybackup ctl CONTROL ...` steers. All disks of a server are
     frozen at the same instant. A SOURCE may be a disk of another server, nbd://HOST[:PORT]/EXPORT or
-    nbd+unix:///EXPORT?socket=PATH: so it can be backed up while it is in use. An ARCHIVE with an index is offered
+    nbd+unix:///EXPORT?socket=PATH: so it can be backed up while it is in use. An ARCHIVE is offered
     read-only, every drive under its name; with --writable, read-write.
 
     The folder of a socket is made, for the user alone, where only it is missing.

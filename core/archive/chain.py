@@ -15,11 +15,14 @@ from uuid import UUID
 
 from pybackup.core.errors import Advice, ArchiveError
 from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
+from pybackup.formats.vma_layout import HEADER_START
 
 from .identity import ArchiveIdentity, Reference, identity_of_index, read_identity
-from .index import ArchiveIndex, Kept
+from .index import ArchiveIndex, Kept, NoIndexError
+from .input import decompressor_of, describe_foreign
 from .listing import Listed, archives_in
 from .open import RangeReader, range_reader
+from .scanned import ScannedIndex
 from .view import ArchiveView
 
 MOST_ARCHIVES = 1000
@@ -156,17 +159,32 @@ class Chain:
     encrypted: Sequence[HistoryPlace] = ()
 
 
-def not_seekable(archive: HistoryPlace) -> ArchiveError:
-    """What there is to say of an archive without an index, where one is needed."""
-    return ArchiveError(
-        f"{archive} has no index (it is another program's, plain, or was cut off), so its drives cannot be read at"
-        " random; `pybackup merge` makes an archive with one of it, and `pybackup restore` reads it through"
+def _scanned(reader: RangeReader, place: HistoryPlace, kept: Kept) -> ArchiveIndex:
+    """A plain archive, by a scan (ArchiveError that says what can be done, where it is compressed without an index)."""
+    try:
+        return ScannedIndex(reader.pread, reader.size, str(place), kept=kept, whole_extents=isinstance(place, StoreUrl))
+    except NoIndexError:
+        start = reader.pread(0, min(reader.size, HEADER_START.size))
+    program = decompressor_of(start)
+    if program is None:
+        raise ArchiveError(f"{place}: {describe_foreign(start)}")
+    reads = "merge ARCHIVE NEW" if program == "pybackup" else "merge - NEW"
+    pipe = "" if program == "pybackup" else f"{program} -dc ARCHIVE | "
+    raise ArchiveError(
+        f"{place} is compressed and has no index (another program made it, or it was cut off), so its drives cannot be"
+        f" read at random; `{pipe}pybackup {reads}` makes an archive of it that has one"
     )
 
 
 @contextmanager
-def open_chain(archive: HistoryPlace, search: ParentSearch | None = None) -> Iterator[Chain]:
-    """An archive with all that it needs (ArchiveError; NoIndexError where it has no index)."""
+def open_chain(
+    archive: HistoryPlace, search: ParentSearch | None = None, *, scan: bool = False
+) -> Iterator[Chain]:
+    """An archive with all that it needs (ArchiveError; NoIndexError where it has no index).
+
+    ``scan``: a plain archive is looked through, where its clusters lie; of another without an index it is told how to
+    get one, by an ArchiveError.
+    """
     search = search or ParentSearch()
     kept = Kept(KEPT_SEGMENTS, KEPT_FRAMES)
     with ExitStack() as stack:
@@ -177,7 +195,12 @@ def open_chain(archive: HistoryPlace, search: ParentSearch | None = None) -> Ite
         while place is not None:
             _check_room(links)
             reader = stack.enter_context(range_reader(place))
-            index = ArchiveIndex(reader.pread, reader.size, str(place), allow_delta=True, kept=kept)
+            try:
+                index = ArchiveIndex(reader.pread, reader.size, str(place), allow_delta=True, kept=kept)
+            except NoIndexError:
+                if not scan:
+                    raise
+                index = _scanned(reader, place, kept)
             readers.append(reader)
             indexes.append(index)
             links.append(Link(place, identity_of_index(index)))

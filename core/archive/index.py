@@ -74,8 +74,8 @@ class Run(NamedTuple):
 class ArchiveIndex:
     """Random access to one archive, from any thread.
 
-    Fixed: header, directory and its digest, and ``pread(offset, length)``, which gives exactly the bytes asked for or
-    raises OSError. Changing: what is kept of segments and frames.
+    Fixed: header, directory and its digest (None where a scan stands for it), and ``pread(offset, length)``, which
+    gives exactly the bytes asked for or raises OSError. Changing: what is kept of segments and frames.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class ArchiveIndex:
     ) -> None:
         """Read header and directory (ArchiveError; NoIndexError where there is none)."""
         self.name, self.size = name, size
+        self.digest: bytes | None
         self._read, self._allow_delta = pread, allow_delta
         self.kept = kept or Kept()
         try:

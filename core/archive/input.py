@@ -119,10 +119,18 @@ def pieces_of(
         return "zstd", _zstd(feed, pool, tolerant)
     if start[:2] == GZIP_MAGIC:
         return "gzip", _gzip(feed, tolerant)
-    raise NotAnArchiveError(_describe_foreign(start))
+    raise NotAnArchiveError(describe_foreign(start))
 
 
-def _describe_foreign(start: bytes) -> str:
+def decompressor_of(start: bytes) -> str | None:
+    """The program that decompresses what begins so, "pybackup" itself among them; None for what is no archive."""
+    if start[:4] == zs.FRAME_MAGIC or zs.is_skippable(start) or start[:2] == GZIP_MAGIC:
+        return "pybackup"
+    return next((program for magic, (_, program) in _FOREIGN.items() if start.startswith(magic)), None)
+
+
+def describe_foreign(start: bytes) -> str:
+    """What a file is that begins so, and is no archive that we read."""
     if not start:
         return "the file is empty"
     for magic, (name, program) in _FOREIGN.items():

@@ -12,11 +12,10 @@ from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import ArchivePlace, LocalPath
 from pybackup.formats.vma import Header
 
-from .chain import ParentSearch, not_seekable, open_chain
+from .chain import ParentSearch, open_chain
 from .drive import ArchiveDrive
 from .held import hold
 from .identity import ArchiveIdentity
-from .index import NoIndexError
 from .open import has_ranges
 
 READERS = 2
@@ -46,10 +45,7 @@ def open_disks(place: ArchivePlace, search: ParentSearch | None = None, *, held:
     if not has_ranges(place):
         raise RequestError(f"{place} can only be read from its beginning to its end: name a file, or a URL")
     with ExitStack() as stack:
-        try:
-            chain = stack.enter_context(open_chain(place, search))
-        except NoIndexError:
-            raise not_seekable(place) from None
+        chain = stack.enter_context(open_chain(place, search, scan=True))
         for link in chain.links if held else ():
             if isinstance(link.place, LocalPath):
                 stack.callback(os.close, hold(link.place.path, link.identity))

@@ -54,7 +54,7 @@ class OpenedArchives:
                 if found is not None:
                     return self._use(place, found)
             with ExitStack() as stack:
-                chain = stack.enter_context(open_chain(place, ParentSearch(self._parents)))
+                chain = stack.enter_context(open_chain(place, ParentSearch(self._parents), scan=True))
                 opened = _Opened(chain, stack.pop_all())
             with self._lock:
                 self._opened[place] = opened

@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from pybackup.core.archive.chain import Chain, not_seekable
-from pybackup.core.archive.index import NoIndexError
+from pybackup.core.archive.chain import Chain
 from pybackup.core.archive.listing import Listed, archives_in
 from pybackup.core.archive.view import ArchiveView
 from pybackup.core.endpoints.drive_names import file_name
@@ -271,10 +270,7 @@ def root_of(place: HistoryPlace, archives: OpenedArchives) -> Folder:
         return PlaceFolder(place, archives)
     if isinstance(place, StoreUrl) and (place.url.endswith("/") or place.url.count("/") == 2):
         return PlaceFolder(place, archives)
-    try:
-        archives.take(place)
-    except NoIndexError:
-        raise not_seekable(place) from None
+    archives.take(place)
     modified = os.stat(place.path).st_mtime if isinstance(place, LocalPath) else time.time()
     return ArchiveFolder(place, archives, modified)
 
