@@ -303,7 +303,8 @@ class ArchiveEncoder:
     def finish(self, about: dict[str, Any]) -> list[Buffer]:
         """The bytes that end the file: the last segment, the directory with ``about``, the seek table.
 
-        What ``about`` tells of the drives is told anew: it is what was written, or the archive would contradict itself.
+        What ``about`` tells of the drives and the segments is told anew: it is what was written, or the archive would
+        contradict itself.
         """
         if self._level is None:
             return []
@@ -321,7 +322,7 @@ class ArchiveEncoder:
         """What is told of the archive; of very many unreadable places the first, for it must not grow without end."""
         counts = self.index.counts
         drives = [index.describe_drive(one.drive_id, one.name, one.size, counts) for one in self.header.drives]
-        about = {**about, "drives": drives}
+        about = {**about, "drives": drives, "segments": self.index.segments_digest}
         places = about.get("unreadable", ())
         listed = len(places)
         while True:

@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import zstandard
+from blake3 import blake3
 
 from . import zstd_seekable as zs
 from .buffer import Buffer
 from .errors import FormatError
 from .vma import SlotRun
-from .vma_layout import BLOCK_SIZE, EXTENT_HEADER_SIZE
+from .vma_layout import BLOCK_SIZE, CLUSTER_DIGEST_SIZE, EXTENT_HEADER_SIZE
 
 ENVELOPE = struct.Struct("<4sBBHI")
 """magic, version, kind, zero, size of the content in bytes; the content follows as one zstd frame"""
@@ -117,6 +118,7 @@ class IndexBuilder:
         self.file_offset, self.vma_offset = file_offset, vma_offset
         self.counts: dict[int, DriveCounts] = {}
         self._segments, self._ranges = bytearray(), bytearray()
+        self._contents = blake3()
         self._next_segment()
 
     def _next_segment(self) -> None:
@@ -208,9 +210,19 @@ class IndexBuilder:
                 self._digests,
             )
         )
+        self._contents.update(content)
         self._taken_ranges = _ranges_of(self._runs)
         self._next_segment()
         return content
+
+    @property
+    def segments_digest(self) -> str:
+        """Of the contents of all segments taken so far, in hexadecimal digits.
+
+        With it the directory tells what all clusters are, and not only where segments lie: who knows a file by its
+        directory takes no other content for it.
+        """
+        return self._contents.digest(length=CLUSTER_DIGEST_SIZE).hex()
 
     def forget_segment(self) -> None:
         """Drop what would be the next segment: an archive without an index has counts all the same."""

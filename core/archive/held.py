@@ -27,14 +27,15 @@ def hold(path: str, identity: ArchiveIdentity) -> int:
             raise ArchiveError(f"{path} is being removed by somebody") from None
         except OSError:
             pass  # A filesystem without locks: whoever removes archives has none either, and looks again.
-        _check_still_there(path, fd, identity)
+        check_still_there(path, fd, identity)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _check_still_there(path: str, fd: int, identity: ArchiveIdentity) -> None:
+def check_still_there(path: str, fd: int, identity: ArchiveIdentity) -> None:
+    """That a path leads to the file that is open still, and that it is the same archive (ArchiveError)."""
     try:
         there, held = os.stat(path), os.fstat(fd)
     except OSError as error:

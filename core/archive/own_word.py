@@ -179,12 +179,13 @@ class OwnWord:
             raise FormatError(f"{what} of the index does not agree with the data", seen.offset)
 
     def _check_about(self, offset: int) -> None:
-        """What the directory tells of the drives must be what was found."""
+        """What the directory tells of the drives, and of the segments where it does, must be what was found."""
         assert self.about is not None
         told = self.about.get("drives")
         counts = self._index.counts
         found = [index.describe_drive(one.drive_id, one.name, one.size, counts) for one in self._header.drives]
         alike = isinstance(told, list) and len(told) == len(found) and all(map(_agrees, told, found))
+        alike = alike and self.about.get("segments", self._index.segments_digest) == self._index.segments_digest
         if self._compares and not alike:
             raise FormatError("the directory of the index does not agree with the data", offset)
 

@@ -130,7 +130,7 @@ async def backup(
         writer = make_writer(drives, configs, options, sink, pool, trace, _parent_of(choice))
         writer.told["origins"] = origins
         verify = verifier(sink, pool) if request.verify else None
-        yield way.job(Parts(request, choice, writer, scanners, verify, trace))
+        yield way.job(Parts(request, choice, writer, scanners, _before_commit(choice, verify), trace))
         if (why := writer.not_remembered) is not None:
             listener.warn(f"the index cannot be kept here, so the next archive will be a full one: {why}")
 
@@ -150,6 +150,22 @@ def _parent_of(choice: Choice) -> ParentOf | None:
     reference = choice.parent.identity.reference
     assert reference is not None
     return ParentOf(choice.parent.chain.view, reference, choice.parent.about())
+
+
+def _before_commit(
+    choice: Choice, verify: Callable[[], Awaitable[None]] | None
+) -> Callable[[], Awaitable[None]] | None:
+    """What is done when the archive is complete, and has no name yet: it may fail (ArchiveError)."""
+    parent = choice.parent
+    if parent is None:
+        return verify
+
+    async def check() -> None:
+        if verify is not None:
+            await verify()
+        await asyncio.to_thread(parent.check_still_there)
+
+    return check
 
 
 def _threads(count: int, name: str) -> ThreadPoolExecutor:

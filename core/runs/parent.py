@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pybackup.core.archive.chain import Chain, ParentSearch, folder_of, open_chain
-from pybackup.core.archive.held import hold
+from pybackup.core.archive.chain import Chain, Link, ParentSearch, folder_of, open_chain
+from pybackup.core.archive.held import check_still_there, hold
 from pybackup.core.archive.identity import ArchiveIdentity, read_identity
 from pybackup.core.archive.index_memory import going_by_memory
 from pybackup.core.archive.listing import archives_in
@@ -29,6 +30,8 @@ MAX_CHAIN = 30
 """Deltas in a row, after which the next archive is a full one."""
 MOST_TRIED = 5
 """Archives that are opened to be a parent: where so many cannot be, something else is wrong."""
+ASKED_AT_ONCE = 8
+"""Archives of a chain in a store that are looked at at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,13 @@ class ParentWish:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A parent that is open, with all its ancestors, and is not pruned meanwhile."""
+    """A parent that is open, with all its ancestors, and is not pruned meanwhile.
+
+    ``held``: a descriptor of the file of each archive of the chain, None for those in stores, which nobody can hold.
+    """
 
     chain: Chain
+    held: Sequence[int | None]
 
     @property
     def identity(self) -> ArchiveIdentity:
@@ -67,6 +74,12 @@ class Parent:
     def drive(self, name: str) -> DriveInfo | None:
         """Its drive of that name."""
         return self.identity.header.by_name.get(name)
+
+    def check_still_there(self) -> None:
+        """That all of the chain is there still: without it the new archive is nothing (ArchiveError)."""
+        with going_by_memory(), ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="pybackup-parents") as pool:
+            for _ in pool.map(_check_link, self.chain.links, self.held):
+                """Each fails by itself."""
 
     def about(self) -> dict[str, Any]:
         """What a delta tells of it."""
@@ -130,25 +143,35 @@ def _choose(
     why = ""
     sealed: list[HistoryPlace] = []
     for place in _candidates(wish, archive, origins, created, sealed):
-        try:
-            parent = stack.enter_context(_opened(place, wish))
-        except PybackupError as error:
-            why = why or f"{place} cannot be its parent: {error}"
-            continue
-        if not any(parent.drive(name) for name in origins):
-            return Choice(why_full=f"{place} has none of these drives")
-        before = frozenset(link.identity.uuid for link in parent.chain.links)
-        if replaced := _replaced(parent, archive):
-            if wish.base is not None:
-                raise RequestError(f"{replaced} would be replaced by an archive that cannot be read without it")
-            return Choice(why_full=f"it replaces {replaced}, of which it would be a delta", superseded=before)
-        if parent.deltas >= wish.max_chain:
-            why = f"{place} is the last of {parent.deltas} deltas in a row"
-            return Choice(why_full=why, is_planned=True, superseded=before)
-        return Choice(parent)
+        with ExitStack() as opened:
+            try:
+                parent = opened.enter_context(_opened(place, wish))
+            except PybackupError as error:
+                why = why or f"{place} cannot be its parent: {error}"
+                continue
+            choice = _choice_of(parent, wish, archive, origins)
+            if choice.parent is not None:
+                # Nothing else is held: what is not needed may be replaced, by this very run too.
+                stack.push(opened.pop_all())
+            return choice
     if sealed and not why:
         return Choice(why_full="what lies beside it is encrypted, and this machine has neither a key nor remembers it")
     return Choice(why_full=why or "no archive that fits lies beside it")
+
+
+def _choice_of(parent: Parent, wish: ParentWish, archive: NewArchivePlace, names: Iterable[str]) -> Choice:
+    """The archive as a parent, or why it shall not be one (RequestError where it was asked for and cannot be)."""
+    if not any(parent.drive(name) for name in names):
+        return Choice(why_full=f"{parent.place} has none of these drives")
+    before = frozenset(link.identity.uuid for link in parent.chain.links)
+    if replaced := _replaced(parent, archive):
+        if wish.base is not None:
+            raise RequestError(f"{replaced} would be replaced by an archive that cannot be read without it")
+        return Choice(why_full=f"it replaces {replaced}, of which it would be a delta", superseded=before)
+    if parent.deltas >= wish.max_chain:
+        why = f"{parent.place} is the last of {parent.deltas} deltas in a row"
+        return Choice(why_full=why, is_planned=True, superseded=before)
+    return Choice(parent)
 
 
 def _replaced(parent: Parent, archive: NewArchivePlace) -> HistoryPlace | None:
@@ -214,8 +237,23 @@ def _with_these_drives(place: HistoryPlace, names: Iterable[str]) -> ArchiveIden
 @contextmanager
 def _opened(place: HistoryPlace, wish: ParentWish) -> Iterator[Parent]:
     """The archive and its ancestors, open and held."""
-    with open_chain(place, ParentSearch(wish.others)) as chain, ExitStack() as held:
+    with open_chain(place, ParentSearch(wish.others)) as chain, ExitStack() as stack:
+        held: list[int | None] = []
         for link in chain.links:
+            fd = None
             if isinstance(link.place, LocalPath):
-                held.callback(os.close, hold(link.place.path, link.identity))
-        yield Parent(chain)
+                fd = hold(link.place.path, link.identity)
+                stack.callback(os.close, fd)
+            held.append(fd)
+        yield Parent(chain, held)
+
+
+def _check_link(link: Link, held: int | None) -> None:
+    """That an archive is where it was, and the same (ArchiveError)."""
+    try:
+        if isinstance(link.place, LocalPath) and held is not None:
+            check_still_there(link.place.path, held, link.identity)
+        elif read_identity(link.place).digest != link.identity.digest:
+            raise ArchiveError(f"{link.place} was replaced just now")
+    except ArchiveError as error:
+        raise ArchiveError(f"the new archive would need one that is not there any more: {error}") from error

@@ -22,7 +22,7 @@ from pybackup.core.system.locked_file import NoLocksError, lock
 from . import leftover
 from .output_place import OutputPlace, open_place
 from .rename import exchange, rename_to_new
-from .replaced import DISKS, Replaced, check_replaced
+from .replaced import DISKS, Replaced, alone, check_replaced
 from .target_failure import target_failure
 
 MOST_NAMES = 8
@@ -73,7 +73,10 @@ class PartialFile:
         """Create and lock the temporary file; TargetError or BusyError with nothing changed."""
         self._place = place = open_place(self.path, self._folders_from)
         try:
-            check_replaced(place, self.path, self._replaced, replace=self._replace)
+            old = check_replaced(place, self.path, self._replaced, replace=self._replace)
+            if old is not None:
+                with alone(place, self.path, self._replaced):
+                    """Here already: at the end it would have cost a whole run."""
             self._create(place)
         except BlockingIOError:
             raise BusyError(f"another run is writing {self.path}") from None
@@ -198,7 +201,8 @@ class PartialFile:
         """Replace the file that is there, which is kept until the new name is durable."""
         if not self._lies_under(self._name):
             raise self._moved()
-        with leftover.marked(place, place.name):  # what lies under our name for a moment shall be known as a leftover
+        # What lies under our name for a moment shall be known as a leftover.
+        with alone(place, self.path, self._replaced), leftover.marked(place, place.name):
             if not exchange(place.fd, self._name, place.name):
                 self._rename(place, self._name, place.name)
                 # This cannot be taken back: no reason to say that it is not there. A moment ago the folder was sound.

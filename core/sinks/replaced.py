@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pybackup.core.errors import Advice, TargetError
+from pybackup.core.errors import Advice, BusyError, TargetError
+from pybackup.core.system.locked_file import lock
 
 from .archive_evidence import TAIL_BYTES, marks_of_archive
 from .archive_signs import is_archive
 from .output_place import OutputPlace
 from .target_failure import target_failure
 
+_LOOK = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {
     stat.S_IFBLK: "a block device",
     stat.S_IFCHR: "a character device",
@@ -28,11 +31,13 @@ class Replaced:
     """What may be replaced by one kind of output.
 
     ``refusal``: of an open regular file that is not empty, and its name, why it may not, as the end of "PATH ...";
-    None where it may (OSError). ``question``: what is said of what is no regular file at all.
+    None where it may (OSError). ``question``: what is said of what is no regular file at all. ``may_be_held``: others
+    lock such a file for as long as they need it.
     """
 
     refusal: Callable[[int, str], str | None]
     question: str = ""
+    may_be_held: bool = False
 
 
 _FORGOTTEN = "was the archive's name forgotten? it comes last"
@@ -52,7 +57,7 @@ def _an_archive(fd: int, name: str) -> str | None:
     return marks and f"{marks}, which no restored disk replaces: remove it first, if you mean it"
 
 
-ARCHIVES = Replaced(_no_archive, f": {_FORGOTTEN}")
+ARCHIVES = Replaced(_no_archive, f": {_FORGOTTEN}", may_be_held=True)
 """An archive replaces archives."""
 DISKS = Replaced(_an_archive)
 """A restored disk replaces any file but an archive."""
@@ -77,9 +82,46 @@ def check_replaced(place: OutputPlace, path: str, replaced: Replaced, *, replace
     return found
 
 
+@contextlib.contextmanager
+def alone(place: OutputPlace, path: str, replaced: Replaced) -> Iterator[None]:
+    """Within the body nobody begins to need what is there to be replaced (BusyError where somebody does already).
+
+    Who makes a delta of an archive, or restores it to disks in use, has a shared lock on it (core/archive/held.py).
+    """
+    fd: int | None = None
+    try:
+        fd = _locked(place) if replaced.may_be_held else None
+        yield
+    except BlockingIOError:
+        raise BusyError(
+            f"{path} is not replaced: an archive is being made that needs it, or it is being restored to disks in use"
+        ) from None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _locked(place: OutputPlace) -> int | None:
+    """The file that is there, open and locked (BlockingIOError); None where there is none, or nobody can lock it."""
+    for access in (os.O_RDONLY, os.O_RDWR):  # an NFS lock wants a file that can be written
+        try:
+            fd = os.open(place.name, access | _LOOK, dir_fd=place.fd)
+        except OSError:
+            return None
+        try:
+            lock(fd)
+            return fd
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                raise
+            if not isinstance(error, PermissionError):
+                return None
+    return None
+
+
 def _refusal(place: OutputPlace, replaced: Replaced) -> str | None:
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(place.name, flags, dir_fd=place.fd)
+    fd = os.open(place.name, os.O_RDONLY | _LOOK, dir_fd=place.fd)
     try:
         return replaced.refusal(fd, place.name)
     finally:

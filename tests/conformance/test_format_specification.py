@@ -206,6 +206,7 @@ class Segment:
     """The five tables of a segment."""
 
     def __init__(self, content: bytes) -> None:
+        self.content = content
         self.file_offset, self.vma_offset, frames, runs, stored = struct.unpack_from("<QQIII", content)
         at = 28
 
@@ -319,6 +320,8 @@ def test_the_index_finds_every_cluster(archive: Path) -> None:
     header = read_header(next(frames_of(content)).content)
     directory = Directory(content)
     rows = {row["id"]: row for row in directory.about["drives"]}
+    contents = b"".join(segment.content for segment, _ in directory.segments)
+    assert directory.about["segments"] == blake3(contents).hexdigest()[:32]
     assert directory.about["created"] == 1_700_000_000
     assert directory.about["unreadable"] == []
     assert [source["kind"] for source in directory.about["sources"]] == ["raw"] * len(DISKS)

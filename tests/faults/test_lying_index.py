@@ -150,6 +150,8 @@ def change_stored_bytes(about: dict[str, Any]) -> None:
         lambda about: about["drives"][0].update(id=[1]),
         lambda about: about["drives"][0].update(size=1 << 70),
         lambda about: about.pop("drives"),
+        lambda about: about.update(segments="00" * 16),
+        lambda about: about.update(segments=None),
     ],
 )
 def test_a_directory_that_tells_lies_about_the_drives_is_found(
