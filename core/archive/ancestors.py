@@ -9,6 +9,7 @@ from pybackup.core.places.kinds import ArchivePlace, LocalPath, StoreUrl
 
 from .chain import MOST_ARCHIVES, Link, ParentSearch, open_chain
 from .identity import ArchiveIdentity, read_identity
+from .open import connections_kept
 
 
 @dataclass(slots=True)
@@ -21,6 +22,11 @@ class Ancestors:
 
 def ancestors_of(child: ArchiveIdentity, lies_at: ArchivePlace, search: ParentSearch) -> Ancestors:
     """Look for all ancestors of an archive; only their headers and directories are read."""
+    with connections_kept(lies_at):
+        return _look(child, lies_at, search)
+
+
+def _look(child: ArchiveIdentity, lies_at: ArchivePlace, search: ParentSearch) -> Ancestors:
     told = Ancestors()
     seen = {child.digest}
     try:

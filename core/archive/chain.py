@@ -21,7 +21,7 @@ from .identity import ArchiveIdentity, Reference, identity_of_index, read_identi
 from .index import ArchiveIndex, Kept, NoIndexError
 from .input import decompressor_of, describe_foreign
 from .listing import Listed, archives_in
-from .open import RangeReader, range_reader
+from .open import RangeReader, connections_kept, range_reader
 from .scanned import ScannedIndex
 from .view import ArchiveView
 
@@ -188,6 +188,7 @@ def open_chain(
     search = search or ParentSearch()
     kept = Kept(KEPT_SEGMENTS, KEPT_FRAMES)
     with ExitStack() as stack:
+        stack.enter_context(connections_kept(archive))
         readers: list[RangeReader] = []
         indexes: list[ArchiveIndex] = []
         links: list[Link] = []

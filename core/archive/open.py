@@ -7,13 +7,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from io import FileIO
 from typing import NamedTuple, TypeGuard
 
 from pybackup.core.devices.unreadable import BLOCK
 from pybackup.core.errors import ArchiveError, NoKeyError, RequestError
-from pybackup.core.places.kinds import ArchivePlace, LocalPath, StandardStream, StoreUrl
+from pybackup.core.places.kinds import S3_SCHEMES, ArchivePlace, LocalPath, StandardStream, StoreUrl
 from pybackup.core.secrets.encrypting_sink import mark_of
 from pybackup.core.secrets.keys import given
 from pybackup.core.system.pipe_reader import PipeReader
@@ -69,6 +69,15 @@ class RangeReader(NamedTuple):
 def has_ranges(archive: ArchivePlace) -> TypeGuard[LocalPath | StoreUrl]:
     """Whether an archive can be read at any place: a URL, or a regular file."""
     return isinstance(archive, StoreUrl) or (isinstance(archive, LocalPath) and os.path.isfile(archive.path))
+
+
+def connections_kept(place: object) -> AbstractContextManager[None]:
+    """Within the body connections to a store stay open between one archive of it and the next."""
+    if isinstance(place, StoreUrl) and place.scheme in S3_SCHEMES:
+        from pybackup.core.stores.s3_clients import kept
+
+        return kept(place)
+    return nullcontext()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pybackup.core.archive.held import check_still_there, hold
 from pybackup.core.archive.identity import ArchiveIdentity, read_identity
 from pybackup.core.archive.index_memory import going_by_memory
 from pybackup.core.archive.listing import archives_in
+from pybackup.core.archive.open import connections_kept
 from pybackup.core.errors import ArchiveError, NoKeyError, PybackupError, RequestError
 from pybackup.core.history.series import pattern_of
 from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
@@ -130,6 +131,7 @@ def chosen_parent(
         if wish is None:
             yield Choice()
             return
+        stack.enter_context(connections_kept(archive if wish.base is None else wish.base))
         with going_by_memory():
             choice = _choose(wish, archive, origins, created, stack)
         if choice.parent is None:

@@ -23,17 +23,28 @@ def open_filesystem(url: StoreUrl, patience: Patience, **options: Any) -> tuple[
 
     ``options`` go to the filesystem. This may connect, and then fails as the library does.
     """
+    kind, path = check_names_file(url)
+    return _opened(kind, url, patience, options), path
+
+
+def check_names_file(url: StoreUrl) -> tuple[Any, str]:
+    """The filesystem's class, and the path of a file within (RequestError for what names none)."""
     kind, path = _kind_and_path(url)
     missing = url.scheme in BUCKET_SCHEMES and not path.partition("/")[2]
     if missing or not path.strip("/") or url.url.endswith("/"):
         raise RequestError(f"{url} names no file; an archive needs a name")
-    return _opened(kind, url, patience, options), path
+    return kind, path
 
 
 def open_folder(url: StoreUrl, patience: Patience, **options: Any) -> tuple[Any, str]:
     """As open_filesystem(), with the path of a folder, which does not end in a slash: a bucket alone will do."""
     kind, path = _kind_and_path(url)
     return _opened(kind, url, patience, options), path.rstrip("/")
+
+
+def folder_path(url: StoreUrl) -> str:
+    """The path of a folder in its filesystem (RequestError)."""
+    return _kind_and_path(url)[1].rstrip("/")
 
 
 def _kind_and_path(url: StoreUrl) -> tuple[Any, str]:

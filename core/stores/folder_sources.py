@@ -17,8 +17,9 @@ from pybackup.core.errors import RequestError
 from pybackup.core.places.kinds import HTTP_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, StoreUrl
 
 from .failures import is_missing, status_of
-from .filesystem import open_folder
+from .filesystem import folder_path, open_folder
 from .patience import Patience
+from .s3_clients import SharedClient, give_back, take
 
 T = TypeVar("T")
 PAGE = 1000
@@ -85,16 +86,17 @@ class S3Folder:
 
     def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
+        self._shared: SharedClient | None = None
         self._client: Any = None
         self._bucket = self._prefix = ""
 
     async def open(self) -> None:
         """No request yet."""
-        loop = asyncio.get_running_loop()
-        filesystem, path = open_folder(self._url, self._patience, asynchronous=True, loop=loop)
-        self._bucket, _, prefix = path.partition("/")
+        self._bucket, _, prefix = folder_path(self._url).partition("/")
         self._prefix = prefix + "/" if prefix else ""
-        self._client = await filesystem.set_session()
+        if self._shared is None:
+            self._shared = await take(self._url, self._patience)
+            self._client = self._shared.client
 
     async def entries(self) -> Sequence[RemoteEntry]:
         """A request for each thousand."""
@@ -138,9 +140,10 @@ class S3Folder:
         return {"Bucket": self._bucket, "Key": self._prefix + name}
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            await self._client.close()
+        """Give the client back."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            await give_back(shared)
 
 
 class SftpFolder:

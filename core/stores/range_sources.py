@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from pybackup.core.places.kinds import HTTP_SCHEMES, S3_SCHEMES, SFTP_SCHEMES, StoreUrl
 
 from .failures import ReplacedError, is_missing
-from .filesystem import open_filesystem
+from .filesystem import check_names_file, open_filesystem
 from .patience import Patience
+from .s3_clients import SharedClient, give_back, take
 
 
 class RangeSource(Protocol):
@@ -48,18 +49,19 @@ class S3Object:
 
     def __init__(self, url: StoreUrl, patience: Patience) -> None:
         self._url, self._patience = url, patience
+        self._shared: SharedClient | None = None
         self._client: Any = None
         self._place: dict[str, str] = {}
         self._etag = ""
 
     async def open(self) -> int:
         """One HEAD request."""
-        if self._client is None:
-            loop = asyncio.get_running_loop()
-            filesystem, _ = open_filesystem(self._url, self._patience, asynchronous=True, loop=loop)
-            bucket, key, version = filesystem.split_path(self._url.url)
+        if self._shared is None:
+            check_names_file(self._url)
+            self._shared = await take(self._url, self._patience)
+            bucket, key, version = self._shared.filesystem.split_path(self._url.url)
             self._place = {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}
-            self._client = await filesystem.set_session()
+            self._client = self._shared.client
         try:
             found = await self._client.head_object(**self._place)
         except Exception as error:
@@ -83,9 +85,10 @@ class S3Object:
             return content
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            await self._client.close()
+        """Give the client back."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            await give_back(shared)
 
     def interrupt(self) -> None:
         """Nothing to do: its calls can be cancelled."""

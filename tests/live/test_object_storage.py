@@ -570,3 +570,34 @@ def test_an_encrypted_archive_of_which_only_the_ends_are_fetched(store: Store, t
     store.run("restore", "--identity", key, place, "b=back.img")
     assert (tmp_path / "back.img").read_bytes() == disks["b.img"]
     assert sum(one.answered for one in store.proxy.seen if re.match(RANGE, one.what)) < size / 3
+
+
+def test_a_chain_of_nights_in_a_store(store: Store, tmp_path: Path) -> None:
+    """Deltas find their parents beside them; one that lost its parent says which, and is not restored."""
+    chance, contents = random.Random(5), []
+    disk = bytearray(make_disk(tmp_path / "disk.img", 3 * MIB))
+    for night in range(3):
+        at = chance.randrange(len(disk) - 5000)
+        disk[at : at + 5000] = chance.randbytes(5000)
+        (tmp_path / "disk.img").write_bytes(disk)
+        contents.append(bytes(disk))
+        url = store.url(f"vm/disk-2024010{night + 1}.vma.zst")
+        told = store.run("run", "--incremental", "--json", "disk.img", url).json
+        assert told["ways"][0]["way"] == ("digest" if night else "full")
+    for night, content in enumerate(contents):
+        assert store.run("restore", store.url(f"vm/disk-2024010{night + 1}.vma.zst"), "-").out == content
+    last = store.url("vm/disk-20240103.vma.zst")
+    told = store.run("info", "--json", last).json
+    assert [one["archive"] for one in told["needs"]] == [store.url(f"vm/disk-2024010{n}.vma.zst") for n in (2, 1)]
+    store.run("compare", last, "disk.img")
+    store.run("verify", "--chain", last)
+    # A delta that was copied away needs to be told where the others are.
+    (tmp_path / "copy.vma.zst").write_bytes(store.content("vm/disk-20240103.vma.zst"))
+    store.fails(4, "then called disk-20240102.vma.zst", "restore", "copy.vma.zst", "x")
+    assert store.run("restore", "--parents", store.url("vm"), "copy.vma.zst", "-").out == contents[2]
+    store.s3.delete_object(Bucket=store.bucket, Key="vm/disk-20240102.vma.zst")
+    store.fails(4, "which was not found", "restore", last, "x")
+    assert not (tmp_path / "x").exists()
+    told = store.run("run", "--incremental", "--json", "disk.img", store.url("vm/disk-20240104.vma.zst")).json
+    assert told["ways"][0]["way"] == "digest"
+    assert store.run("restore", store.url("vm/disk-20240104.vma.zst"), "-").out == contents[2]
