@@ -16,7 +16,7 @@ from pybackup.core.archive.chain import Chain, Link, ParentSearch, folder_of, op
 from pybackup.core.archive.held import check_still_there, hold
 from pybackup.core.archive.identity import ArchiveIdentity, read_identity
 from pybackup.core.archive.index_memory import going_by_memory
-from pybackup.core.archive.listing import archives_in
+from pybackup.core.archive.listing import Listed, archives_in
 from pybackup.core.archive.open import connections_kept
 from pybackup.core.errors import ArchiveError, NoKeyError, PybackupError, RequestError
 from pybackup.core.history.series import pattern_of
@@ -199,7 +199,9 @@ def _candidates(
         return []
     pattern = pattern_of(os.path.basename(archive.text), created)
     found: list[tuple[bool, bool, int, HistoryPlace]] = []
-    for listed in archives_in(folder):
+    for listed in _likeliest_first(archives_in(folder), pattern):
+        if isinstance(folder, StoreUrl) and sum(of_series for of_series, *_ in found) == MOST_TRIED:
+            break  # each look costs some requests, and those that follow are older
         try:
             identity = _with_these_drives(listed.place, origins)
         except NoKeyError:
@@ -212,6 +214,16 @@ def _candidates(
             found.append((of_series, identity.created <= created, identity.created, listed.place))
     found.sort(key=lambda one: one[:3], reverse=True)
     return [place for *_, place in found[:MOST_TRIED]]
+
+
+def _likeliest_first(listed: Sequence[Listed], pattern: str) -> Sequence[Listed]:
+    """Those of the series, as far as a name and the time of a file tell, and then the others; the newest first."""
+
+    def rank(one: Listed) -> tuple[bool, float]:
+        modified = one.modified or 0.0
+        return pattern_of(one.name, int(modified)) == pattern, modified
+
+    return sorted(listed, key=rank, reverse=True)
 
 
 def _are_the_same(identity: ArchiveIdentity, origins: Mapping[str, str]) -> bool:
