@@ -25,7 +25,8 @@ from pybackup.core.cow.guest_copies import OnError
 from pybackup.core.cow.old_data import OldData
 from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.errors import CancelledError, PybackupError, SourceError, TargetError
-from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
+from pybackup.core.jobs.backup import BackupJob, GuestPolicy
+from pybackup.core.jobs.copying import Drive
 from pybackup.core.trace import Trace
 
 ODD_SIZES = [1, 511, 4097, 65535, 65536, 65537, 8 * 65536 + 4096, 19 * 65536 - 3, 70 * 65536 + 513]

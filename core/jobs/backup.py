@@ -9,30 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from pybackup.core.archive.intake import Intake, Piece, Prepared
 from pybackup.core.cow.claims import Claims
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite, freeze
 from pybackup.core.cow.guest_copies import GuestCopies, OnError
 from pybackup.core.cow.old_data import OldData
-from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
+from pybackup.core.device import CLUSTER_SIZE, Buffer
 from pybackup.core.devices.unreadable import LostRanges, read_around_errors
 from pybackup.core.errors import Advice, RequestError, SourceError, TargetFullError
 from pybackup.core.guest.consistency import CRASH, Stillness
 from pybackup.core.inflight import Range
-from pybackup.core.tasks import end, uninterrupted
+from pybackup.core.tasks import uninterrupted
 from pybackup.core.trace import Trace
 from pybackup.formats.cluster_index import describe_drive
 from pybackup.formats.vma_layout import CLUSTERS_PER_EXTENT, MAX_DRIVE_SIZE
 
 from .block_status_map import BlockStatusMap
-from .changes import ChangeMap, DriveWay, ways_told
+from .changes import DriveWay, ways_told
+from .copying import Copying, Drive, Pending
 from .job import DriveProgress, Job, with_estimate
 from .trusted_changes import TrustedChanges
 
@@ -48,41 +48,6 @@ FREEZE_TIMEOUT = 10.0
 """Seconds that guests wait for writes under way to end, when a backup begins: Linux gives a disk 30 to answer."""
 READS_A_SECOND = 20
 """A limited job reads pieces small enough that each second has so many, so that its speed is even."""
-
-
-@dataclass(slots=True)
-class Drive:
-    """A drive to back up: its id in the archive, its name, and its device, a CopyBeforeWrite if it is in use."""
-
-    drive_id: int
-    name: str
-    device: BlockDevice
-    check: Callable[[], None] | None = None
-    """Called when everything was read; raises if the source changed meanwhile."""
-    allocated: int | None = None
-    """Bytes that are no holes, about, where that is known."""
-    changes: ChangeMap | None = None
-    """What may have changed since the parent of a delta; set until the drives are frozen."""
-    way: DriveWay = field(default_factory=DriveWay)
-
-
-class _Pending(NamedTuple):
-    """A piece that is being read: its first cluster and the task that reads it."""
-
-    first: int
-    prepared: asyncio.Task[Prepared]
-
-
-@dataclass(slots=True)
-class _Copying:
-    """A drive while it is copied."""
-
-    drive: Drive
-    source: BlockDevice
-    claims: Claims
-    progress: DriveProgress
-    changes: TrustedChanges
-    pending: deque[_Pending] = field(default_factory=deque)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +99,7 @@ class BackupJob(Job):
         self.frozen = asyncio.Event()
         self._armed: list[tuple[CopyBeforeWrite, GuestCopies]] = []
 
-    def _prepare(self, drive: Drive) -> _Copying:
+    def _prepare(self, drive: Drive) -> Copying:
         device = drive.device
         if device.size > MAX_DRIVE_SIZE:
             raise RequestError(f"drive {drive.name} has {device.size:,} bytes; archives hold drives of up to 256 TiB")
@@ -142,7 +107,7 @@ class BackupJob(Job):
         progress = DriveProgress(drive.name, device.size, to_read=drive.allocated)
         claims = Claims(device.size)
         changes = TrustedChanges(drive.name, source, claims, self._writer, self.trace)
-        return _Copying(drive, source, claims, progress, changes)
+        return Copying(drive, source, claims, progress, changes)
 
     # -- the course of events --
 
@@ -187,7 +152,7 @@ class BackupJob(Job):
         if self._filesystems is not None:
             await uninterrupted(self._filesystems.close())
 
-    def _make_guard(self, copying: _Copying) -> GuestCopies:
+    def _make_guard(self, copying: Copying) -> GuestCopies:
         return GuestCopies(
             drive_id=copying.drive.drive_id,
             name=copying.drive.name,
@@ -249,7 +214,7 @@ class BackupJob(Job):
             pieces = [Piece(saved.drive_id, saved.first, saved.content) for saved in batch]
             ready = await self._writer.prepare(pieces, self._pool)
             for saved, prepared in zip(batch, ready, strict=True):
-                self._count(by_id[saved.drive_id], prepared)
+                by_id[saved.drive_id].count(prepared)
                 await self._writer.take(saved.drive_id, saved.first, prepared)
             self.progress.written = self._writer.written
             self._old_data.release(batch)
@@ -279,7 +244,7 @@ class BackupJob(Job):
 
     # -- the background loop --
 
-    async def _copy_drive(self, copying: _Copying) -> None:
+    async def _copy_drive(self, copying: Copying) -> None:
         status = BlockStatusMap(copying.source)
         cluster: int | None = 0
         try:
@@ -296,9 +261,9 @@ class BackupJob(Job):
                     await self._copy_piece(copying, cluster, end)
             await self._emit(copying, 0)
         finally:
-            await self._drop_pending(copying)
+            await copying.drop_pending()
 
-    async def _pass_over(self, copying: _Copying, cluster: int, end: int) -> None:
+    async def _pass_over(self, copying: Copying, cluster: int, end: int) -> None:
         """Clusters that are known to be as the parent has them."""
         await self._unpaused()
         claimed = copying.claims.claim(cluster, end)
@@ -306,13 +271,13 @@ class BackupJob(Job):
             return
         first, count = claimed.start, claimed.end - claimed.start
         copying.claims.settle(claimed, copied=True)
-        size = self._bytes_of(copying, first, claimed.end)
+        size = copying.bytes_of(first, claimed.end)
         copying.progress.done += size
         copying.progress.unchanged += size
         self.trace("copy.unchanged", drive=copying.drive.name, first=first, clusters=count)
         await self._writer.put_unchanged(copying.drive.drive_id, first, count)
 
-    async def _copy_zeros(self, copying: _Copying, cluster: int, end: int) -> None:
+    async def _copy_zeros(self, copying: Copying, cluster: int, end: int) -> None:
         await self._emit(copying, 0)
         await self._unpaused()
         claimed = copying.claims.claim(cluster, end)
@@ -320,7 +285,7 @@ class BackupJob(Job):
             return
         first, count = claimed.start, claimed.end - claimed.start
         copying.claims.settle(claimed, copied=True)
-        size = self._bytes_of(copying, first, claimed.end)
+        size = copying.bytes_of(first, claimed.end)
         self.trace("copy.zero", drive=copying.drive.name, first=first, clusters=count)
         changed = await self._writer.put_zeros(copying.drive.drive_id, first, count)
         zero = min(size, changed * CLUSTER_SIZE)
@@ -329,29 +294,29 @@ class BackupJob(Job):
         copying.progress.unchanged += size - zero
         self.progress.written = self._writer.written
 
-    async def _copy_piece(self, copying: _Copying, cluster: int, end: int) -> None:
+    async def _copy_piece(self, copying: Copying, cluster: int, end: int) -> None:
         await self._emit(copying, READ_AHEAD - 1)
         await self._until_it_may_go_on()
         claimed = copying.claims.claim(cluster, min(end, cluster + self._piece(copying)))
         if claimed is None:
             return
-        self.limit.charge(self._bytes_of(copying, claimed.start, claimed.end))
+        self.limit.charge(copying.bytes_of(claimed.start, claimed.end))
         task = asyncio.create_task(self._read(copying, claimed))
         task.add_done_callback(lambda _: copying.claims.abandon(claimed))
-        copying.pending.append(_Pending(claimed.start, task))
+        copying.pending.append(Pending(claimed.start, task))
 
-    def _piece(self, copying: _Copying) -> int:
+    def _piece(self, copying: Copying) -> int:
         most = LIVE_READ_CLUSTERS if copying.source is not copying.drive.device else READ_CLUSTERS
         if not self.limit.speed:
             return most
         return max(1, min(most, self.limit.speed // (READS_A_SECOND * CLUSTER_SIZE)))
 
-    async def _read(self, copying: _Copying, claimed: Range) -> Prepared:
+    async def _read(self, copying: Copying, claimed: Range) -> Prepared:
         """Read, look for zeros, compute digests; the claim is settled as soon as the content is safe in memory."""
         copied = False
         try:
             offset = claimed.start * CLUSTER_SIZE
-            size = self._bytes_of(copying, claimed.start, claimed.end)
+            size = copying.bytes_of(claimed.start, claimed.end)
             content = await self._read_content(copying, offset, size)
             copied = True
         finally:
@@ -362,7 +327,7 @@ class BackupJob(Job):
         self.trace("copy.read", drive=copying.drive.name, first=claimed.start, clusters=-(-size // CLUSTER_SIZE))
         return prepared
 
-    async def _read_content(self, copying: _Copying, offset: int, size: int) -> Any:
+    async def _read_content(self, copying: Copying, offset: int, size: int) -> Any:
         try:
             return await copying.source.pread(offset, size)
         except OSError as error:
@@ -373,7 +338,7 @@ class BackupJob(Job):
                 ) from error
         return await self._read_around(copying, offset, size)
 
-    async def _read_around(self, copying: _Copying, offset: int, size: int) -> Buffer:
+    async def _read_around(self, copying: Copying, offset: int, size: int) -> Buffer:
         """What can be read; the rest is noted as lost."""
         content, lost = await read_around_errors(copying.source, offset, size)
         for at, length in lost:
@@ -381,31 +346,16 @@ class BackupJob(Job):
             self.lost.add(copying.drive.name, at, length)
         return content
 
-    async def _emit(self, copying: _Copying, keep: int) -> None:
+    async def _emit(self, copying: Copying, keep: int) -> None:
         """Pass on pieces, oldest first, until at most ``keep`` are pending."""
         while len(copying.pending) > keep:
             first, task = copying.pending[0]
             prepared = await task
             copying.pending.popleft()
             await self._old_data.wait_until_low()
-            self._count(copying, prepared)
+            copying.count(prepared)
             await self._writer.take(copying.drive.drive_id, first, prepared)
             self.progress.written = self._writer.written
-
-    async def _drop_pending(self, copying: _Copying) -> None:
-        await end(pending.prepared for pending in copying.pending)
-        copying.pending.clear()
-
-    @staticmethod
-    def _count(copying: _Copying, prepared: Prepared) -> None:
-        copying.progress.done += len(prepared.content)
-        copying.progress.zero += prepared.zero
-        copying.progress.unchanged += prepared.unchanged
-
-    @staticmethod
-    def _bytes_of(copying: _Copying, first: int, end: int) -> int:
-        """Bytes of clusters [first, end); the last cluster of a drive may be partial."""
-        return min(end * CLUSTER_SIZE, copying.claims.size) - first * CLUSTER_SIZE
 
     # -- what is told about it --
 

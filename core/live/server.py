@@ -20,8 +20,9 @@ from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.errors import BusyError, CancelledError, PybackupError, RequestError
 from pybackup.core.guest.consistency import CRASH, consistency_of
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
-from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
+from pybackup.core.jobs.backup import BackupJob, GuestPolicy
 from pybackup.core.jobs.changes import ways_told
+from pybackup.core.jobs.copying import Drive
 from pybackup.core.jobs.job import Job, State
 from pybackup.core.system.allocator import give_back_freed_memory
 

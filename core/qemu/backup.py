@@ -14,8 +14,9 @@ from pybackup.core.device import BlockDevice, BlockStatus, Buffer
 from pybackup.core.devices.read_only import ReadOnlyDevice
 from pybackup.core.errors import PybackupError
 from pybackup.core.guest.consistency import Stillness
-from pybackup.core.jobs.backup import BackupJob, Drive
+from pybackup.core.jobs.backup import BackupJob
 from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
+from pybackup.core.jobs.copying import Drive
 from pybackup.core.tasks import end, uninterrupted
 from pybackup.core.trace import Trace
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from pybackup.core.endpoints.drive_names import NamedPlace, origin_of, source_label, unique_drive_names
 from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
-from pybackup.core.jobs.backup import BackupJob, Drive
+from pybackup.core.jobs.backup import BackupJob
+from pybackup.core.jobs.copying import Drive
 from pybackup.core.places.kinds import DiskPlace, SourcePlace
 
 from .course import Parts

@@ -13,8 +13,9 @@ from pybackup.core.endpoints.drive_names import origin_of
 from pybackup.core.endpoints.sources import OpenSource, SourceOptions, open_source
 from pybackup.core.errors import BusyError, SourceError
 from pybackup.core.guest.consistency import CRASH
-from pybackup.core.jobs.backup import BackupJob, Drive
+from pybackup.core.jobs.backup import BackupJob
 from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
+from pybackup.core.jobs.copying import Drive
 from pybackup.core.libvirt.checkpoints import ArchiveInstant, Checkpoints, KnownCheckpoints, RecordRequest, look
 from pybackup.core.libvirt.domain import Domain, disk_size, find_domain, is_active
 from pybackup.core.libvirt.freeze import DomainFreeze, FreezeOptions, Wish

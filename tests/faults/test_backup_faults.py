@@ -22,7 +22,8 @@ from pybackup.core.device import BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.endpoints.targets import ExistingDisk, NewFile
 from pybackup.core.errors import CancelledError, SourceError, TargetError, TargetFullError
-from pybackup.core.jobs.backup import BackupJob, Drive
+from pybackup.core.jobs.backup import BackupJob
+from pybackup.core.jobs.copying import Drive
 from pybackup.core.jobs.restore import RestoreJob
 from pybackup.core.sinks.file import FileSink
 from pybackup.core.sinks.partial_file import PartialFile

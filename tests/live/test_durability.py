@@ -17,7 +17,8 @@ from pybackup.core.archive.create import ArchiveOptions, make_writer
 from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import Buffer
 from pybackup.core.devices.memory import MemoryDevice
-from pybackup.core.jobs.backup import BackupJob, Drive
+from pybackup.core.jobs.backup import BackupJob
+from pybackup.core.jobs.copying import Drive
 from pybackup.core.sinks.file import FileSink
 from pybackup.formats import nbd_wire as wire
 

@@ -27,7 +27,8 @@ from pybackup.core.cow.old_data import OldData
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import SourceError, TargetError, TargetFullError
-from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
+from pybackup.core.jobs.backup import BackupJob, GuestPolicy
+from pybackup.core.jobs.copying import Drive
 from pybackup.core.jobs.walk import runs_of
 from pybackup.core.places.kinds import LocalPath
 from pybackup.core.sinks import Sink

@@ -16,7 +16,8 @@ from pybackup.core.cow.copy_before_write import CopyBeforeWrite
 from pybackup.core.device import CLUSTER_SIZE, BlockDevice, Buffer
 from pybackup.core.devices.memory import MemoryDevice
 from pybackup.core.errors import BusyError, CancelledError, SourceError
-from pybackup.core.jobs.backup import BackupJob, Drive, GuestPolicy
+from pybackup.core.jobs.backup import BackupJob, GuestPolicy
+from pybackup.core.jobs.copying import Drive
 
 K = CLUSTER_SIZE
 POOL = InlineExecutor(1)
