@@ -75,7 +75,8 @@ def command(request: VerifyRequest) -> int:
     Checked are the zstd checksums, the MD5s, the digests of extents and clusters, the index and the seek table, and
     that every cluster of every drive is there exactly once. Damage is listed with drive, clusters and bytes.
     ARCHIVE may be - for the standard input, or a URL. Of a delta, which holds only what changed since its parent,
-    the indexes of the archives that it needs must have every cluster that it lacks; --chain reads these archives too.
+    the indexes of the archives that it needs must have every cluster that it lacks: it is sound in itself. Whether it
+    can be restored, --chain proves, which reads these archives too; "needs" lists them in JSON.
 
     Of a folder, or a URL that ends in a slash, all archives are verified, those first that were not for the longest
     time. When that was is remembered there, in .pybackup-verified, so that --older-than, or --sample, goes round.
@@ -148,9 +149,13 @@ def verify_one(archive: ArchivePlace, request: VerifyRequest, trace: Trace) -> t
         return int(ExitCode.ARCHIVE), []
     report(str(archive), job.damage, as_json, stream, needed)
     if not job.damage and not as_json and not request.quiet:
-        with_it = f", with {counted(len(needed), 'archive')} that it needs" if needed else ""
         index = "" if stream.has_seek_table else ", without an index"
         verdict = "sound" if stream.protects_data else "structure sound, data not protected"
+        with_it = ""
+        if needed:
+            verdict = f"{verdict} in itself"
+            read = "read too" if request.with_chain else "of which the indexes alone were read: --chain reads all"
+            with_it = f"; it needs {counted(len(needed), 'archive')}, {read}"
         say(
             f"{stream.name}: {verdict}: {counted(len(job.drives), 'drive')}, {short(job.progress.size)},"
             f" {short(job.progress.stored)} of data read in {duration(job.elapsed)}{index}{with_it}"

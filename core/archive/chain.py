@@ -55,6 +55,7 @@ class ParentSearch:
 
     others: Sequence[HistoryPlace] = ()
     _besides: list[HistoryPlace] = field(default_factory=list)
+    _problems: list[str] = field(default_factory=list)
     _identities: dict[HistoryPlace, list[tuple[HistoryPlace, ArchiveIdentity]]] = field(default_factory=dict)
 
     def find(self, child: ArchiveIdentity, lies_at: HistoryPlace | None) -> HistoryPlace:
@@ -64,14 +65,15 @@ class ParentSearch:
         """
         reference = child.parent
         assert reference is not None
-        if lies_at is not None and (folder := folder_of(lies_at)) not in self._besides:
-            self._besides.insert(0, folder)
+        for folder in () if lies_at is None else reversed(_folders_of(lies_at)):
+            if folder not in self._besides:
+                self._besides.insert(0, folder)
         folders = [*self._besides, *self.others]
         namesakes: list[HistoryPlace] = []
         for folder in folders:
             if child.likely_parent is not None:
                 likely = beside(folder, child.likely_parent)
-                if _answers(_identity(likely), reference):
+                if _answers(_identity(likely, self._problems), reference):
                     return likely
         for folder in folders:
             for place, identity in self._look_through(folder):
@@ -79,17 +81,34 @@ class ParentSearch:
                     return place
                 if identity.uuid == reference.uuid:
                     namesakes.append(place)
-        raise _missing(child, namesakes)
+        raise _missing(child, namesakes, self._problems)
 
     def _look_through(self, folder: HistoryPlace) -> Sequence[tuple[HistoryPlace, ArchiveIdentity]]:
         if folder not in self._identities:
-            listed = [] if _is_gone(folder) else archives_in(folder)
-            found = ((one.place, _identity(one.place)) for one in sorted(listed, key=_newest_first))
+            found = ((place, _identity(place)) for place in self._places_in(folder))
             self._identities[folder] = [(place, identity) for place, identity in found if identity is not None]
         return self._identities[folder]
 
+    def _places_in(self, folder: HistoryPlace) -> Sequence[HistoryPlace]:
+        """What may be archives in a folder, which may be an archive itself; one that cannot be listed is told of."""
+        if _is_no_folder(folder):
+            return [folder]
+        try:
+            return [one.place for one in sorted(archives_in(folder), key=_newest_first)]
+        except ArchiveError as error:
+            self._problems.append(str(error))
+            return []
 
-def _is_gone(folder: HistoryPlace) -> bool:
+
+def _folders_of(archive: HistoryPlace) -> Sequence[HistoryPlace]:
+    """Where an archive lies: of a link the folder that it is in, and the one that the file is in."""
+    folders = [folder_of(archive)]
+    if isinstance(archive, LocalPath) and os.path.islink(archive.path):
+        folders.append(folder_of(LocalPath(os.path.realpath(archive.path))))
+    return folders
+
+
+def _is_no_folder(folder: HistoryPlace) -> bool:
     return isinstance(folder, LocalPath) and not os.path.isdir(folder.path)
 
 
@@ -97,12 +116,15 @@ def _newest_first(listed: Listed) -> float:
     return -(listed.modified or 0.0)
 
 
-def _identity(place: HistoryPlace) -> ArchiveIdentity | None:
+def _identity(place: HistoryPlace, problems: list[str] | None = None) -> ArchiveIdentity | None:
+    """Who an archive is; None where there is none, or it cannot be read: why not goes to ``problems``, of a file."""
     if isinstance(place, LocalPath) and not os.path.isfile(place.path):
         return None
     try:
         return read_identity(place)
-    except ArchiveError:
+    except ArchiveError as error:
+        if problems is not None and isinstance(place, LocalPath):
+            problems.append(str(error))
         return None
 
 
@@ -110,18 +132,15 @@ def _answers(identity: ArchiveIdentity | None, reference: Reference) -> bool:
     return identity is not None and identity.answers(reference)
 
 
-def _missing(child: ArchiveIdentity, namesakes: Sequence[HistoryPlace]) -> ArchiveError:
-    told = parent_told(child)
+def _missing(child: ArchiveIdentity, namesakes: Sequence[HistoryPlace], problems: Sequence[str]) -> ArchiveError:
+    needs = f"{child.name} holds only what changed since its parent"
+    why = "".join(f"; {problem}" for problem in dict.fromkeys(problems))
     if namesakes:
-        return ArchiveError(
-            f"{child.name} holds only what changed since its parent, {told}; {namesakes[0]} has that uuid, but is not"
-            " the file that it was made from",
-            advice=Advice.NAME_PARENTS,
-        )
-    return ArchiveError(
-        f"{child.name} holds only what changed since its parent, which was not found: {told}",
-        advice=Advice.NAME_PARENTS,
-    )
+        other = f"{namesakes[0]} has that uuid, but is not the file that it was made from"
+        sentence = f"{needs}, {parent_told(child)}; {other}{why}"
+    else:
+        sentence = f"{needs}, which was not found: {parent_told(child)}{why}"
+    return ArchiveError(sentence, advice=Advice.NAME_PARENTS)
 
 
 def parent_told(child: ArchiveIdentity) -> str:
@@ -177,9 +196,7 @@ def _scanned(reader: RangeReader, place: HistoryPlace, kept: Kept) -> ArchiveInd
 
 
 @contextmanager
-def open_chain(
-    archive: HistoryPlace, search: ParentSearch | None = None, *, scan: bool = False
-) -> Iterator[Chain]:
+def open_chain(archive: HistoryPlace, search: ParentSearch | None = None, *, scan: bool = False) -> Iterator[Chain]:
     """An archive with all that it needs (ArchiveError; NoIndexError where it has no index).
 
     ``scan``: a plain archive is looked through, where its clusters lie; of another without an index it is told how to

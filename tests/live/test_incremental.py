@@ -78,6 +78,8 @@ def test_every_night_of_a_chain_is_restored(nights: Nights, tmp_path: Path) -> N
     assert [Path(one["archive"]).name for one in told["needs"]] == [f"disk-{n}.vma.zst" for n in (3, 2, 1, 0)]
     assert told["missing"] is None
     assert b"5 archives, back to 2023-11-14 22:13:20 UTC" in pybackup("info", nights.archive(4)).out
+    alone = pybackup("verify", nights.archive(4)).out
+    assert b"sound in itself" in alone and b"it needs 4 archives, of which the indexes alone were read" in alone
     chain = pybackup("verify", "--chain", nights.archive(4))
     assert chain.code == 0
     assert chain.out.count(b"sound") == 5

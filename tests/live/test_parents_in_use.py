@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from chains import make_night
 from command_line import end, listing, pybackup, start, wait_until
+
+from pybackup.core.archive.chain import ParentSearch
+from pybackup.core.archive.identity import read_identity
+from pybackup.core.errors import ArchiveError
+from pybackup.core.places.kinds import LocalPath
 
 CLUSTER = 65536
 UUID = "00000000-0000-0000-0000-000000000007"
@@ -104,3 +112,47 @@ def test_while_a_delta_is_made_its_parent_is_not_replaced(place: Path, disk: Pat
     run.stdin.write(b"y" * (5 * CLUSTER))
     assert end(run).code == 0
     assert pybackup("restore", place / "delta.vma.zst", "-").out == b"y" * (6 * CLUSTER)
+
+
+def test_a_parent_is_found_behind_links_and_by_its_own_name(place: Path, disk: Path) -> None:
+    full, delta = place / "full.vma.zst", place / "delta.vma.zst"
+    disk.write_bytes(b"x" * CLUSTER + disk.read_bytes()[CLUSTER:])
+    assert pybackup("run", "--base", full, disk, delta).code == 0
+    elsewhere = place.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "link.vma.zst").symlink_to(delta)
+    assert pybackup("restore", elsewhere / "link.vma.zst", "-").out == disk.read_bytes()
+    (elsewhere / "link.vma.zst").unlink()
+    alone = delta.rename(elsewhere / "delta.vma.zst")
+    assert pybackup("restore", alone, "-").code == 4
+    for parents in (full, place):
+        assert pybackup("restore", "--parents", parents, alone, "-").out == disk.read_bytes()
+
+
+def test_a_folder_that_cannot_be_listed_hides_no_other_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = make_night({"a": b"x" * CLUSTER}, seed=1)
+    lies_at, there = tmp_path / "hidden" / "delta.vma", tmp_path / "there" / "full.vma"
+    for path, night in ((lies_at, make_night({"a": b"y" * CLUSTER}, parent, seed=2)), (there, parent)):
+        path.parent.mkdir()
+        path.write_bytes(night.archive)
+    scandir = os.scandir
+
+    def refused(path: str) -> Any:
+        if path == str(lies_at.parent):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    child, place = read_identity(LocalPath(str(lies_at))), LocalPath(str(lies_at))
+    assert ParentSearch([LocalPath(str(there.parent))]).find(child, place).text == str(there)
+    with pytest.raises(ArchiveError, match=r"not found: uuid .*; cannot list .*hidden: Permission denied"):
+        ParentSearch().find(child, place)
+
+
+def test_a_likely_parent_that_cannot_be_read_is_told_of(place: Path, disk: Path) -> None:
+    full, delta = place / "full.vma.zst", place / "delta.vma.zst"
+    assert pybackup("run", "--base", full, disk, delta).code == 0
+    os.truncate(full, 5)
+    done = pybackup("restore", delta, "-")
+    assert done.code == 4
+    assert "which was not found" in done.err and f"{full}: " in done.err
