@@ -127,7 +127,16 @@ EXAMPLES: dict[str, dict[str, str]] = {
             "pybackup run serve:/run/vm/control.sock vm.vma.zst"
         ),
         "Any part of an archive, read-only": "pybackup serve vm1.vma.zst",
-        "To try whether a backup boots": "pybackup serve vm1.vma.zst --writable",
+        "To try by hand whether a backup boots": "pybackup serve vm1.vma.zst --writable",
+    },
+    "boot": {
+        "Watch a backup boot": "pybackup boot vm1.vma.zst",
+        "A proof for a cron job, that fails where no login is offered": (
+            "pybackup boot --check 'login:' --timeout 300 vm1.vma.zst"
+        ),
+        "A Windows machine with UEFI, to be seen by VNC": (
+            "pybackup boot vm1.vma.zst --uefi --bus sata --memory 4G --vnc :1"
+        ),
     },
     "ctl": {
         "What runs, slower, not at all": (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from pybackup.core.errors import RequestError
+from pybackup.core.errors import ArchiveError, RequestError
 from pybackup.core.places.kinds import ArchivePlace, LocalPath
 from pybackup.formats.vma import Header
 
@@ -42,6 +43,8 @@ def open_disks(place: ArchivePlace, search: ParentSearch | None = None, *, held:
 
     ``search``: what finds the parents of a delta. ``held``: nobody prunes it, or its ancestors, meanwhile.
     """
+    if isinstance(place, LocalPath) and not os.path.exists(place.path):
+        raise ArchiveError(f"cannot open {place}: {os.strerror(errno.ENOENT)}")
     if not has_ranges(place):
         raise RequestError(f"{place} can only be read from its beginning to its end: name a file, or a URL")
     with ExitStack() as stack:
