@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from chains import make_night
 from command_line import end, listing, pybackup, start, wait_until
+from faulty_proxy import FaultyProxy
+from object_store import Store, moto_server
 
 from pybackup.core.archive.chain import ParentSearch
 from pybackup.core.archive.identity import read_identity
@@ -156,3 +159,26 @@ def test_a_likely_parent_that_cannot_be_read_is_told_of(place: Path, disk: Path)
     done = pybackup("restore", delta, "-")
     assert done.code == 4
     assert "which was not found" in done.err and f"{full}: " in done.err
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with moto_server() as port, FaultyProxy(port).running() as proxy:
+        yield Store(port, proxy, tmp_path, "parents")
+
+
+def test_a_parent_that_is_removed_from_a_store_meanwhile_is_missed(store: Store, disk: Path) -> None:
+    """There are no locks in stores: the run looks again before its object appears."""
+    names = [f"nightly/{number}.vma.zst" for number in range(3)]
+    store.run("run", disk, store.url(names[0]))
+    store.run("run", "--incremental", disk, store.url(names[1]))
+    run = store.start("run", "--base", store.url(names[1]), "disk=-", "--size", str(6 * CLUSTER), store.url(names[2]))
+    wait_until(lambda: bool(store.records()) or run.poll() is not None, "the run to begin", [run])
+    store.s3.delete_object(Bucket=store.bucket, Key=names[0])
+    assert run.stdin is not None
+    run.stdin.write(bytes(6 * CLUSTER))
+    done = end(run)
+    assert done.code == 4, done.err
+    assert "nightly/0.vma.zst" in done.err and "does not exist" in done.err
+    assert store.keys() == [names[1]]
+    assert not store.uploads()
