@@ -129,6 +129,14 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "Any part of an archive, read-only": "pybackup serve vm1.vma.zst",
         "To try by hand whether a backup boots": "pybackup serve vm1.vma.zst --writable",
     },
+    "files": {
+        "Which filesystems there are, and what lies in one": (
+            "pybackup files vm1.vma.zst\npybackup files vm1.vma.zst / --device /dev/sda1"
+        ),
+        "One file back, of a guest whose filesystems are found by its fstab": (
+            "pybackup files vm1.vma.zst /etc/fstab --to ."
+        ),
+    },
     "boot": {
         "Watch a backup boot": "pybackup boot vm1.vma.zst",
         "A proof for a cron job, that fails where no login is offered": (

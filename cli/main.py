@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "Tell whether a disk is what an archive holds.",
     "merge": "Make one full archive of a chain of deltas, or of any archive.",
     "mount": "Show archives as files, until they are unmounted.",
+    "files": "List and copy files out of an archive's disks.",
     "boot": "Start a machine from an archive, to see whether it boots.",
     "serve": "Offer disks over NBD, to be backed up while they are in use.",
     "keygen": "Make a key for encrypted archives.",

@@ -72,6 +72,11 @@ ENVIRONMENT: dict[str, dict[str, str]] = {
         **_STORES,
         **EVERYWHERE,
     },
+    "files": {
+        "LIBGUESTFS_BACKEND...": "Those of libguestfs; the backend is `direct` unless this says otherwise.",
+        "PATH": "Where `guestfish` is looked for.",
+        **_READ,
+    },
     "boot": {
         "DISPLAY, WAYLAND_DISPLAY": "Where QEMU's window is shown.",
         "PATH": "Where `qemu-system-x86_64` is looked for.",
@@ -154,6 +159,7 @@ SEE_ALSO: dict[str, tuple[str, ...]] = {
         *("pybackup-run/1", "pybackup-verify/1", "pybackup-archive/5", "pybackup-proxmox/7", "pybackup-stores/7"),
     ),
     "serve": ("pybackup-ctl/1", "pybackup-run/1", "pybackup-control/7", "pybackup-images/7", "pybackup-live/7"),
+    "files": ("pybackup-mount/1", "pybackup-restore/1", "pybackup-recover/7"),
     "boot": ("pybackup-serve/1", "pybackup-restore/1", "pybackup-verify/1", "pybackup-recover/7"),
     "mount": ("pybackup-restore/1", "pybackup-serve/1", "pybackup-recover/7", "pybackup-stores/7"),
     "keygen": ("pybackup-run/1", "pybackup-restore/1", "pybackup-secrets/7"),
