@@ -35,9 +35,9 @@ LAST_TIME = 253402300799
 def command(place: HistoryPlace, as_json: bool) -> int:
     """Tell what archives there are in PLACE: a folder, s3://BUCKET/PREFIX or sftp://HOST/PATH.
 
-    Archives whose names differ only by a time are a series. Of each there is told when it was made; whether it is a
-    full one or a delta, and the number of that in its chain; its size in PLACE, also as a bar; its drives, and their
-    size; how many others need it; and whether it is broken, for it ends too early, or a parent is missing.
+    Archives whose names differ only by their own time are a series. Of each there is told when it was made; whether it
+    is a full one or a delta, and the number of that in its chain; its size in PLACE, also as a bar; its drives, and
+    their size; how many others need it; and whether it is broken, for it ends too early, or a parent is missing.
 
     Only their headers and indexes are read: whether all of them is sound, `pybackup verify` tells. Of an encrypted one
     for which no identity is given, only what its header tells everybody; with one, that is checked. The exit code is 4

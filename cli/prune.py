@@ -84,8 +84,8 @@ class _Request:
 def command(request: _Request) -> int:
     """Remove archives from PLACE (a folder, s3://BUCKET/PREFIX or sftp://HOST/PATH) that no rule keeps.
 
-    Archives whose names differ only by a time are a series, and the rules hold for each series by itself. They are
-    applied in this order: within, last, hourly, daily, weekly, monthly, yearly. Hours, days, weeks (from Monday),
+    Archives whose names differ only by their own time are a series, and the rules hold for each series by itself. They
+    are applied in this order: within, last, hourly, daily, weekly, monthly, yearly. Hours, days, weeks (from Monday),
     months and years are those of this machine's time zone. Those without an archive do not count, nor do those of which
     a rule before keeps one: --keep-daily 7 --keep-weekly 4 reach a week and then four more weeks back.
 

@@ -26,7 +26,7 @@ from pybackup.core.sinks.file import FileSink
 from pybackup.core.trace import Trace
 
 from .listener import Listener
-from .parent import Choice, ParentWish, chosen_parent
+from .parent import Choice, Made, ParentWish, chosen_parent
 
 Backup = BackupJob | RemoteBackup
 """The job that makes an archive."""
@@ -121,7 +121,8 @@ async def backup(
         archive = request.archive if named is None else named(names)
         _refuse_own_source(archive, [*way.paths, *(config.what for config in request.configs)])
         origins = way.origins()
-        choosing = chosen_parent(request.parent, archive, origins, request.options.created, listener)
+        made = Made(request.options.created, request.options.uuid)
+        choosing = chosen_parent(request.parent, archive, origins, made, listener)
         choice = await asyncio.to_thread(stack.enter_context, choosing)
         drives = await way.open(stack, listener)
         sink = open_sink(archive, replace=request.replace, folders_from=request.folders_from)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pybackup.core.archive.chain import Chain, Link, ParentSearch, folder_of, open_chain
 from pybackup.core.archive.held import check_still_there, hold
@@ -45,6 +45,13 @@ class ParentWish:
     base: HistoryPlace | None = None
     others: Sequence[HistoryPlace] = ()
     max_chain: int = MAX_CHAIN
+
+
+class Made(NamedTuple):
+    """What a new archive will be: when it was made, in seconds since 1970, and its uuid."""
+
+    created: int
+    uuid: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +128,9 @@ class Choice:
 
 @contextmanager
 def chosen_parent(
-    wish: ParentWish | None, archive: NewArchivePlace, origins: Mapping[str, str], created: int, listener: Listener
+    wish: ParentWish | None, archive: NewArchivePlace, origins: Mapping[str, str], made: Made, listener: Listener
 ) -> Iterator[Choice]:
-    """The parent of a new archive, ``created`` in seconds since 1970; ``origins``: of its drives, by their names.
+    """The parent of a new archive, which will be ``made``; ``origins``: of its drives, by their names.
 
     RequestError where nobody can look for one.
     """
@@ -133,18 +140,22 @@ def chosen_parent(
             return
         stack.enter_context(connections_kept(archive if wish.base is None else wish.base))
         with going_by_memory():
-            choice = _choose(wish, archive, origins, created, stack)
+            choice = _choose(wish, archive, origins, made, stack)
         if choice.parent is None:
             listener.note(f"this will be a full archive: {choice.why_full}")
         yield choice
 
 
 def _choose(
-    wish: ParentWish, archive: NewArchivePlace, origins: Mapping[str, str], created: int, stack: ExitStack
+    wish: ParentWish,
+    archive: NewArchivePlace,
+    origins: Mapping[str, str],
+    made: Made,
+    stack: ExitStack,
 ) -> Choice:
     why = ""
     sealed: list[HistoryPlace] = []
-    for place in _candidates(wish, archive, origins, created, sealed):
+    for place in _candidates(wish, archive, origins, made, sealed):
         with ExitStack() as opened:
             try:
                 parent = opened.enter_context(_opened(place, wish))
@@ -186,7 +197,7 @@ def _candidates(
     wish: ParentWish,
     archive: NewArchivePlace,
     origins: Mapping[str, str],
-    created: int,
+    made: Made,
     sealed: list[HistoryPlace],
 ) -> Sequence[HistoryPlace]:
     """What may be the parent, the likeliest first; what nobody here can read is added to ``sealed``."""
@@ -197,7 +208,7 @@ def _candidates(
     folder = folder_of(archive)
     if isinstance(folder, LocalPath) and not os.path.isdir(folder.path):
         return []
-    pattern = pattern_of(os.path.basename(archive.text), created)
+    pattern = pattern_of(os.path.basename(archive.text), *made)
     found: list[tuple[bool, bool, int, HistoryPlace]] = []
     for listed in _likeliest_first(archives_in(folder), pattern):
         if isinstance(folder, StoreUrl) and sum(of_series for of_series, *_ in found) == MOST_TRIED:
@@ -209,9 +220,9 @@ def _candidates(
             continue
         if identity is None:
             continue
-        of_series = pattern_of(listed.name, identity.created) == pattern
+        of_series = pattern_of(listed.name, identity.created, identity.uuid) == pattern
         if of_series or _are_the_same(identity, origins):
-            found.append((of_series, identity.created <= created, identity.created, listed.place))
+            found.append((of_series, identity.created <= made.created, identity.created, listed.place))
     found.sort(key=lambda one: one[:3], reverse=True)
     return [place for *_, place in found[:MOST_TRIED]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from nightly_archives import DAY, NIGHT, nights, put
@@ -14,6 +15,7 @@ from pybackup.core.places.kinds import LocalPath
 
 CREATED = 1_795_832_100
 """2026-11-28 02:15 UTC."""
+OWN = UUID("0f8fad5b-d9cb-469f-a165-70867728950e")
 
 
 @pytest.mark.parametrize(
@@ -44,13 +46,24 @@ CREATED = 1_795_832_100
         ("host-20269999.vma", "host-20269999.vma"),
         ("host-19216811.vma", "host-19216811.vma"),
         ("win-2019.vma.zst", "win-2019.vma.zst"),
+        ("win2019-01-20261128T021500.vma.zst", "win2019-01-*.vma.zst"),
+        ("win2019-02-20261128T021500.vma.zst", "win2019-02-*.vma.zst"),
+        ("win2026-11-2026-11-28.vma.zst", "win2026-11-*.vma.zst"),
+        ("win2025-11.vma.zst", "win2025-11.vma.zst"),
+        ("web2026-20261128.vma.zst", "web2026-*.vma.zst"),
+        ("rack.2001.12-2026.11.28.vma", "rack.2001.12-*.vma"),
+        ("r2020-W12-2026-W48.vma", "r2020-W12-*.vma"),
+        ("vzdump-qemu-200101-2026_11_28-02_15_00.vma.zst", "vzdump-qemu-200101-*.vma.zst"),
+        ("vm-20010101-20261128T021500.vma.zst", "vm-20010101-*.vma.zst"),
+        ("4c4c4544-0001-4000-8000-000000000001-20261128.vma", "4c4c4544-0001-4000-8000-000000000001-*.vma"),
+        ("web-2026-02-31.vma.zst", "web-*-02-31.vma.zst"),
         ("win-2019-20261128.vma.zst", "win-2019-*.vma.zst"),
         ("disk.vma.zst", "disk.vma.zst"),
         ("unmerged.vma.zst", "unmerged.vma.zst"),
     ],
 )
 def test_times_in_names(name: str, pattern: str) -> None:
-    assert pattern_of(name, CREATED) == pattern
+    assert pattern_of(name, CREATED, OWN.bytes) == pattern
 
 
 def test_machines_are_series_of_their_own(tmp_path: Path) -> None:
