@@ -70,7 +70,9 @@ class LocalShelf:
     def hold(self, listed: Listed) -> None:
         """Lock the file: a run that builds on it holds a shared lock, from before it looks whether it is there."""
         try:
-            fd = self._opened_and_locked(listed.name)
+            fd = self._held_by_another_name(listed.name)
+            if fd is None:
+                fd = self._opened_and_locked(listed.name)
         except BlockingIOError:
             raise InUseError("in use") from None
         except FileNotFoundError:
@@ -84,6 +86,13 @@ class LocalShelf:
             os.close(fd)
             raise InUseError("replaced meanwhile")
         self._held[listed.name] = fd
+
+    def _held_by_another_name(self, name: str) -> int | None:
+        """A descriptor of the file, if it has several names, and is held by one of them: who asks again is refused."""
+        now = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        if now.st_nlink < 2:
+            return None
+        return next((os.dup(fd) for fd in self._held.values() if os.path.samestat(now, os.fstat(fd))), None)
 
     def _opened_and_locked(self, name: str) -> int:
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -19,6 +19,7 @@ from typing import Protocol
 from pybackup.core.archive.listing import OWN
 from pybackup.core.errors import PybackupError
 from pybackup.core.places.kinds import HistoryPlace, StoreUrl
+from pybackup.core.system.locked_file import open_locked
 
 from .catalog import Entry
 
@@ -166,17 +167,19 @@ class _LocalRecord(_Lines):
         try:
             # Before it a line's end: a killed writer may have left a part of a line.
             self._append(b"\n" + line)
-            self._shorten()
         except OSError:
             return False
+        with contextlib.suppress(OSError):  # another may be at it
+            self._shorten()
         return True
 
     def _append(self, content: bytes) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(self._path, flags, 0o644)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError("it is no file")
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise OSError("it is no file, or somebody's by another name")
             os.write(fd, content)
         finally:
             os.close(fd)
@@ -189,16 +192,19 @@ class _LocalRecord(_Lines):
         content = self.shortened()
         if content is None:
             return
-        partial = f"{self._path}.{os.getpid()}.partial"
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            with open(fd, "wb") as file:
+        partial = f"{self._path}.partial"
+        # Of a killed writer the next one takes what is left over; of two at once one gives up.
+        fd = open_locked(partial, 0o644)
+        with open(fd, "wb") as file:
+            try:
+                file.truncate()
                 file.write(content)
-            os.rename(partial, self._path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            raise
+                file.flush()
+                os.rename(partial, self._path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(partial)
+                raise
 
 
 class _RemoteRecord(_Lines):

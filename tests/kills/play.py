@@ -16,6 +16,7 @@ from pathlib import Path
 from kills.archives_made import ARCHIVES
 from kills.box import Box
 from kills.disks_restored import RESTORED
+from kills.histories_kept import HISTORIES
 from kills.points import Instant, Point, SystemCall, parse, system_calls_of
 from kills.servers import SERVERS
 from kills.situations import Look, Situation
@@ -25,7 +26,7 @@ LOOKS = [
     Look("info", "info", "--map", "x.vma.zst"),
     Look("compare", "compare", "x.vma.zst", "a.img"),
 ]
-SITUATIONS: dict[str, Situation] = {one.name: one for one in (*ARCHIVES, *RESTORED, *SERVERS, *LOOKS)}
+SITUATIONS: dict[str, Situation] = {one.name: one for one in (*ARCHIVES, *RESTORED, *HISTORIES, *SERVERS, *LOOKS)}
 
 
 def playable() -> list[str]:

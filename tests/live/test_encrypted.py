@@ -271,7 +271,8 @@ def _nights(scene: Scene, tmp_path: Path) -> Path:
         content[night * CLUSTER_SIZE] ^= 0xFF
         disk.write_bytes(content)
         made = pybackup(
-            *("run", "--recipient", RECIPIENT, "--identity", scene.key, "--incremental", "--time", str(night * 86400)),
+            *("run", "--recipient", RECIPIENT, "--identity", scene.key, "--incremental"),
+            *("--time", str(1767182400 + night * 86400)),
             *(disk, folder / f"vm-2026010{night}.vma.zst.age"),
         )
         assert made.code == 0, made.err
@@ -336,7 +337,7 @@ def test_deltas_by_what_the_machine_remembers(scene: Scene, tmp_path: Path) -> N
                 "--no-public-facts",
                 "--incremental",
                 "--time",
-                str(number * 86400),
+                str(1767182400 + number * 86400),
             ),
             *(disk, folder / f"vm-2026010{number}.vma.zst.age"),
             env=env,

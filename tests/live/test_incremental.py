@@ -276,9 +276,10 @@ def test_no_machine_becomes_a_delta_of_another(nights: Nights, tmp_path: Path) -
     other = tmp_path / "vm2" / "disk.img"
     other.parent.mkdir()
     other.write_bytes(nights.disk.read_bytes())
-    for night in ("20240101", "20240102"):
+    for night, time in ("20240101", "1704110400"), ("20240102", "1704196800"):
         for number, disk in enumerate((nights.disk, other), 1):
-            done = pybackup("run", "--incremental", "--json", disk, nights.place / f"vm{number}-{night}.vma.zst")
+            options = ("--incremental", "--json", "--time", time)
+            done = pybackup("run", *options, disk, nights.place / f"vm{number}-{night}.vma.zst")
             assert way(done.json)[0] == ("full" if night == "20240101" else "digest")
             needs = pybackup("info", "--json", nights.place / f"vm{number}-{night}.vma.zst").json["needs"]
             parents = [f"vm{number}-20240101.vma.zst"] if night != "20240101" else []
@@ -287,7 +288,8 @@ def test_no_machine_becomes_a_delta_of_another(nights: Nights, tmp_path: Path) -
     moved = tmp_path / "moved" / "disk.img"
     moved.parent.mkdir()
     other.rename(moved)
-    done = pybackup("run", "--incremental", "--json", moved, nights.place / "vm2-20240103.vma.zst")
+    options = ("--incremental", "--json", "--time", "1704283200")
+    done = pybackup("run", *options, moved, nights.place / "vm2-20240103.vma.zst")
     assert way(done.json)[0] == "digest"
     needs = pybackup("info", "--json", done.json["archive"]).json["needs"]
     assert Path(needs[0]["archive"]).name == "vm2-20240102.vma.zst"

@@ -91,6 +91,19 @@ def test_what_a_run_builds_on_stays_with_all_that_it_needs(tmp_path: Path) -> No
     assert names(tmp_path) == [name_of(made[at]) for at in (0, 1, 2, 4)]
 
 
+def test_all_names_of_a_file_go_at_once(tmp_path: Path) -> None:
+    """A lock belongs to the file: by its second name it is held already."""
+    made = nights(tmp_path, 2, full_every=2)
+    put(tmp_path / "web-20251201T020000.vma.zst", NIGHT + 4 * DAY)
+    (tmp_path / "web-20251126T020000.vma.zst").hardlink_to(made[0].name)
+    (tmp_path / "web-20251125T020000.vma.zst").hardlink_to(made[1].name)
+    with locked(made[1].name):
+        prune(tmp_path, Rules(last=1)).run()
+        assert len(names(tmp_path)) == 5
+    pruned = prune(tmp_path, Rules(last=1)).run()
+    assert names(tmp_path) == ["web-20251201T020000.vma.zst"] and len(pruned.removed) == 4
+
+
 def test_an_archive_that_appears_meanwhile_keeps_its_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = nights(tmp_path, 5, full_every=4)
     real = prune_module.archives_in

@@ -110,6 +110,11 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / RECORD).unlink()
     (tmp_path / RECORD).mkdir()
     assert not record_of(tmp_path).note(one, sound=True, now=1000)
+    (tmp_path / RECORD).rmdir()
+    elsewhere.write_text("mine")
+    (tmp_path / RECORD).hardlink_to(elsewhere)
+    assert not record_of(tmp_path).note(one, sound=True, now=1000)
+    assert elsewhere.read_text() == "mine"
 
 
 def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
@@ -133,6 +138,7 @@ def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     one, other = entries(tmp_path)
     record = record_of(tmp_path)
     record.note(other, sound=True, now=5, is_sample=True)
+    (tmp_path / f"{RECORD}.partial").write_bytes(b"of one that was killed" * 10_000)
     for number in range(200):
         record.note(one, sound=number % 2 == 0, now=1000 + number)
     assert (tmp_path / RECORD).read_bytes().count(b"\n") < 200
