@@ -39,10 +39,14 @@ _NEAR_DAY, _NEAR = timedelta(days=31), timedelta(days=2)
 win2019-01 or 20010101, tell machines apart."""
 
 
-def pattern_of(name: str, created: int, uuid: bytes) -> str:
-    """A name with a * for each time and uuid in it that are the archive's own; ``created`` in seconds since 1970."""
+def pattern_of(name: str, created: int, uuid: bytes | None) -> str:
+    """A name with a * for each time and uuid in it that are the archive's own; ``created`` in seconds since 1970.
+
+    ``uuid``: None where it is not known, and any may be its own.
+    """
     plain = re.sub(rf"{re.escape(MERGED)}(?=\.|$)", "", name)
-    plain = _UUID.sub(lambda found: "*" if found[0].lower() == str(UUID(bytes=uuid)) else found[0], plain)
+    uuids = None if uuid is None else (str(UUID(bytes=uuid)),)
+    plain = _UUID.sub(lambda found: "*" if uuids is None or found[0].lower() in uuids else found[0], plain)
     here = _own_time(created)
     if here is None:
         return _without_digits(plain, {str(created)})

@@ -232,7 +232,7 @@ def _likeliest_first(listed: Sequence[Listed], pattern: str) -> Sequence[Listed]
 
     def rank(one: Listed) -> tuple[bool, float]:
         modified = one.modified or 0.0
-        return pattern_of(one.name, int(modified)) == pattern, modified
+        return pattern_of(one.name, int(modified), None) == pattern, modified
 
     return sorted(listed, key=rank, reverse=True)
 
