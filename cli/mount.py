@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import click
@@ -55,21 +58,29 @@ def command(request: _Request) -> int:
     What a guest has written is not to be trusted: rather look into a disk with guestfish than have this machine's
     kernel mount it, see pybackup-recover(7).
     """
-    _check_folder(request.folder)
+    _check_folder(request)
     if request.background:
         return _in_background(lambda ready: _mount(request, ready))
     _mount(request, lambda: None)
     return 0
 
 
-def _check_folder(folder: str) -> None:
+def _check_folder(request: _Request) -> None:
+    folder = request.folder
     try:
-        is_folder = os.path.isdir(folder)
-        in_the_way = is_folder and os.listdir(folder)
+        in_the_way = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise TargetError(f"cannot mount at {folder}: there is no such folder") from None
     except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise TargetError(
+                f"cannot mount at {folder}: what was mounted there has died; `fusermount3 -u {shlex.quote(folder)}`"
+                " makes it a folder again"
+            ) from error
         raise TargetError(f"cannot mount at {folder}: {error.strerror}") from error
-    if not is_folder:
-        raise TargetError(f"cannot mount at {folder}: there is no such folder")
+    for place in (request.place, *request.parents):
+        if isinstance(place, LocalPath) and os.path.isdir(place.path) and os.path.samefile(place.path, folder):
+            raise TargetError(f"cannot mount at {folder}: the archives are looked for there, and it would hide them")
     if in_the_way:
         raise TargetError(f"cannot mount at {folder}: it is not empty")
 
@@ -100,26 +111,46 @@ def _in_background(work: Callable[[Callable[[], None]], None]) -> int:
     child = os.fork()
     if child:
         os.close(sending)
-        with open(receiving, "rb") as pipe:
+        with open(receiving, "rb") as pipe, _ended_with_us(child):
             if pipe.read() == READY:
                 return 0
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status)
     os.close(receiving)
     os.setsid()
+    given = _given_files() - {sending}
 
     def ready() -> None:
         with contextlib.suppress(OSError):
             os.write(sending, READY)
         os.close(sending)
-        _leave_the_terminal()
+        _leave_the_terminal(given)
 
     work(ready)
     return 0
 
 
-def _leave_the_terminal() -> None:
+@contextlib.contextmanager
+def _ended_with_us(child: int) -> Iterator[None]:
+    """Whoever is interrupted while it waits for the mount wants none."""
+    try:
+        yield
+    except BaseException:
+        os.kill(child, signal.SIGTERM)
+        raise
+
+
+def _given_files() -> set[int]:
+    """What is open from the start, besides the standard streams: pipes and locks of whoever started us."""
+    found = {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2}
+    return {number for number in found if os.path.lexists(f"/proc/self/fd/{number}")}
+
+
+def _leave_the_terminal(given: Iterable[int]) -> None:
     """Nobody reads what is said from now on, and nobody waits for the end of what we were given."""
+    for number in given:
+        with contextlib.suppress(OSError):
+            os.close(number)
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)

@@ -191,6 +191,9 @@ async def _serve(request: _Request) -> int:
         )
         nbd = NbdServer({name: one.device for name, one in disks.items()})
         listening = await listen(nbd, request, list(disks), stack)
+        for disk in disks.values():
+            # What waits for a store that does not answer would be waited for, too.
+            stack.callback(disk.stop)
         control = ControlSocket(listening.control, live, lambda: _clients(disks, live, nbd), told_to_end)
         stack.push_async_callback(control.close)
         listening.announce(quiet=request.quiet)
@@ -224,12 +227,14 @@ async def _open_writable(request: _Request, stack: AsyncExitStack) -> dict[str, 
         raise RequestError("--writable is for one archive; disks are served read-write anyway")
     overlay = None if request.overlay is None else LocalPath(request.overlay)
     wanted = WritableRequest(place, default_folder(), overlay, request.parents)
-    disks = await stack.enter_async_context(writable(wanted, warn=lambda told: warn([told])))
+    disks, stop = await stack.enter_async_context(writable(wanted, warn=lambda told: warn([told])))
 
     async def nothing() -> None:
         """It is closed with all others."""
 
-    return {name: ServedDisk(CopyBeforeWrite(disk), nothing, f"{place}:{name}") for name, disk in disks.items()}
+    return {
+        name: ServedDisk(CopyBeforeWrite(disk), nothing, f"{place}:{name}", stop=stop) for name, disk in disks.items()
+    }
 
 
 def _policy(request: _Request) -> GuestPolicy:

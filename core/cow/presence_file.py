@@ -18,6 +18,7 @@ from bitarray import bitarray
 from pybackup.core.device import CLUSTER_SIZE
 from pybackup.core.errors import PybackupError, SourceError, TargetError
 from pybackup.core.sinks.target_failure import target_failure
+from pybackup.core.system import disk_identity
 from pybackup.core.system.blocking_calls import BlockingCalls
 from pybackup.core.system.file_io import read_fully, write_fully
 from pybackup.formats.errors import FormatError
@@ -49,8 +50,8 @@ _NEW = ".new"
 class PresenceFile:
     """The map of one disk, open; made by create() or open(). A PresenceRecord.
 
-    Fixed: path, header, and what ``when_removed`` does then. Changing: the descriptor, where the next record goes, its
-    number, how long the file may get, and whether its name is durable; by one call at a time.
+    Fixed: path, header, and what ``before_removed`` and ``when_removed`` do then. Changing: the descriptor, where the
+    next record goes, its number, how long the file may get, and whether its name is durable; by one call at a time.
     """
 
     def __init__(self, path: str, fd: int, header: RestoringHeader, executor: ThreadPoolExecutor | None = None) -> None:
@@ -59,6 +60,7 @@ class PresenceFile:
         self._fd = fd
         self._at, self._number, self._long = HEADER_SIZE, 0, LONG
         self._has_lasting_name = True
+        self.before_removed: Callable[[], object] = lambda: None
         self.when_removed: Callable[[], object] = lambda: None
         self._calls = BlockingCalls(executor, threads=1)
 
@@ -210,9 +212,12 @@ class PresenceFile:
             self.close_unused()
 
     def remove_now(self) -> None:
-        """Remove the file, durably (OSError), whatever it says."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove the file, durably (OSError), whatever it says; not one that somebody else made meanwhile."""
+        self.before_removed()
+        if self.is_current():
             os.unlink(self.path)
+        with contextlib.suppress(OSError):
+            os.unlink(self.path + _NEW)  # left where one was killed while it was written
         _sync_folder(self.path)
         self.close_unused()
         self.when_removed()
@@ -234,6 +239,8 @@ def refuse_incomplete(path: str, failure: type[PybackupError] = SourceError) -> 
     map_path = os.path.realpath(path) + SUFFIX
     if os.path.lexists(map_path):
         raise failure(f"{path} is incomplete: it is being restored, and {map_path} tells what of it is there")
+    if disk_identity.tells_incomplete(path):
+        raise failure(f"{path} is incomplete: it is being restored, and a map elsewhere tells what of it is there")
 
 
 def _presence_of(absent: bitarray | SparseBits) -> Iterator[tuple[int, int] | tuple[int, bytes]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
@@ -157,9 +157,12 @@ class _Opener:
         """The disk is not there, or has no length: right only where it was killed before it got any."""
         if any(True for _ in record.there()):
             raise TargetError(f"{path} is gone, and {record.path} tells that parts of it were there")
-        record.remove_now()
-        if os.path.exists(path):
-            os.unlink(path)
+        with ExitStack() as stack:
+            if os.path.exists(path):
+                _lock_empty(path, record, stack)
+            record.remove_now()
+            if os.path.exists(path):
+                os.unlink(path)
         return self.begin(path, drive)
 
     def complete(self, path: str, drive: DriveInfo) -> FilledTarget:
@@ -205,13 +208,17 @@ class _Opener:
             fd = os.open(place.name, flags, 0o666, dir_fd=place.fd)
             try:
                 record = self._make_file(fd, place, drive)
+                made = os.fstat(fd)
             finally:
                 os.close(fd)
         except OSError as error:
             raise target_failure(path, error, "create") from error
         finally:
             place.close()
-        return self._filled(self._open(place.path), place.path, drive, record, is_new=True)
+        device = self._open(place.path)
+        if not record.is_current() or not os.path.samestat(made, os.fstat(device.fileno())):
+            raise BusyError(f"{path} was in use until just now: try it again")
+        return self._filled(device, place.path, drive, record, is_new=True)
 
     def _make_file(self, fd: int, place: OutputPlace, drive: DriveInfo) -> PresenceFile:
         """Make a disk of an empty file, after its map; neither is left where that fails (TargetError, OSError)."""
@@ -255,6 +262,7 @@ class _Opener:
         there: Iterable[tuple[int, int]] | None = None,
     ) -> FilledTarget:
         """``there``: None for a disk that begins now."""
+        record.before_removed = partial(disk_identity.mark_whole, device.fileno(), record.header.map_id)
         record.when_removed = partial(disk_identity.unmark, device.fileno())
         filled = CopyBeforeAccess(
             device,
@@ -280,6 +288,22 @@ class _Opener:
         if claimed is not None:
             self._stack.callback(os.close, claimed)
         return device
+
+
+def _lock_empty(path: str, record: PresenceFile, stack: ExitStack) -> None:
+    """Nobody else begins with an empty file as long as ``stack`` is open (BusyError, TargetError).
+
+    Another one who has just made it and its map, and not locked it yet, finds out that it is not its own any more.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        stack.callback(os.close, fd)
+        stack.enter_context(ImageLock.for_writing(fd, path))
+        is_empty = os.fstat(fd).st_size == 0
+    except OSError as error:
+        raise target_failure(path, error, "open") from error
+    if not is_empty or not record.is_current():
+        raise BusyError(f"{path} is in use: another restore to it has just begun")
 
 
 def _refuse_what_is_there(place: OutputPlace, path: str) -> None:

@@ -39,6 +39,8 @@ class ServedDisk:
     """A sentence for the user where there is no lock."""
     is_shared: bool = False
     """Whether others may write to it, past the server."""
+    stop: Callable[[], None] = lambda: None
+    """Ends reads that wait for a store."""
 
 
 async def open_served(
@@ -241,7 +243,7 @@ def _evidence(what: str) -> str | None:
 
 def _open_archive(place: LocalPath | StoreUrl, search: ParentSearch | None) -> dict[str, ServedDisk]:
     opened = open_disks(place, search)
-    disks = {name: ServedDisk(drive, drive.close, name) for name, drive in opened.drives.items()}
+    disks = {name: ServedDisk(drive, drive.close, name, stop=opened.stop) for name, drive in opened.drives.items()}
     # The last to be closed is the first.
     first = next(iter(disks))
     disks[first] = replace(disks[first], close=opened.close)

@@ -74,6 +74,15 @@ class OpenedArchives:
         for one in leaving:
             one.stack.close()
 
+    def forget(self, place: HistoryPlace) -> None:
+        """Another archive lies there now: the old one is closed, unless somebody reads it still."""
+        with self._lock:
+            found = self._opened.get(place)
+            if found is None or found.users:
+                return
+            del self._opened[place]
+        found.stack.close()
+
     def close(self) -> None:
         """Close all; reads that wait fail."""
         with self._lock:

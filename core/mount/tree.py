@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pybackup.core.archive.chain import Chain
+from pybackup.core.archive.identity import ArchiveIdentity
 from pybackup.core.archive.listing import Listed, archives_in
 from pybackup.core.archive.view import ArchiveView
 from pybackup.core.endpoints.drive_names import file_name
@@ -122,13 +123,14 @@ class DriveFile:
 
 
 class ArchiveFolder:
-    """What one archive holds. Fixed: the place. Changing: the files, made when somebody first looks."""
+    """What one archive holds. Fixed: the place. Changing: the files, made when somebody first looks, and of which
+    archive they are: another one may lie there by the time that it is opened again."""
 
-    def __init__(self, place: HistoryPlace, archives: OpenedArchives, modified: float) -> None:
-        """``modified``: seconds since 1970."""
-        self.place = place
+    def __init__(self, place: HistoryPlace, archives: OpenedArchives, modified: float, size: int = 0) -> None:
+        """``modified``: seconds since 1970; ``size`` in bytes, where it is known."""
+        self.place, self.version = place, (modified, size)
         self._archives, self._modified = archives, modified
-        self._files: Mapping[str, Callable[[Chain], File]] | None = None
+        self._files: tuple[ArchiveIdentity | None, Mapping[str, Callable[[Chain], File]]] = None, {}
 
     def attributes(self) -> Attributes:
         """Without opening the archive."""
@@ -162,9 +164,13 @@ class ArchiveFolder:
         return _Opened(self)
 
     def _known(self, chain: Chain) -> Mapping[str, Callable[[Chain], File]]:
-        if self._files is None:
-            self._files = _files_of(chain)
-        return self._files
+        identity = chain.links[0].identity
+        # Other threads do the same meanwhile, perhaps of another archive: so both are one.
+        whose, files = self._files
+        if whose is None or (whose.uuid, whose.digest) != (identity.uuid, identity.digest):
+            files = _files_of(chain)
+            self._files = identity, files
+        return files
 
 
 class _Opened:
@@ -261,7 +267,11 @@ class PlaceFolder:
 
     def _folder(self, one: Listed) -> ArchiveFolder:
         known = self._listed.get(one.name)
-        return known or ArchiveFolder(one.place, self._archives, one.modified or 0.0)
+        made = ArchiveFolder(one.place, self._archives, one.modified or 0.0, one.size)
+        if known is None or known.version == made.version:
+            return known or made
+        self._archives.forget(one.place)
+        return made
 
 
 def root_of(place: HistoryPlace, archives: OpenedArchives) -> Folder:

@@ -29,15 +29,18 @@ class WritableRequest:
 @asynccontextmanager
 async def writable(
     request: WritableRequest, *, warn: Callable[[str], None] = lambda _: None
-) -> AsyncIterator[dict[str, CopyBeforeAccess]]:
+) -> AsyncIterator[tuple[dict[str, CopyBeforeAccess], Callable[[], None]]]:
     """Within the body, the archive's drives by their names, to be read and written. Raises every PybackupError.
+
+    The other one is to be called in the end, before the drives' users are waited for: it fails reads that wait for a
+    store.
 
     What an overlay keeps is a restore that was begun: a live restore to it brings the rest.
     """
     if request.overlay is not None:
         wanted = RecoveryRequest(request.archive, request.overlay, keeps_reads=False, parents=request.parents)
         async with recover(wanted, warn=warn) as recovery:
-            yield {name: target.device for name, target in recovery.targets.items()}
+            yield {name: target.device for name, target in recovery.targets.items()}, recovery.stop
         return
     async with AsyncExitStack() as stack:
         archive = open_disks(request.archive, ParentSearch(request.parents))
@@ -48,4 +51,4 @@ async def writable(
             overlay = DroppedDisk.make(request.folder, drive.size, drive.name)
             stack.push_async_callback(overlay.close)
             disks[name] = CopyBeforeAccess(overlay, drive, is_new=True, keeps_reads=False)
-        yield disks
+        yield disks, archive.stop

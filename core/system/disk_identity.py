@@ -6,12 +6,14 @@ by what /sys tells of it: a serial number or the like.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from pathlib import Path
 
 MARK = "user.pybackup.restoring"
+_WHOLE = "whole "
 _NO_MARKS = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
 _TELLING = ("dm/uuid", "wwid", "device/wwid", "device/serial", "serial", "md/uuid", "loop/backing_file")
 
@@ -27,6 +29,21 @@ def mark(fd: int, text: str) -> bool:
     return True
 
 
+def mark_whole(fd: int, text: str) -> None:
+    """Say in the mark, if there is one, that all is there: before its map goes, and known for the same disk still."""
+    with contextlib.suppress(OSError):
+        os.setxattr(fd, MARK, (_WHOLE + text).encode(), os.XATTR_REPLACE)
+        os.fsync(fd)
+
+
+def tells_incomplete(path: str) -> bool:
+    """Whether the mark of a file, wherever its map is, says that not all of it is there."""
+    try:
+        return not os.getxattr(path, MARK).startswith(_WHOLE.encode())
+    except OSError:
+        return False
+
+
 def unmark(fd: int) -> None:
     """Take the mark away, if there is one."""
     try:
@@ -38,7 +55,7 @@ def unmark(fd: int) -> None:
 def mark_of(fd: int) -> str | None:
     """The mark of an open file, "" where it has none; None where its filesystem can give it none."""
     try:
-        return os.getxattr(fd, MARK).decode(errors="replace")
+        return os.getxattr(fd, MARK).decode(errors="replace").removeprefix(_WHOLE)
     except OSError as error:
         return "" if error.errno == errno.ENODATA else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -13,6 +14,10 @@ from pathlib import Path
 
 import pytest
 from command_line import end, pybackup, start, wait_until
+
+from pybackup.core.mount.opened import OpenedArchives
+from pybackup.core.mount.tree import PlaceFolder
+from pybackup.core.places.kinds import LocalPath
 
 CLUSTER = 65536
 
@@ -187,3 +192,52 @@ def test_without_the_package_it_says_how_to_get_it(nights: tuple[Path, list[byte
     assert done.returncode == 2
     assert b"mounting needs the package mfusepy" in done.stderr
     assert b"[mount]" in done.stderr
+
+
+def test_it_does_not_hide_what_it_shows_nor_wait_for_itself(nights: tuple[Path, list[bytes]], tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "link").symlink_to("m")
+    for arguments in ([tmp_path / "m"], [tmp_path / "link"], ["--parents", tmp_path / "m", nights[0] / "n0.vma"]):
+        done = pybackup("mount", *arguments, tmp_path / "m")
+        assert (done.code, "would hide them" in done.err) == (5, True), done.err
+
+
+def test_a_killed_mount_says_how_its_folder_comes_back(
+    mounted: Callable[..., Path], nights: tuple[Path, list[bytes]]
+) -> None:
+    shown = mounted(nights[0])
+    (process,) = mounted.processes  # type: ignore[attr-defined]
+    process.kill()
+    process.wait()
+    done = pybackup("mount", nights[0], shown)
+    assert (done.code, f"fusermount3 -u {shown}" in done.err) == (5, True), done.err
+    subprocess.run(["fusermount3", "-u", shown], check=True)
+
+
+def test_in_the_background_it_lets_go_of_what_it_was_given(
+    mounted: Callable[..., Path], nights: tuple[Path, list[bytes]], tmp_path: Path
+) -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe:
+        done = pybackup("mount", "--background", nights[0], tmp_path / "m", pass_fds=[writing])
+        os.close(writing)
+        assert done == (0, b"", "")
+        assert pipe.read() == b""
+
+
+def test_an_archive_that_was_replaced_shows_what_it_holds_now(nights: tuple[Path, list[bytes]], tmp_path: Path) -> None:
+    folder, contents = nights
+    place = LocalPath(str(folder / "n2.vma"))
+    with contextlib.closing(OpenedArchives([])) as archives:
+        shown = PlaceFolder(LocalPath(str(folder)), archives)
+        kept = shown.child("n2.vma")
+        assert kept.names() == ["a.raw", "vm.conf"]
+        (tmp_path / "b.img").write_bytes(b"other")
+        assert pybackup("run", "--force", tmp_path / "b.img", folder / "n2.vma").code == 0
+        shown._looked = None
+        assert shown.child("n2.vma").names() == ["b.raw"]
+        assert shown.child("n2.vma").child("b.raw").attributes().size == 5
+        # Who has looked at the old one is not given the new one's drives by the old one's names.
+        archives.forget(place)
+        assert kept.names() == ["b.raw"]
+    assert len(contents) == 3

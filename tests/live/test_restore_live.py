@@ -221,3 +221,20 @@ def test_what_is_no_archive_is_not_served_so(archive: Path, tmp_path: Path) -> N
     (tmp_path / "disk.raw").write_bytes(b"x" * 4096)
     assert "one archive" in call("serve", str(tmp_path / "disk.raw"), "--writable", code=2).stderr
     assert "--read-only" in call("serve", str(archive), "--writable", "-r", code=2).stderr
+
+
+def test_a_file_is_incomplete_wherever_its_map_is(archive: Path, tmp_path: Path) -> None:
+    disk, elsewhere = tmp_path / "new.raw", tmp_path / "elsewhere"
+    with recovering(str(archive), str(disk), "--map", str(elsewhere), *SLOW) as server:
+        server.ask("quit")
+        assert ended(server.process)[0] == 1
+    try:
+        os.getxattr(disk, "user.pybackup.restoring")
+    except OSError as error:
+        pytest.skip(f"no marks here: {error.strerror}")
+    assert "incomplete" in call("run", str(disk), str(tmp_path / "b.vma"), code=3).stderr
+    with recovering(str(archive), str(disk), "--map", str(elsewhere)) as server:
+        until(lambda: restore_of(server)["state"] == "concluded")
+        server.ask("quit")
+        assert ended(server.process)[0] == 0
+    call("run", str(disk), str(tmp_path / "b.vma"))

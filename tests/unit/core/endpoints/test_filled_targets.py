@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -215,3 +216,54 @@ def test_where_files_cannot_be_marked_the_inode_tells_them_apart(
     (tmp_path / "a.raw").write_bytes((tmp_path / "kept").read_bytes())
     with pytest.raises(TargetError, match="not the disk"):
         play(tmp_path)
+
+
+def test_two_that_begin_at_once_take_nothing_from_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second finds the first between its map and its disk's length: one of them ends, and one map is left."""
+    real, others = disk_identity.mark, []
+
+    def while_another_begins(fd: int, text: str) -> bool:
+        if not others:
+            others.append(True)
+            play(tmp_path, write_some)
+        return real(fd, text)
+
+    # The second runs in a loop of its own, in a thread, as another process would.
+    def in_a_thread(fd: int, text: str) -> bool:
+        thread = threading.Thread(target=while_another_begins, args=(fd, text))
+        thread.start()
+        thread.join()
+        return real(fd, text)
+
+    monkeypatch.setattr(disk_identity, "mark", in_a_thread)
+    with pytest.raises(BusyError, match="in use until just now"):
+        play(tmp_path)
+    monkeypatch.undo()
+
+    async def read(targets: dict[str, FilledTarget]) -> None:
+        assert await targets["a"].device.pread(69_999, 5) == b"1new1"
+
+    play(tmp_path, read)
+
+
+def test_an_empty_disk_that_another_has_locked_is_not_begun_anew(tmp_path: Path) -> None:
+    play(tmp_path)
+    os.truncate(tmp_path / "a.raw", 0)
+    with (tmp_path / "a.raw").open("r+b") as held, ImageLock.for_writing(held.fileno(), "a"), pytest.raises(BusyError):
+        play(tmp_path)
+    assert {"a.raw", "a.raw.restoring"} <= set(os.listdir(tmp_path))
+
+
+def test_one_that_was_killed_before_its_map_went_is_known_still(tmp_path: Path) -> None:
+    play(tmp_path, write_some)
+    if disk_identity.tells_incomplete(str(tmp_path / "a.raw")):
+        with (tmp_path / "a.raw").open("r+b") as disk:
+            mark = disk_identity.mark_of(disk.fileno())
+            assert mark
+            disk_identity.mark_whole(disk.fileno(), mark)
+    assert not disk_identity.tells_incomplete(str(tmp_path / "a.raw"))
+
+    async def read(targets: dict[str, FilledTarget]) -> None:
+        assert await targets["a"].device.pread(69_999, 5) == b"1new1"
+
+    play(tmp_path, read)
