@@ -119,7 +119,8 @@ async def boot(
     slowly = "so the machine's instructions are translated one by one, which takes longer"
     if request.kvm and not kvm:
         note(f"KVM cannot be used here, {slowly}")
-    async with writable(WritableRequest(request.archive, default_folder(), None, request.parents), warn=warn) as drives:
+    wanted = WritableRequest(request.archive, default_folder(), None, request.parents)
+    async with writable(wanted, warn=warn) as (drives, stop):
         disks = _disks(request, list(drives))
         with private_folder() as folder:
             socket = os.path.join(folder, "nbd.sock")
@@ -135,6 +136,7 @@ async def boot(
                     note(f"{error}: this was with KVM, {slowly}")
                     return await _watch(request, Boot(False, disks), program, socket, show)
             finally:
+                stop()  # what waits for a store that does not answer would be waited for, too
                 await nbd.close()
 
 
