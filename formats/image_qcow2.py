@@ -29,6 +29,13 @@ _SECTOR = 512
 _ZSTD = 1
 
 
+def has_snapshots(head: bytes) -> bool:
+    """Whether an image that begins so is a qcow2 with internal snapshots."""
+    if len(head) < _HEADER.size or not head.startswith(b"QFI\xfb"):
+        return False
+    return bool(_HEADER.unpack_from(head)[11])
+
+
 @dataclass(frozen=True, slots=True)
 class _Qcow2:
     image: ImageBytes

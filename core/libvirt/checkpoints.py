@@ -12,7 +12,9 @@ on which the domain is switched off, when libvirt makes no checkpoint, costs not
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +22,12 @@ from typing import NamedTuple
 
 from pybackup.core.errors import SourceError
 from pybackup.core.system.marked_folder import Life, life_of
+from pybackup.formats.backing_files import HEAD_BYTES
 from pybackup.formats.errors import FormatError
+from pybackup.formats.image_qcow2 import has_snapshots
 from pybackup.formats.libvirt_xml import CheckpointXml, DomainDisk, checkpoint, parse_checkpoint, with_description
 
-from .domain import Domain
+from .domain import Domain, has_qemu
 from .virsh import Virsh, VirshError
 
 KEEPS_BITMAPS = "qcow2"
@@ -78,10 +82,11 @@ class RecordRequest:
 
 @dataclass(frozen=True, slots=True)
 class KnownCheckpoints:
-    """Those of ours that a domain has; and whether it has snapshots in its images."""
+    """Those of ours that a domain has; whether it has snapshots in its images; which disks have, whoever made them."""
 
     found: Mapping[ArchiveInstant, CheckpointXml]
     has_snapshots: bool
+    with_snapshots: Collection[str] = ()
 
 
 async def look(virsh: Virsh, domain: Domain) -> KnownCheckpoints:
@@ -102,7 +107,23 @@ async def look(virsh: Virsh, domain: Domain) -> KnownCheckpoints:
         elif life_of(known.description.removeprefix(UNDER_WAY)) is Life.ENDED:
             await delete_checkpoint(virsh, domain.uuid, name)
     snapshots = await virsh.ask(doing, "snapshot-list", "--domain", domain.uuid, "--internal", "--name")
-    return KnownCheckpoints(found, has_snapshots=bool(snapshots.strip()))
+    with_snapshots = [disk.target for disk in domain.now.disks if await asyncio.to_thread(_holds_snapshots, disk)]
+    return KnownCheckpoints(found, has_snapshots=bool(snapshots.strip()), with_snapshots=with_snapshots)
+
+
+def _holds_snapshots(disk: DomainDisk) -> bool:
+    """Whether its image has snapshots, also of other programs: `qemu-img snapshot` reverts without a record of it.
+
+    False where that cannot be seen: over a network, or without the right to read.
+    """
+    if disk.image_format != KEEPS_BITMAPS or disk.kind not in ("file", "block"):
+        return False
+    try:
+        fd = os.open(disk.source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            return has_snapshots(file.read(HEAD_BYTES))
+    except OSError:
+        return False
 
 
 class Checkpoints:
@@ -135,7 +156,7 @@ class Checkpoints:
     def _judge_record(self, disk: DomainDisk) -> None:
         if disk.image_format != KEEPS_BITMAPS:
             self.unrecorded[disk.target] = f"its image is {disk.image_format}, and libvirt keeps records in qcow2 only"
-        elif self._known.has_snapshots:
+        elif self._known.has_snapshots or disk.target in self._known.with_snapshots:
             self.unrecorded[disk.target] = (
                 "the domain has internal snapshots, to which QEMU does not revert while it records changes"
             )
@@ -237,8 +258,11 @@ class Checkpoints:
 
 async def delete_checkpoint(virsh: Virsh, domain: str, name: str) -> None:
     """Remove a checkpoint and its bitmaps, if it is there; it stays where the domain is switched off (SourceError)."""
+    doing = f"remove checkpoint {name}"
     try:
-        await virsh.ask(f"remove checkpoint {name}", "checkpoint-delete", "--domain", domain, name)
-    except VirshError as error:
-        if not any(one in error.reason.lower() for one in ("not found", "inactive", "not running")):
+        await virsh.ask(doing, "checkpoint-delete", "--domain", domain, name)
+    except VirshError:
+        if not await has_qemu(virsh, domain):
+            return
+        if name in (await virsh.ask(doing, "checkpoint-list", "--domain", domain, "--name")).split():
             raise

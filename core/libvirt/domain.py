@@ -56,18 +56,18 @@ async def find_domain(virsh: Virsh, name: str) -> Domain:
     """The domain of this name, or uuid (SourceError)."""
     uuid, name = await _resolved(virsh, name)
     doing = f"look at domain {name}"
-    facts = _facts(await virsh.ask(doing, "dominfo", "--domain", uuid))
+    known = facts(await virsh.ask(doing, "dominfo", "--domain", uuid))
     definition = await virsh.ask(doing, "dumpxml", "--inactive", "--domain", uuid)
-    is_active = facts.get("Id", "-") != "-"
+    is_active = known.get("Id", "-") != "-"
     now = await virsh.ask(doing, "dumpxml", "--domain", uuid) if is_active else definition
     try:
         found = parse_domain(now)
     except FormatError as error:
         raise SourceError(f"cannot {doing}: {error}") from error
-    return Domain(uuid, name, is_active, facts.get("Managed save") == "yes", found, definition)
+    return Domain(uuid, name, is_active, known.get("Managed save") == "yes", found, definition)
 
 
-def _facts(said: str) -> dict[str, str]:
+def facts(said: str) -> dict[str, str]:
     """What virsh prints as ``Key: value``."""
     lines = (line.partition(":") for line in said.splitlines())
     return {key.strip(): value.strip() for key, _, value in lines}
@@ -97,17 +97,16 @@ async def _name_of(virsh: Virsh, doing: str, uuid: str) -> str:
     return (await virsh.ask(doing, "domname", "--domain", uuid)).removesuffix("\n").removesuffix("\n")
 
 
-async def is_active(virsh: Virsh, domain: Domain) -> bool:
-    """Whether it has a QEMU now (SourceError)."""
-    said = await virsh.ask(f"look at domain {domain.name}", "dominfo", "--domain", domain.uuid)
-    return _facts(said).get("Id", "-") != "-"
+async def has_qemu(virsh: Virsh, uuid: str) -> bool:
+    """Whether a domain has a QEMU now, running or paused (SourceError)."""
+    return uuid in (await virsh.ask(f"look at domain {uuid}", "list", "--uuid")).split()
 
 
 async def disk_size(virsh: Virsh, domain: Domain, target: str) -> int:
     """Bytes of a disk of a domain, as its guest sees it (SourceError)."""
     doing = f"look at disk {target} of domain {domain.name}"
     said = await virsh.ask(doing, "domblkinfo", "--domain", domain.uuid, "--device", target)
-    capacity = _facts(said).get("Capacity", "")
+    capacity = facts(said).get("Capacity", "")
     if re.fullmatch("[0-9]{1,19}", capacity):
         return int(capacity)
     raise SourceError(f"cannot {doing}: libvirt does not tell its size")

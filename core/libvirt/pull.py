@@ -51,7 +51,14 @@ SECTOR = 512
 JOB_SECONDS = 2.0
 """How often libvirt is asked whether the job is there: where it is not, reading fails as well."""
 BEGIN_SECONDS = 120.0
-_BUSY = ("cannot acquire state change lock", "already active", "another job", "active block job", "in use")
+_BUSY = (
+    "cannot acquire state change lock",
+    "already active",
+    "another job",
+    "active block job",
+    "has a blockjob",
+    "in use",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from pybackup.core.system.marked_folder import Life, life_of, remove_stale
 from pybackup.formats.errors import FormatError
 from pybackup.formats.libvirt_xml import BackupJobXml, parse_backup_job
 
-from .virsh import Virsh, VirshError
+from .domain import facts, has_qemu
+from .virsh import NoAnswerError, Virsh, VirshError
 
 SOCKET = "nbd"
 SCRATCH = "image-"
@@ -38,11 +39,20 @@ async def current_job(virsh: Virsh, domain: str) -> BackupJobXml | None:
     try:
         return parse_backup_job(await virsh.ask(doing, "backup-dumpxml", "--domain", domain))
     except VirshError as error:
-        if any(one in error.reason.lower() for one in _NO_JOB):
+        no_answer = isinstance(error, NoAnswerError)
+        if any(one in error.reason.lower() for one in _NO_JOB) or (not no_answer and await _has_none(virsh, domain)):
             return None
         raise
     except FormatError as error:
         raise SourceError(f"cannot {doing}: {error}") from error
+
+
+async def _has_none(virsh: Virsh, domain: str) -> bool:
+    """Whether a domain has no backup job, told by what virsh itself prints: the daemon may speak any language."""
+    if not await has_qemu(virsh, domain):
+        return True
+    said = facts(await virsh.ask(f"look for a job of domain {domain}", "domjobinfo", "--domain", domain))
+    return said.get("Job type") == "None" or said.get("Operation", "Backup") != "Backup"
 
 
 async def end_job(virsh: Virsh, domain: str, socket: str) -> bool:

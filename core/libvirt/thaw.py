@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,15 +10,16 @@ import syslog
 import time
 from dataclasses import astuple, dataclass
 
+from pybackup.core.guest.thaw_after_death import THAWED
 from pybackup.core.system.watchdog_process import Note
+
+from .english import in_english
 
 SECONDS = 600
 """How long it is tried: an agent answers when the guest's disks have taken what a freeze flushes to them."""
 ATTEMPT_SECONDS = 1.0
 CALL_SECONDS = 60.0
 """How long one call may take: libvirt has it wait for the freeze, up to 30 seconds."""
-THAWED = "thawed"
-"""The note that nothing needs to be done any more."""
 _COUNT = re.compile(r"\d{1,6}")
 
 
@@ -58,27 +58,34 @@ def thaw_after_death(notes: list[Note]) -> None:
     if not notes or notes[-1].text == THAWED or program is None:
         return
     frozen = FrozenDomain.parse(notes[0].text)
-    connect = [] if frozen.uri is None else ["--connect", frozen.uri]
-    command = [program, "--quiet", *connect, "domfsthaw", "--domain", frozen.uuid]
+    connect = [program, "--quiet", *([] if frozen.uri is None else ["--connect", frozen.uri])]
     end = time.monotonic() + SECONDS - 5 * ATTEMPT_SECONDS
     while time.monotonic() < end:
-        if _succeeds(command):
+        if _succeeds(connect, frozen.uuid):
             _tell(syslog.LOG_WARNING, frozen, "they are thawed now")
             return
         time.sleep(ATTEMPT_SECONDS)
     _tell(syslog.LOG_ERR, frozen, how_to_thaw(frozen.name))
 
 
-def _succeeds(command: list[str]) -> bool:
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+def _succeeds(connect: list[str], uuid: str) -> bool:
+    """Whether it is thawed, or has no QEMU any more. One that somebody has paused is asked again when it goes on."""
+    if _said(connect, "domfsthaw", "--domain", uuid) is not None:
+        return True
+    running = _said(connect, "list", "--uuid")
+    return running is not None and uuid.encode() not in running.split()
+
+
+def _said(connect: list[str], *arguments: str) -> bytes | None:
+    """What virsh answers; None where it fails, or is too late."""
+    command = [*connect, *arguments]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CALL_SECONDS, env=environment
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CALL_SECONDS, env=in_english()
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    # A domain that has ended, or begun anew, has nothing frozen.
-    return done.returncode == 0 or any(one in done.stderr for one in (b"not running", b"failed to get domain"))
+        return None
+    return None if done.returncode else done.stdout
 
 
 def _tell(priority: int, frozen: FrozenDomain, what: str) -> None:

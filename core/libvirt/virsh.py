@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pybackup.core.errors import RequestError, SourceError
 from pybackup.core.system.child_death import dying_with_us
 
+from .english import in_english
+
 ANSWER_SECONDS = 60.0
 """How long a call may take: libvirt itself waits for up to 30 seconds for another one on the same domain."""
 MOST_SAID = 8 << 20
@@ -88,7 +90,7 @@ class Virsh:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                env={**os.environ, "LC_ALL": "C.UTF-8"},
+                env=in_english(),
             )
         except OSError as error:
             raise VirshError(doing, f"{self._program} cannot be started: {error.strerror or error}") from error

@@ -17,7 +17,7 @@ from pybackup.core.jobs.backup import BackupJob
 from pybackup.core.jobs.changes import BY_DIGEST, DriveWay
 from pybackup.core.jobs.copying import Drive
 from pybackup.core.libvirt.checkpoints import ArchiveInstant, Checkpoints, KnownCheckpoints, RecordRequest, look
-from pybackup.core.libvirt.domain import Domain, disk_size, find_domain, is_active
+from pybackup.core.libvirt.domain import Domain, disk_size, find_domain, has_qemu
 from pybackup.core.libvirt.freeze import DomainFreeze, FreezeOptions, Wish
 from pybackup.core.libvirt.machine import NVRAM, Belongings, belongings
 from pybackup.core.libvirt.pull import Pulled, PulledDisks
@@ -202,7 +202,7 @@ class DomainsDisks:
     async def _check_off(self) -> None:
         """Locked, no QEMU can begin to write; one that had begun before is found here (BusyError)."""
         assert self._domain is not None and self._virsh is not None
-        if await is_active(self._virsh, self._domain):
+        if await has_qemu(self._virsh, self._domain.uuid):
             raise BusyError(f"domain {self._domain.name} was switched on just now")
 
     def _beside(self, drives: int, choice: Choice | None = None) -> Sequence[Drive]:

@@ -382,6 +382,15 @@ def test_a_freeze_that_fails_is_told_and_thawed(with_agent: Domain, tmp_path: Pa
     with_agent.check_clean(tmp_path / "fleece")
 
 
+def test_the_freeze_of_somebody_else_stays(with_agent: Domain, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    said = "Command guest-fsfreeze-freeze has been disabled: the agent is in frozen state"
+    environment = fake_virsh(tmp_path, agent(log, f"echo 'error: {said}' >&2; exit 1"))
+    command = with_agent.run(tmp_path / "x.vma", tmp_path / "fleece")
+    assert f"only crash-consistent: {said}" in run(command, environment=environment)
+    assert log.read_text().split() == ["freeze", "instant"]
+
+
 def test_who_is_killed_while_it_freezes_has_thawed(with_agent: Domain, tmp_path: Path) -> None:
     log = tmp_path / "log"
     environment = fake_virsh(tmp_path, agent(log, "sleep 60"))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from live.killed_runs import guardians_of
 from live.libvirt_daemon import Daemon, Disk, Domain, daemon, make_image
-from live.processes import call, ended, until
+from live.processes import call, ended, restored, until
 
 SIZES = {"vda": (6 << 20) + 66_048, "vdb": 5 << 20, "vdc": 3 << 20}
 FORMS = {"vda": "qcow2", "vdb": "qcow2", "vdc": "raw"}
@@ -202,6 +202,30 @@ def test_internal_snapshots_can_be_reverted_to(libvirt: Daemon, tmp_path: Path) 
         assert domain.checkpoints() == []
         domain.stop()
         domain.virsh("snapshot-revert", "before")
+    finally:
+        libvirt.forget()
+
+
+def test_snapshots_of_which_libvirt_does_not_know_are_not_relied_past(libvirt: Daemon, tmp_path: Path) -> None:
+    """`qemu-img snapshot -a` changes the disk, and no record: with a checkpoint the second night would be wrong."""
+    image = tmp_path / "a.qcow2"
+    make_image(image, "qcow2", 1 << 20, "write -P 7 0 1M")
+    (tmp_path / "fleece").mkdir()
+    try:
+        domain = libvirt.define("snapped", [Disk("vda", image, "qcow2")])
+        subprocess.run(["qemu-img", "snapshot", "-c", "before", str(image)], check=True)
+        domain.start()
+        domain.io("vda", "write -P 8 64k 64k")
+        command = domain.run(tmp_path / "x.vma.zst", tmp_path / "fleece", "--incremental", "--json")
+        told = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+        assert "internal snapshots" in told["unrecorded"][0]["reason"]
+        assert domain.checkpoints() == []
+        domain.stop()
+        subprocess.run(["qemu-img", "snapshot", "-a", "before", str(image)], check=True)
+        domain.start()
+        command = domain.run(tmp_path / "y.vma.zst", tmp_path / "fleece", "--incremental")
+        subprocess.run(command, capture_output=True, timeout=60, check=True)
+        assert restored(tmp_path / "y.vma.zst", tmp_path / "out") == {"vda": bytes([7]) * (1 << 20)}
     finally:
         libvirt.forget()
 

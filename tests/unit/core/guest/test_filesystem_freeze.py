@@ -18,7 +18,7 @@ from fake_agent import FakeAgent, fake_agent, is_silent, late, refuses, says
 from live.processes import until
 
 from pybackup.core.guest import agent as guest_agent
-from pybackup.core.guest import filesystem_freeze, thaw
+from pybackup.core.guest import filesystem_freeze, held_filesystems, thaw
 from pybackup.core.guest.filesystem_freeze import AgentOptions, FilesystemFreeze
 
 STATUS, FREEZE, THAW = "guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
@@ -310,7 +310,7 @@ def test_a_connection_that_ends_is_made_again(agent: FakeAgent, command: str) ->
 def test_a_guest_that_may_hang_is_told_of_and_told_of_again_when_it_does_not(
     agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem_freeze, "TELL_SECONDS", 0.2)
+    monkeypatch.setattr(held_filesystems, "TELL_SECONDS", 0.2)
     in_time = threading.Event()
     agent.instead[THAW] = [late(THAW, in_time)]
     course = Course(agent.path)
@@ -332,8 +332,8 @@ def test_a_guest_that_may_hang_is_told_of_and_told_of_again_when_it_does_not(
 def test_what_is_not_thawed_at_the_end_is_left_to_the_watchdog(
     agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem_freeze, "TELL_SECONDS", 0.1)
-    monkeypatch.setattr(filesystem_freeze, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(held_filesystems, "TELL_SECONDS", 0.1)
+    monkeypatch.setattr(held_filesystems, "PATIENCE_SECONDS", 0.2)
     in_time = threading.Event()
     agent.instead[THAW] = [late(THAW, in_time)]
     course = Course(agent.path)

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from pybackup.core.errors import RequestError, SourceError
+from pybackup.core.libvirt import thaw
+from pybackup.core.libvirt.checkpoints import delete_checkpoint
 from pybackup.core.libvirt.domain import find_domain
+from pybackup.core.libvirt.pulled_job import current_job
 from pybackup.core.libvirt.thaw import count_of
 from pybackup.core.libvirt.virsh import MOST_SAID, NoAnswerError, Virsh, VirshError, reason_of, refuse_remote
+from pybackup.core.system.watchdog_process import Note
 
 
 @pytest.fixture(name="virsh")
@@ -26,8 +30,9 @@ def ask(*words: str, given: str | None = None, seconds: float = 30.0) -> str:
     return asyncio.run(Virsh("qemu:///system").ask("look", *words, given=given, seconds=seconds))
 
 
-def test_what_it_prints_is_the_answer(virsh: Path) -> None:
-    virsh.write_text('#!/bin/sh\necho "$LC_ALL" "$@"; cat\n')
+def test_what_it_prints_is_the_answer(virsh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGUAGE", "de")  # which would be heeded in C.UTF-8
+    virsh.write_text('#!/bin/sh\necho "$LC_ALL$LANGUAGE" "$@"; cat\n')
     assert ask("list", "--all", given="more") == "C.UTF-8 --quiet --connect qemu:///system list --all\nmore"
     assert ask("list") == "C.UTF-8 --quiet --connect qemu:///system list\n"
 
@@ -113,3 +118,51 @@ def test_reasons_and_numbers_are_found_in_what_is_said() -> None:
     assert reason_of(b"error: a\nerror: b: \xff\n") == "a: b: \ufffd"
     assert reason_of(b"x" * 5000) == "x" * 1000
     assert [count_of(said) for said in ("Froze 3 filesystem(s)\n", "", "none")] == [3, 0, 0]
+
+
+GERMAN = """#!/bin/sh
+# A daemon that speaks German: web runs, and has no job; old is switched off; busy has a job, of which it is not told.
+shift 3
+case "$*" in
+'list --uuid') printf 'web\\nbusy\\n' ;;
+'domjobinfo --domain web') printf 'Job type:         None\\n' ;;
+'domjobinfo --domain busy') printf 'Job type:         Unbounded\\nOperation:        Backup\\n' ;;
+'checkpoint-list --domain web --name') echo there ;;
+*) echo "Fehler: nichts da" >&2; exit 1 ;;
+esac
+"""
+
+
+def test_that_there_is_nothing_is_known_in_whatever_language_the_daemon_says_so(virsh: Path) -> None:
+    virsh.write_text(GERMAN)
+    asked = Virsh("qemu:///system")
+    assert asyncio.run(current_job(asked, "web")) is None
+    assert asyncio.run(current_job(asked, "old")) is None
+    with pytest.raises(VirshError, match="nichts da"):
+        asyncio.run(current_job(asked, "busy"))
+    asyncio.run(delete_checkpoint(asked, "web", "gone"))
+    asyncio.run(delete_checkpoint(asked, "old", "there"))
+    with pytest.raises(VirshError, match="nichts da"):
+        asyncio.run(delete_checkpoint(asked, "web", "there"))
+
+
+PAUSED = """#!/bin/sh
+case "$4" in
+list) cat $0.running ;;
+*) echo x >> $0.asked
+[ $(wc -l < $0.asked) -gt 1 ] && {{ {then}; }}
+echo "error: Requested operation is not valid: domain is not running" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("then", ["echo Thawed; exit 0", "> $0.running"], ids=["goes on", "is switched off"])
+def test_a_domain_that_is_paused_while_frozen_is_thawed_when_it_goes_on(
+    virsh: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """libvirt calls a paused domain not running."""
+    monkeypatch.setattr(thaw, "ATTEMPT_SECONDS", 0.01)
+    virsh.write_text(PAUSED.format(then=then))
+    virsh.with_name("virsh.running").write_text("u-web\n")
+    thaw.thaw_after_death([Note(str(thaw.FrozenDomain("qemu:///system", "u-web", "web", 1)), ())])
+    assert len(virsh.with_name("virsh.asked").read_text().split()) == 2
