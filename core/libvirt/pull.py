@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from .guardian import (
     end_dead_run,
     wake_run,
 )
-from .pulled_job import current_job, end_job
+from .pulled_job import LOOK_SECONDS, current_job, end_job
 from .run_folder import RunFolder
 from .virsh import NoAnswerError, Virsh, VirshError
 
@@ -50,6 +51,8 @@ SECTOR = 512
 """QEMU rounds an export's size up to this many bytes."""
 JOB_SECONDS = 2.0
 """How often libvirt is asked whether the job is there: where it is not, reading fails as well."""
+RESTART_SECONDS = 60.0
+"""How long libvirt may fail to tell of the job, which goes on."""
 BEGIN_SECONDS = 120.0
 _BUSY = (
     "cannot acquire state change lock",
@@ -279,8 +282,19 @@ class PulledDisks:
                 return error
 
     async def check(self) -> None:
-        """All that was read is of the instant: the job has lived until now (SourceError)."""
-        job = await current_job(self._virsh, self._domain.uuid)
+        """All that was read is of the instant: the job has lived until now (SourceError).
+
+        libvirt's daemon may be started anew meanwhile, as by an upgrade: the job, which is QEMU's, lives on.
+        """
+        until = time.monotonic() + RESTART_SECONDS
+        while True:
+            try:
+                job = await current_job(self._virsh, self._domain.uuid)
+                break
+            except VirshError:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(LOOK_SECONDS)
         if job is None or job.socket != self._folder.socket:
             raise SourceError(
                 f"the backup job of domain {self._domain.name} has ended: somebody has ended it, or the domain"

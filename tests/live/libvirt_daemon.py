@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ for pair in $2; do mkdir -p "${pair%%:*}" "${pair#*:}"; mount --bind "${pair%%:*
 mount --bind passwd /etc/passwd
 mount --bind group /etc/group
 libvirtd --pid-file "$1/libvirtd.pid" &
-wait
+wait || true
+while [ -e "$1/again" ]; do rm "$1/again"; libvirtd --pid-file "$1/libvirtd.pid" & wait $! || true; done
 """
 _QEMU_CONF = """
 user = "root"
@@ -92,6 +94,25 @@ class Daemon:
         self.virsh("define", str(path))
         self.domains.append(name)
         return Domain(self, name, list(disks))
+
+    def kill_and_start(self) -> None:
+        """As a crash, or an upgrade, which the machines survive."""
+        (self.folder / "again").touch()
+        pids = [int(pid) for pid in filter(str.isdecimal, os.listdir("/proc")) if self._is_daemon(pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        command = ["virsh", "--connect", self.uri, "uri"]
+        until(
+            lambda: (
+                not (self.folder / "again").exists() and subprocess.run(command, capture_output=True).returncode == 0
+            )
+        )
+
+    def _is_daemon(self, pid: str) -> bool:
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            return words[:3] == ["libvirtd", "--pid-file", f"{self.folder}/libvirtd.pid"]
+        return False
 
     def forget(self) -> None:
         """End and undefine every domain."""

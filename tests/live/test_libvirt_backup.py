@@ -284,6 +284,33 @@ def test_a_job_that_somebody_ends_makes_no_archive(domain: Domain, tmp_path: Pat
     assert not list(tmp_path.glob("x.vma*"))
 
 
+def test_a_daemon_that_is_started_anew_ends_no_backup(domain: Domain, tmp_path: Path) -> None:
+    domain.start()
+    before, fleece = domain.content(), tmp_path / "fleece"
+    once = f"""
+[ $command = backup-begin ] && touch {tmp_path}/begun
+if [ $command = backup-dumpxml ] && [ -e {tmp_path}/begun ] && [ ! -e {tmp_path}/told ]; then
+    touch {tmp_path}/told; echo 'error: failed to connect to the hypervisor' >&2; exit 1
+fi"""
+    run(domain.run(tmp_path / "x.vma", fleece), environment=fake_virsh(tmp_path, once))
+    assert (tmp_path / "told").exists()
+    assert restored(tmp_path / "x.vma", tmp_path / "out") == before
+    client = started(domain, tmp_path / "y.vma", fleece, "copy.read")
+    domain.daemon.kill_and_start()
+    assert domain.has_job()
+    client.send_signal(signal.SIGINT)
+    assert ended(client)[0] == 130
+    domain.check_clean(fleece)
+
+
+def test_a_disk_with_a_block_job_is_busy(domain: Domain, tmp_path: Path) -> None:
+    domain.start()
+    domain.virsh("blockcopy", "vda", "--dest", str(tmp_path / "copy"), "--transient-job", "--bandwidth", "1")
+    assert "domain web is busy" in run(domain.run(tmp_path / "x.vma", tmp_path / "fleece", "--incremental"), 6)
+    domain.virsh("blockjob", "vda", "--abort")
+    domain.check_clean(tmp_path / "fleece")
+
+
 def test_a_domain_that_is_switched_off_meanwhile_fails_the_backup(domain: Domain, tmp_path: Path) -> None:
     domain.start()
     client = started(domain, tmp_path / "x.vma", tmp_path / "fleece", "copy.read")
