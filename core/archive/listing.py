@@ -39,12 +39,13 @@ class Listed:
     is_link: bool = False
 
 
-def archives_in(place: HistoryPlace) -> Sequence[Listed]:
+def archives_in(place: HistoryPlace, *, links: bool = True) -> Sequence[Listed]:
     """What may be an archive in a folder or below a prefix, by name; not in folders below (ArchiveError, RequestError).
 
-    Never a partial file of ours. A link to a file of the same folder is not listed beside it.
+    Never a partial file of ours. A link to a file of the same folder is not listed beside it. ``links``: whether others
+    are followed, which may lead anywhere.
     """
-    found = _in_store(place) if isinstance(place, StoreUrl) else _in_folder(place.path)
+    found = _in_store(place) if isinstance(place, StoreUrl) else _in_folder(place.path, links)
     return sorted(found, key=lambda one: one.name)
 
 
@@ -61,10 +62,11 @@ def _in_store(url: StoreUrl) -> Iterator[Listed]:
                 yield Listed(one.name, folder.url_of(one.name), one.size, one.modified)
 
 
-def _in_folder(path: str) -> Iterator[Listed]:
+def _in_folder(path: str, links: bool) -> Iterator[Listed]:
     try:
         with os.scandir(path) as entries:
-            files = [(one, found) for one in entries if not _is_own(one.name) and (found := _file_at(one)) is not None]
+            wanted = (one for one in entries if not _is_own(one.name) and (links or not one.is_symlink()))
+            files = [(one, found) for one in wanted if (found := _file_at(one)) is not None]
     except NotADirectoryError:
         raise RequestError(f"{path} is no folder; name the one that the archives lie in") from None
     except OSError as error:

@@ -108,7 +108,8 @@ def mount(root: Folder, folder: str, *, name: str, allow_other: bool, ready: Cal
     """
     FUSE = _fuse()  # noqa: N806 - a class
     # libfuse ends the mount at these, if nobody else has taken them.
-    kept = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    kept = {number: signal.signal(number, signal.SIG_DFL) for number in taken}
     words = _Words()
 
     def is_there() -> None:

@@ -258,7 +258,8 @@ class PlaceFolder:
         with self._lock:
             if self._looked is None or time.monotonic() - self._looked > LIST_SECONDS:
                 try:
-                    listed = archives_in(self._place)
+                    # A link may lead into the mount, and who asked us would wait for us, and we for them.
+                    listed = archives_in(self._place, links=False)
                 except PybackupError as error:
                     raise _as_os_error(error) from error
                 self._listed = {one.name: self._folder(one) for one in listed}

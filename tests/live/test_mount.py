@@ -101,6 +101,14 @@ def test_a_folder_of_archives(mounted: Callable[..., Path], nights: tuple[Path, 
     assert subprocess.run(["ls", "-lR", shown / "n1.vma"], check=False, capture_output=True).returncode == 0
 
 
+def test_links_are_not_followed(mounted: Callable[..., Path], nights: tuple[Path, list[bytes]], tmp_path: Path) -> None:
+    """One may lead into the mount: listing would wait for itself."""
+    folder, _ = nights
+    (folder / "loop.vma").symlink_to(tmp_path / "m" / "n0.vma" / "a.raw")
+    (folder / "other.vma").symlink_to(folder / "n0.vma")
+    assert sorted(os.listdir(mounted(folder))) == ["n0.vma", "n1.vma", "n2.vma"]
+
+
 def test_several_read_at_once(mounted: Callable[..., Path], nights: tuple[Path, list[bytes]]) -> None:
     folder, contents = nights
     shown = mounted(folder)
