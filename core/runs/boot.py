@@ -34,8 +34,8 @@ LONGEST_LINE, LINES_KEPT = 2048, 20
 """Characters of a line that are looked at, and lines that are told of a machine that did not come so far."""
 NO_DISKS = re.compile(r"(^|[^a-z])(efidisk|tpmstate)\d|^vmstate$")
 """Drives that Proxmox keeps beside the disks: variables of UEFI, a TPM, and memory."""
-_ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[()][0-9A-Za-z]|[=>78cDEHM])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_CUT_ESCAPE = re.compile(r"\x1b(\[[0-9;?]{0,30}[ -/]{0,4}|[()]?)\Z")
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][0-9A-Za-z]|[=>78cDEHM])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CUT_ESCAPE = re.compile(r"\x1b(\[[0-?]{0,30}[ -/]{0,4}|[()]?)\Z")
 """An escape sequence that is not complete."""
 
 

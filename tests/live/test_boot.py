@@ -139,7 +139,7 @@ def test_a_console_is_bounded_and_without_what_steers_terminals() -> None:
     last: deque[str] = deque(maxlen=3)
     console = Console(re.compile("log.n:$"), last, shown.append)
     assert not console.take(b"a" * 100_000 + b"\x1b[3")
-    assert not console.take(b"1mb\x1bc\x07\r\nlogin: x\nlog")
+    assert not console.take(b"1mb\x1bc\x1b[=3h\x07\r\nlogin: x\nlog")
     assert console.take(b"in:")
     assert console.matched == "login:"
     assert list(last)[-1] == "login: x"
