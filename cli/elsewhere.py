@@ -75,6 +75,8 @@ def new_archive_place(text: str) -> NewArchivePlace:
 
 def history_place(text: str) -> HistoryPlace:
     """A folder of archives (RequestError)."""
+    if not text:
+        raise RequestError("the name of a place is empty")
     try:
         return HISTORY.parse(text)
     except OtherMachineError as error:

@@ -53,7 +53,8 @@ def command(request: _Request) -> int:
     Of an ARCHIVE, each drive is a file NAME.raw, sparse and as large as the disk, and each configuration a file of its
     name. A delta shows whole disks: the archives that it needs are looked for beside it, and in --parents. PLACE is a
     folder of archives, or a prefix of an object store: each archive becomes a folder, and is opened when it is looked
-    at; links are left out. Only what is read is fetched and decompressed, and every cluster is checked; damage is an I/O error.
+    at; links are left out. Only what is read is fetched and decompressed, and every cluster is checked; damage is an
+    I/O error.
 
     What a guest has written is not to be trusted: rather look into a disk with guestfish than have this machine's
     kernel mount it, see pybackup-recover(7).

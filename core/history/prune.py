@@ -22,7 +22,7 @@ from .catalog import Catalog, Entry, connected, read_entries
 from .plan import Decision, Fate, Wishes, in_order, kept_instead, make_plan, needed
 from .series import MERGED
 from .shelf import InUseError, Shelf, open_shelf
-from .verified import VerifiedRecord, open_record
+from .verified import VerifiedRecord, key_of, open_record
 
 HELD_AT_ONCE = 32
 """Archives that are locked together: the place is looked at again for each so many."""
@@ -75,7 +75,7 @@ class Prune:
         self._listed: frozenset[Listed] = frozenset()
         self._catalog = Catalog(())
         self._record: VerifiedRecord = open_record(place)
-        self._trusted: set[bytes] = set()
+        self._trusted: set[str] = set()
         self._stays: dict[str, str] = {}
 
     def look(self) -> Pruned:
@@ -104,10 +104,9 @@ class Prune:
         return pruned
 
     def _is_trusted(self, entry: Entry) -> bool:
-        digest = entry.identity.digest if entry.identity is not None else None
-        if digest is None:
+        if entry.identity is None or entry.identity.digest is None:
             return False
-        return digest in self._trusted or self._record.is_sound(entry)
+        return key_of(entry) in self._trusted or self._record.is_sound(entry)
 
     def _refuse_unreadable(self, entries: Sequence[Entry]) -> None:
         """Nobody knows what an archive needs that cannot be read."""
@@ -219,7 +218,7 @@ class Prune:
         is_sound = self._tools.verify(entry.listed.place)
         self._record.note(entry, sound=is_sound, now=time.time())
         if is_sound and entry.identity is not None and entry.identity.digest is not None:
-            self._trusted.add(entry.identity.digest)
+            self._trusted.add(key_of(entry))
         return is_sound
 
     def _merge(self, pruned: Pruned, shelf: Shelf, decision: Decision, tell: Callable[[str], None]) -> None:
