@@ -37,7 +37,7 @@ def command(output: str | None) -> int:
         raise missing_package(error) from None
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     text = f"# created: {created}\n# public key: {recipient}\n{identity.secret_text()}\n"
-    if output is None:
+    if output is None or output == "-":
         click.echo(text, nl=False)
     else:
         write_identity(output, text.encode())

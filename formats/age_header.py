@@ -24,6 +24,8 @@ MAC_SIZE = 32
 COLUMNS = 64
 """Characters in a full line of a stanza's body; the line that ends it has fewer."""
 MOST_STANZAS = 128
+MOST_RECIPIENTS = MOST_STANZAS - 1
+"""For whom we encrypt: beside their stanzas there may be one that tells everybody something."""
 LONGEST_LINE = 4096
 """Bytes of a line: the longest that any program writes are 1,600, of a post-quantum key."""
 MAX_HEADER = 256 << 10

@@ -58,12 +58,12 @@ def facts_in(stanzas: Sequence[Stanza]) -> PublicFacts | None:
         return None
     try:
         return _facts(json.loads(from_utf8(found.body)) if len(found.body) <= MAX_BODY else None)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         raise FormatError("what its header tells everybody is damaged") from None
 
 
 def _facts(told: Any) -> PublicFacts:
-    """ValueError, TypeError or KeyError where it is not what stanza() writes."""
+    """ValueError, TypeError or LookupError where it is not what stanza() writes."""
     parent = told.get("parent") if isinstance(told, dict) else None
     drives = tuple((_text(name), _whole(size)) for name, size in told["drives"])
     return PublicFacts(
@@ -72,9 +72,11 @@ def _facts(told: Any) -> PublicFacts:
 
 
 def _id(told: object) -> bytes:
-    if not isinstance(told, str) or len(told) != 2 * _ID_SIZE:
+    found = bytes.fromhex(told) if isinstance(told, str) else b""
+    # Digits with blanks between them are fewer.
+    if len(found) != _ID_SIZE or told != found.hex():
         raise ValueError
-    return bytes.fromhex(told)
+    return found
 
 
 def _whole(told: object) -> int:

@@ -134,7 +134,9 @@ def writer_for(
         sink = _encrypting(sink, options.encryption, header, pool)
         seal = sink.seal
         if options.remembered is not None:
-            memory = IndexMemory(sink, options.remembered.text, isinstance(options.remembered, LocalPath))
+            is_local = isinstance(options.remembered, LocalPath)
+            # A URL may have a password in it, and is shown without.
+            memory = IndexMemory(sink, options.remembered.text if is_local else str(options.remembered), is_local)
     if parent is not None:
         return DeltaWriter(
             encoder,

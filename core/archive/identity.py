@@ -112,9 +112,11 @@ def from_hex(told: object, size: int) -> bytes | None:
     if not isinstance(told, str) or len(told) != 2 * size:
         return None
     try:
-        return bytes.fromhex(told)
+        found = bytes.fromhex(told)
     except ValueError:
         return None
+    # Digits with blanks between them are fewer.
+    return found if len(found) == size else None
 
 
 def identity_of_index(archive: ArchiveIndex) -> ArchiveIdentity:

@@ -4,7 +4,9 @@ For each there is a file that only the user can read, with the bytes of the arch
 where they lie in it, and by what the archive's file is known again: the header of its encryption, of which no other
 file has the same, and its size. No data is in it: of each cluster a digest of 16 bytes, and where it lies.
 
-    the archive's bytes, piece by piece; JSON; the length of that and a magic, 16 bytes
+    the archive's bytes, piece by piece; JSON; the length of that, the CRC-32 of both, and a magic, 20 bytes
+
+Damage is found before anything of it is used: what is not as it was written is not remembered.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import contextlib
 import json
 import os
 import struct
+import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -24,8 +27,9 @@ from pybackup.core.secrets.encrypting_sink import EncryptingSink
 from pybackup.core.system.file_io import read_fully, write_fully
 from pybackup.core.system.state_folder import state_folder
 
-END = struct.Struct("<Q8s")
-MAGIC = b"pybkidx1"
+END = struct.Struct("<QI8s")
+MAGIC = b"pybkidx2"
+READ_AT_ONCE = 1 << 20
 MAX_TOLD = 64 << 20
 """Bytes of the JSON: some millions of pieces."""
 ENDING, PARTIAL = ".index", ".partial"
@@ -39,12 +43,12 @@ class IndexMemory:
     """
 
     def __init__(self, sink: EncryptingSink, place: str, is_local: bool, folder: str | None = None) -> None:
-        """``place``: the archive's name. Nothing is made yet."""
+        """``place``: the archive's name, without secrets. Nothing is made yet."""
         self.problem: str | None = None
         self._sink, self._place, self._is_local = sink, os.path.abspath(place) if is_local else place, is_local
         self._folder = folder or state_folder("indexes")
         self._pieces: list[tuple[int, int]] = []
-        self._size = 0
+        self._size = self._crc = 0
         self._fd = -1
         self._path = ""
 
@@ -57,6 +61,7 @@ class IndexMemory:
                 self._begin()
             write_fully(self._fd, self._size, content)
             self._size += len(content)
+            self._crc = zlib.crc32(content, self._crc)
             self._pieces.append((offset, len(content)))
         except OSError as error:
             self.problem = f"{self._folder}: {error.strerror}"
@@ -79,10 +84,13 @@ class IndexMemory:
             }
             text = json.dumps(told, separators=(",", ":")).encode()
             try:
-                write_fully(self._fd, self._size, text + END.pack(len(text), MAGIC))
+                write_fully(self._fd, self._size, text + END.pack(len(text), zlib.crc32(text, self._crc), MAGIC))
                 os.fsync(self._fd)
-                os.rename(self._path, os.path.join(self._folder, self._sink.mark.hex() + ENDING))
+                own = self._sink.mark.hex() + ENDING
+                os.rename(self._path, os.path.join(self._folder, own))
                 self._path = ""
+                with contextlib.suppress(OSError):
+                    _forget(self._folder, lambda entry: entry.name != own and _place_in(entry.path) == self._place)
             except OSError as error:
                 self.problem = f"{self._folder}: {error.strerror}"
         self.drop()
@@ -100,11 +108,36 @@ class IndexMemory:
 
 def _forget_what_has_gone(folder: str) -> None:
     """Remove the indexes of archives that are here no more, and what killed runs have left."""
+    _forget(folder, lambda entry: _is_left_over(entry.name) or (entry.name.endswith(ENDING) and _has_gone(entry.path)))
+
+
+def _forget(folder: str, is_needless: Callable[[os.DirEntry[str]], bool]) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
-                if _is_left_over(entry.name) or (entry.name.endswith(ENDING) and _has_gone(entry.path)):
+                if is_needless(entry):
                     os.unlink(entry.path)
+
+
+def forget_all_but(place: str, there: Collection[str], before: float, folder: str | None = None) -> None:
+    """Remove the indexes of archives of a place in a store, but of those that are there; named without secrets.
+
+    ``there``: their names, as the place told after ``before``, seconds since 1970: what was kept later is not among
+    them.
+    """
+
+    def has_gone(entry: os.DirEntry[str]) -> bool:
+        archive = _place_in(entry.path) if entry.stat().st_mtime < before else None
+        return archive is not None and archive.rpartition("/")[0] == place.rstrip("/") and archive not in there
+
+    with contextlib.suppress(OSError):
+        _forget(folder or state_folder("indexes"), has_gone)
+
+
+def _place_in(path: str) -> str | None:
+    """The archive whose index a file holds; None where it is none, or holds nobody's (OSError)."""
+    place = (_told_at(path) or {}).get("place") if path.endswith(ENDING) else None
+    return place if isinstance(place, str) else None
 
 
 def _is_left_over(name: str) -> bool:
@@ -112,12 +145,7 @@ def _is_left_over(name: str) -> bool:
 
 
 def _has_gone(path: str) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        told = _told(fd)
-    finally:
-        os.close(fd)
-    if told is None:
+    if (told := _told_at(path)) is None:
         return True
     place = told.get("place")
     # A folder that is not there may be one that is not mounted today.
@@ -125,12 +153,21 @@ def _has_gone(path: str) -> bool:
     return bool(told.get("local")) and is_here and not os.path.lexists(str(place))
 
 
+def _told_at(path: str) -> dict[str, Any] | None:
+    """The JSON of such a file; None where it is none (OSError)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return _told(fd)
+    finally:
+        os.close(fd)
+
+
 def _told(fd: int) -> dict[str, Any] | None:
     """The JSON of such a file; None where it is none."""
     size = os.fstat(fd).st_size
     if size < END.size:
         return None
-    length, magic = END.unpack(read_fully(fd, size - END.size, END.size))
+    length, _, magic = END.unpack(read_fully(fd, size - END.size, END.size))
     if magic != MAGIC or not 0 < length <= min(MAX_TOLD, size - END.size):
         return None
     try:
@@ -155,24 +192,44 @@ def remembered(mark: bytes, file_size: int, name: str, folder: str | None = None
     """
     path = os.path.join(folder or state_folder("indexes"), mark.hex() + ENDING)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         yield None
         return
     try:
-        yield _opened(fd, file_size, name)
+        found = None
+        with contextlib.suppress(OSError):
+            found = _opened(fd, file_size, name)
+        yield found
     finally:
         os.close(fd)
 
 
 def _opened(fd: int, file_size: int, name: str) -> Remembered | None:
     told = _told(fd)
-    if told is None or told.get("file_size") != file_size or not isinstance(told.get("size"), int):
+    if (
+        told is None
+        or not _is_as_written(fd)
+        or told.get("file_size") != file_size
+        or not isinstance(told.get("size"), int)
+    ):
         return None
     pieces = told.get("pieces")
     if not isinstance(pieces, list) or not all(_is_piece(one) for one in pieces):
         return None
     return Remembered(_Pieces(fd, pieces, name).pread, told["size"])
+
+
+def _is_as_written(fd: int) -> bool:
+    """Whether nothing of such a file was damaged, and it is ours: what others wrote would make wrong deltas."""
+    found = os.fstat(fd)
+    if found.st_uid not in (0, os.geteuid()):
+        return False
+    crc, end = 0, found.st_size - END.size
+    for at in range(0, end, READ_AT_ONCE):
+        crc = zlib.crc32(read_fully(fd, at, min(READ_AT_ONCE, end - at)), crc)
+    _, kept, _ = END.unpack(read_fully(fd, end, END.size))
+    return bool(crc == kept)
 
 
 def _is_piece(told: object) -> bool:

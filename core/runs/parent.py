@@ -6,6 +6,7 @@ That an incremental backup is not possible never makes a backup fail: it becomes
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from pybackup.core.archive.chain import Chain, Link, ParentSearch, folder_of, open_chain
 from pybackup.core.archive.held import check_still_there, hold
 from pybackup.core.archive.identity import ArchiveIdentity, read_identity
-from pybackup.core.archive.index_memory import going_by_memory
+from pybackup.core.archive.index_memory import forget_all_but, going_by_memory
 from pybackup.core.archive.listing import Listed, archives_in
 from pybackup.core.archive.open import connections_kept
 from pybackup.core.errors import ArchiveError, NoKeyError, PybackupError, RequestError
@@ -210,7 +211,7 @@ def _candidates(
         return []
     pattern = pattern_of(os.path.basename(archive.text), *made)
     found: list[tuple[bool, bool, int, HistoryPlace]] = []
-    for listed in _likeliest_first(archives_in(folder), pattern):
+    for listed in _likeliest_first(_listed(folder), pattern):
         if isinstance(folder, StoreUrl) and sum(of_series for of_series, *_ in found) == MOST_TRIED:
             break  # each look costs some requests, and those that follow are older
         try:
@@ -225,6 +226,15 @@ def _candidates(
             found.append((of_series, identity.created <= made.created, identity.created, listed.place))
     found.sort(key=lambda one: one[:3], reverse=True)
     return [place for *_, place in found[:MOST_TRIED]]
+
+
+def _listed(folder: HistoryPlace) -> Sequence[Listed]:
+    """The archives of a folder; of those of a store that are there no more, what was remembered is forgotten."""
+    before = time.time()
+    listed = archives_in(folder)
+    if isinstance(folder, StoreUrl):
+        forget_all_but(str(folder), {str(one.place) for one in listed}, before)
+    return listed
 
 
 def _likeliest_first(listed: Sequence[Listed], pattern: str) -> Sequence[Listed]:

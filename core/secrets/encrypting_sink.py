@@ -17,7 +17,7 @@ from pybackup.core.device import Buffer
 from pybackup.core.errors import RequestError
 from pybackup.core.sinks import Sink
 from pybackup.core.tasks import end
-from pybackup.formats.age_header import FILE_KEY_SIZE, Stanza, encode_header
+from pybackup.formats.age_header import FILE_KEY_SIZE, MOST_RECIPIENTS, Stanza, encode_header
 from pybackup.formats.age_keys import Passphrase, Recipient
 from pybackup.formats.age_payload import CHUNK, NONCE_SIZE, SEALED, TAG_SIZE, PayloadKey
 from pybackup.formats.errors import FormatError
@@ -46,6 +46,11 @@ class Encryption:
 
     def check(self) -> None:
         """Find out now whether anything can be encrypted (RequestError)."""
+        if len(self.recipients) > MOST_RECIPIENTS:
+            raise RequestError(
+                f"an archive can be encrypted for {MOST_RECIPIENTS} recipients at most: nobody could read it who, as"
+                " pybackup, takes no longer header"
+            )
         try:
             PayloadKey(bytes(FILE_KEY_SIZE), bytes(NONCE_SIZE))
             if not self.is_by_passphrase:

@@ -20,6 +20,8 @@ MOST_KEYS = 64
 MOST_PASSPHRASE = 64 << 10
 """Bytes of a passphrase, the end of its line included."""
 
+IDENTITY_BEGINS = "AGE-SECRET-KEY-"
+
 Key = TypeVar("Key")
 
 
@@ -59,6 +61,9 @@ def _named(text: str) -> str:
 
 
 def _content(path: str, kind: str, most: int, failure: type[PybackupError], where: str | None = None) -> bytes:
+    if IDENTITY_BEGINS in path.upper():
+        # The key itself, where the name of its file belongs: what fails is told to logs, hooks and reports.
+        raise failure(f"what was given for the {kind} file is an identity itself, which is secret: put it into a file")
     try:
         with open(where or path, "rb") as file:
             content = file.read(most + 1)
@@ -106,7 +111,7 @@ def _identity(text: str) -> X25519Identity:
 
 
 def _recipient(text: str) -> X25519Recipient:
-    if text.upper().startswith("AGE-SECRET-KEY-"):
+    if text.upper().startswith(IDENTITY_BEGINS):
         raise FormatError(
             "it is an identity, which is secret: the recipient is what belongs to it, and begins with age1"
         )
@@ -132,7 +137,18 @@ def write_identity(path: str, identity_file: bytes) -> None:
             file.write(identity_file)
             file.flush()
             os.fsync(fd)
+        _sync_folder(os.path.dirname(path) or ".")
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise target_failure(path, error, "write") from error
+
+
+def _sync_folder(folder: str) -> None:
+    """A key that is gone after a power failure is one of which archives may have been made already."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a filesystem that knows no such thing
+            os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from pybackup.core.errors import Advice, ArchiveError, NoKeyError, RequestError
 from pybackup.core.system.extras import how_to_install
@@ -18,6 +19,8 @@ from pybackup.formats.age_keys import SCRYPT, X25519, Identity, X25519Identity, 
 from pybackup.formats.errors import FormatError
 
 from .key_files import read_identities, read_passphrase
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Keys:
@@ -58,7 +61,9 @@ class Keys:
         if not self:
             raise _none_given(header, name)
         try:
-            found = file_key_of(header, self.identities())
+            # What a passphrase takes in memory, the file says, up to a GiB: archives are opened in several threads.
+            with _ONE_AT_A_TIME if _wants_passphrase(header) else nullcontext():
+                found = file_key_of(header, self.identities())
         except FormatError as error:
             raise ArchiveError(f"{name}: the header of its encryption is damaged: {error.what}") from None
         except ImportError as error:

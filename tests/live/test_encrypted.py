@@ -336,6 +336,7 @@ def test_deltas_by_what_the_machine_remembers(scene: Scene, tmp_path: Path) -> N
                 RECIPIENT,
                 "--no-public-facts",
                 "--incremental",
+                "--force",
                 "--time",
                 str(1767182400 + number * 86400),
             ),
@@ -355,6 +356,11 @@ def test_deltas_by_what_the_machine_remembers(scene: Scene, tmp_path: Path) -> N
     assert pybackup("info", third, env=env).code == 7
     for path in (tmp_path / "state" / "pybackup" / "indexes").iterdir():
         path.unlink()
+    assert "this machine has neither a key nor remembers it" in night(4)
+    (kept,) = (tmp_path / "state" / "pybackup" / "indexes").iterdir()
+    damaged = bytearray(kept.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    kept.write_bytes(damaged)
     assert "this machine has neither a key nor remembers it" in night(4)
     assert pybackup("compare", "--identity", scene.key, folder / "vm-20260104.vma.zst.age", disk).code == 0
     assert "compared with the parent's digests" in night(5)

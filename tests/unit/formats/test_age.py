@@ -230,6 +230,10 @@ NO_FACTS = [
     AN_ID + b'"created":-1,"drives":[]}',
     AN_ID + b'"created":1,"drives":[1]}',
     AN_ID + b'"created":1,"drives":[],"parent":["00"]}',
+    AN_ID + b'"created":1,"drives":[],"parent":[]}',
+    AN_ID + b'"created":1,"drives":[],"parent":{}}',
+    b'{"uuid":"' + b"00 " * 10 + b'00","created":1,"drives":[]}',
+    b'{"uuid":"' + b"AB" * 16 + b'","created":1,"drives":[]}',
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybackup.core.archive.index_memory import ENDING, PARTIAL, IndexMemory, remembered
+from pybackup.core.archive.index_memory import END, ENDING, MAGIC, PARTIAL, IndexMemory, forget_all_but, remembered
 from pybackup.core.errors import NoKeyError
 
 MARK = bytes(range(16))
@@ -69,7 +70,8 @@ def test_every_cut_is_as_if_nothing_were_there(tmp_path: Path) -> None:
     [b"[]", b"{}", b'{"file_size":777}', b'{"file_size":777,"size":9,"pieces":[[1]]}', b"\xff", b'{"pieces":-1}'],
 )
 def test_nonsense_is_as_if_nothing_were_there(told: bytes, tmp_path: Path) -> None:
-    (tmp_path / f"{MARK.hex()}{ENDING}").write_bytes(told + len(told).to_bytes(8, "little") + b"pybkidx1")
+    end = END.pack(len(told), zlib.crc32(told), MAGIC)
+    (tmp_path / f"{MARK.hex()}{ENDING}").write_bytes(told + end)
     with remembered(MARK, 777, "a", str(tmp_path)) as found:
         assert found is None
 
@@ -86,6 +88,62 @@ def test_what_has_gone_is_forgotten_by_the_next_run(tmp_path: Path) -> None:
     other.keep(len(ARCHIVE))
     remember(tmp_path, mark=bytes([1] * 16)).drop()
     assert (state / f"{bytes(16).hex()}{ENDING}").exists()
+
+
+def test_no_flipped_bit_is_remembered(tmp_path: Path) -> None:
+    """A run would go by it, and fail halfway, every night, on a parent that is sound."""
+    remember(tmp_path, [(0, 30)]).keep(len(ARCHIVE))
+    (kept,) = (tmp_path / "state").iterdir()
+    content = kept.read_bytes()
+    for at in range(len(content)):
+        kept.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        with remembered(MARK, 777, "a", str(tmp_path / "state")) as found:
+            assert found is None, at
+    kept.write_bytes(content)
+    with remembered(MARK, 777, "a", str(tmp_path / "state")) as found:
+        assert found is not None
+
+
+def test_what_another_user_has_put_there_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remember(tmp_path).keep(len(ARCHIVE))
+    owner = os.stat(tmp_path).st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    with remembered(MARK, 777, "a", str(tmp_path / "state")) as found:
+        assert (found is None) is (owner != 0)
+    (kept,) = (tmp_path / "state").iterdir()
+    if owner == 0:
+        os.chown(kept, 4322, -1)
+        with remembered(MARK, 777, "a", str(tmp_path / "state")) as found:
+            assert found is None
+
+
+def test_an_archive_that_was_replaced_is_forgotten(tmp_path: Path) -> None:
+    """The same name every night: one index, not one of every night."""
+    (tmp_path / "a.vma.zst.age").write_bytes(b"")
+    for night in range(3):
+        remember(tmp_path, mark=bytes([night] * 16)).keep(len(ARCHIVE))
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [bytes([2] * 16).hex() + ENDING]
+
+
+def test_what_has_gone_from_a_store_is_forgotten(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+
+    def keep(number: int, place: str) -> Path:
+        made: Any = SimpleNamespace(mark=bytes([number] * 16), size=777)
+        memory = IndexMemory(made, place, False, str(state))
+        memory.note(0, b"header")
+        memory.keep(len(ARCHIVE))
+        return state / (bytes([number] * 16).hex() + ENDING)
+
+    gone, there = keep(1, "s3://b/vm/1"), keep(2, "s3://b/vm/2")
+    elsewhere, below = keep(3, "s3://b/other/1"), keep(4, "s3://b/vm/deep/1")
+    os.mkfifo(state / f"pipe{ENDING}")
+    later = gone.stat().st_mtime
+    forget_all_but("s3://b/vm", {"s3://b/vm/2"}, later - 1, str(state))
+    assert gone.exists(), "it may have been made after the place was asked"
+    forget_all_but("s3://b/vm", {"s3://b/vm/2"}, later + 60, str(state))
+    assert not gone.exists()
+    assert there.exists() and elsewhere.exists() and below.exists()
 
 
 def test_a_state_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:

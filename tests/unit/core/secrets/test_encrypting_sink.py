@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pybackup.core.archive.encrypted_stream import Unsealed
 from pybackup.core.errors import RequestError, TargetError
 from pybackup.core.secrets.encrypting_sink import BATCH, EncryptingSink, Encryption
-from pybackup.formats.age_header import Stanza
-from pybackup.formats.age_keys import Passphrase, X25519Recipient
+from pybackup.formats.age_header import MOST_RECIPIENTS, Stanza, parse_header
+from pybackup.formats.age_keys import Passphrase, X25519Identity, X25519Recipient
 from pybackup.formats.age_payload import CHUNK
+from pybackup.formats.public_facts import KIND, MAX_BODY
 
 PATTERN = bytes(range(251)) * (3 * BATCH // 251)
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, BATCH - 1, BATCH, BATCH + 1, 2 * BATCH, 2 * BATCH + CHUNK + 3]
@@ -102,3 +103,15 @@ def test_two_files_have_nothing_in_common() -> None:
     one, other = encrypted(PATTERN[:CHUNK]), encrypted(PATTERN[:CHUNK])
     assert one[200:] != other[200:]
     assert Unsealed(lambda _: b"", "empty", None).read(5) == b""  # type: ignore[arg-type]
+
+
+def test_no_header_is_written_that_nobody_could_read() -> None:
+    """As many recipients as may be, and as much told as may be, are within what a reader takes."""
+    recipients = [X25519Identity(number.to_bytes(32, "big")).recipient() for number in range(1, MOST_RECIPIENTS + 2)]
+    most = Encryption(recipients[:MOST_RECIPIENTS])
+    most.check()
+    header = most.header(bytes(16), [Stanza(KIND, ("1",), bytes(MAX_BODY))])
+    found = parse_header(header, is_all=True)
+    assert found is not None and len(found.stanzas) == MOST_RECIPIENTS + 1
+    with pytest.raises(RequestError, match="127 recipients at most"):
+        Encryption(recipients).check()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from encrypted import IDENTITY, key_file
@@ -19,6 +23,8 @@ from pybackup.core.secrets.key_files import (
     write_identity,
 )
 from pybackup.core.secrets.keys import Keys
+from pybackup.formats.age_header import encode_header, parse_header
+from pybackup.formats.age_keys import Passphrase
 from pybackup.formats.bech32 import encode
 
 RECIPIENT = str(IDENTITY.recipient())
@@ -95,6 +101,14 @@ def test_a_file_that_is_not_there(read: Callable[[str], object], tmp_path: Path)
         read(str(tmp_path / "gone"))
 
 
+@pytest.mark.parametrize("read", [read_identities, read_recipients, read_passphrase])
+@pytest.mark.parametrize("text", [SECRET, SECRET.lower(), f"./{SECRET}"], ids=range(3))
+def test_a_key_in_the_place_of_its_file_is_not_told(read: Callable[[str], object], text: str) -> None:
+    with pytest.raises(PybackupError, match="an identity itself, which is secret") as raised:
+        read(text)
+    assert SECRET[16:30].lower() not in str(raised.value).lower()
+
+
 def test_an_identity_is_written_once_and_for_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "key"
     old = os.umask(0)
@@ -125,3 +139,26 @@ def test_a_pipe_of_keys_is_read_once(tmp_path: Path) -> None:
         assert len(keys.x25519()) == 1
     finally:
         os.close(ours)
+
+
+def test_one_passphrase_at_a_time_has_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`list` opens eight archives at a time, and each may ask for a GiB."""
+    (tmp_path / "passphrase").write_text("one\n")
+    header = parse_header(encode_header([Passphrase(b"one", work=2).wrap(bytes(16))], bytes(16)), is_all=True)
+    assert header is not None
+    keys, inside, most = Keys(passphrase_file=str(tmp_path / "passphrase")), [0], []
+    derive = hashlib.scrypt
+
+    def scrypt(*arguments: Any, **options: Any) -> bytes:
+        inside[0] += 1
+        most.append(inside[0])
+        if len(most) < 3:
+            together.wait(0.1)  # nobody sets it: others have the time to come
+        inside[0] -= 1
+        return derive(*arguments, **options)
+
+    together = threading.Event()
+    monkeypatch.setattr("hashlib.scrypt", scrypt)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: keys.file_key(header, "a"), range(8))) == {bytes(16)}
+    assert most == [1] * 8
