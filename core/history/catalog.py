@@ -18,6 +18,7 @@ from pybackup.core.archive.open import RangeReader, range_reader, unsealed
 from pybackup.core.archive.public_facts import public_identity, public_identity_in
 from pybackup.core.errors import ArchiveError, NoKeyError
 from pybackup.core.places.kinds import HistoryPlace, LocalPath
+from pybackup.core.secrets.keys import given
 from pybackup.core.sinks.archive_evidence import archive_format, is_archive_name
 from pybackup.formats import vma
 from pybackup.formats import zstd_seekable as zs
@@ -248,6 +249,8 @@ def _local_identity(listed: Listed) -> ArchiveIdentity:
     try:
         return read_identity(listed.place)
     except NoKeyError:
+        # A key that was given and cannot be read is a failure of its own.
+        given().identities()
         if (found := public_identity(listed.place)) is None:
             raise
         return found
@@ -272,6 +275,7 @@ def _remote_identity(pread: Callable[[int, int], bytes], listed: Listed) -> Arch
         check_public_facts(source.encryption, index.header, name)
         return identity_of_index(index)
     except NoKeyError:
+        given().identities()
         if (found := public_identity_in(file, name)) is None:
             raise
         return found

@@ -17,6 +17,7 @@ from itertools import islice
 from pybackup.core.archive.listing import Listed, archives_in
 from pybackup.core.errors import Advice, ArchiveError, NoKeyError, PybackupError, RequestError
 from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
+from pybackup.core.secrets.keys import given
 
 from .catalog import Catalog, Entry, connected, read_entries
 from .plan import Decision, Fate, Wishes, in_order, kept_instead, make_plan, needed
@@ -83,7 +84,7 @@ class Prune:
         with connected(self._place):
             listed = archives_in(self._place)
             self._listed = frozenset(listed)
-            self._catalog = Catalog(read_entries(self._place, listed))
+            self._catalog = Catalog(self._read(listed))
             self._refuse_unreadable(self._catalog.entries)
             self._record.load()
         return Pruned(make_plan(self._catalog, self._wishes))
@@ -107,6 +108,13 @@ class Prune:
         if entry.identity is None or entry.identity.digest is None:
             return False
         return key_of(entry) in self._trusted or self._record.is_sound(entry)
+
+    def _read(self, listed: Sequence[Listed]) -> Sequence[Entry]:
+        """What these are; where keys were given, an archive that none of them opens is not believed.
+
+        Whoever can write to the place could make archives that tell everybody anything, and the true ones would go.
+        """
+        return [_sealed(one) if _is_unproved(one) else one for one in read_entries(self._place, listed)]
 
     def _refuse_unreadable(self, entries: Sequence[Entry]) -> None:
         """Nobody knows what an archive needs that cannot be read."""
@@ -154,7 +162,7 @@ class Prune:
         if gone:
             self._catalog = self._catalog.without(gone)
         if new:
-            entries = read_entries(self._place, new)
+            entries = self._read(new)
             self._refuse_unreadable(entries)
             self._catalog = self._catalog.with_also(entries)
 
@@ -244,6 +252,14 @@ class Prune:
         if merged.identity is None or entry.identity is None or merged.is_delta:
             return False
         return merged.backup == entry.backup and entry.identity.digest in merged.identity.replaces
+
+
+def _is_unproved(entry: Entry) -> bool:
+    return bool(given()) and entry.identity is not None and entry.identity.is_public
+
+
+def _sealed(entry: Entry) -> Entry:
+    return Entry(entry.listed, None, f"no key that was given opens {entry.listed.place}", is_sealed=True)
 
 
 def merged_name(name: str) -> str:

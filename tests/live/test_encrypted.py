@@ -296,6 +296,23 @@ def test_list_and_prune_without_a_key(nights: Path, scene: Scene) -> None:
     assert len(list(nights.iterdir())) == 3, "the newest needs both others"
 
 
+def test_prune_with_a_key_does_not_believe_what_nobody_proves(nights: Path, scene: Scene) -> None:
+    """Who can write to the place makes newer ones, for a key of his own: the true ones stay."""
+    false = nights / "vm-20260104.vma.zst.age"
+    other = ("--recipient", str(OTHER.recipient()), "--time", str(4 * 86400))
+    assert pybackup("run", *other, scene.folder / "d.img", false).code == 0
+    before = listing(nights)
+    prune = ("prune", nights, "--keep-last", "1")
+    told = pybackup(*prune, "--identity", scene.key)
+    assert told.code == 7 and f"no key that was given opens {false}" in told.err
+    for command in (prune, ("list", nights)):
+        told = pybackup(*command, "--identity", "gone.txt")
+        assert told.code == 7 and "cannot read the identity file gone.txt" in told.out.decode() + told.err
+    assert pybackup(*prune, "--identity", scene.key, "--ignore", false.name).code == 0
+    assert listing(nights) == before
+    assert pybackup(*prune, "--identity", scene.key, "--identity", scene.folder / "other.txt").code == 0
+
+
 def test_prune_removes_nothing_where_an_archive_tells_nothing(nights: Path, scene: Scene) -> None:
     secret = nights / "vm-20260104.vma.zst.age"
     made = pybackup("run", "--no-public-facts", "--recipient", RECIPIENT, scene.folder / "d.img", secret)
