@@ -86,6 +86,15 @@ class ParentDrives:
         return [(at, run.clusters) for at, run in self.changed(drive_id, first, [zero_run(count)])]
 
 
+    def zeros_now(self, drive_id: int, first: int, count: int) -> list[tuple[int, int]] | None:
+        """changed_zeros(), if what the parent has there is kept, so that nothing has to be read; else None."""
+        drive, number = self._drives[drive_id], first // WINDOW
+        is_within = drive is not None and first + count <= min(drive.clusters, (number + 1) * WINDOW)
+        if not is_within or drive is None or self._windows.peek((drive.drive_id, number)) is None:
+            return None
+        return self.changed_zeros(drive_id, first, count)
+
+
 def _first_of(run: ViewRun) -> int:
     return run.first
 
@@ -174,9 +183,10 @@ class DeltaWriter(ArchiveWriter):
 
     async def put_zeros(self, drive_id: int, first: int, count: int) -> int:
         """Take those of zero clusters in a row that were not zero in the parent; how many these are."""
-        changed = await asyncio.get_running_loop().run_in_executor(
-            None, self._parent.changed_zeros, drive_id, first, count
-        )
+        changed = self._parent.zeros_now(drive_id, first, count)
+        if changed is None:
+            loop = asyncio.get_running_loop()
+            changed = await loop.run_in_executor(None, self._parent.changed_zeros, drive_id, first, count)
         for at, clusters in changed:
             await super().put_zeros(drive_id, at, clusters)
         return sum(clusters for _, clusters in changed)
