@@ -56,7 +56,11 @@ class DomainDisk:
 
 @dataclass(frozen=True, slots=True)
 class DomainXml:
-    """What the XML of a domain tells. ``owner``: user and group that its QEMU runs as, where it says so."""
+    """What the XML of a domain tells.
+
+    ``owner``: user and group that its QEMU runs as, where it says so. ``unread``: state beside the disks that is kept
+    where it cannot be read.
+    """
 
     name: str
     uuid: str
@@ -67,6 +71,7 @@ class DomainXml:
     has_agent: bool = False
     is_agent_connected: bool = False
     owner: tuple[int, int] | None = None
+    unread: Sequence[LeftOut] = ()
 
 
 class _Builder:
@@ -136,10 +141,11 @@ def parse_domain(text: str) -> DomainXml:
         disks=disks,
         left_out=left_out,
         nvram=_nvram(root),
-        has_tpm=root.find("devices/tpm/backend[@type='emulator']") is not None,
+        has_tpm=any(_tpm_elsewhere(one) is None for one in root.iterfind("devices/tpm/backend")),
         has_agent=bool(agents),
         is_agent_connected=any(one.get("state") == "connected" for one in agents),
         owner=_owner(root),
+        unread=_unread(root),
     )
 
 
@@ -206,10 +212,29 @@ def _passed_through(root: Element) -> list[LeftOut]:
 def _nvram(root: Element) -> str | None:
     """The path of the file with the firmware's variables."""
     found = root.find("os/nvram")
-    if found is None:
+    if found is None or found.get("type", "file") != "file":
         return None
     source = found.find("source")
     return (source.get("file") if source is not None else (found.text or "").strip()) or None
+
+
+def _tpm_elsewhere(backend: Element) -> str | None:
+    """Where a TPM has its state, if not where libvirt puts that by itself: a clause."""
+    kind = backend.get("type", "")
+    if kind != "emulator":
+        return "it is a device of the host" if kind == "passthrough" else f"it is kept by another program ({kind})"
+    path = _attribute(backend, "source", "path")
+    return f"it is kept in {path}" if path else None
+
+
+def _unread(root: Element) -> list[LeftOut]:
+    found = [
+        LeftOut("the firmware's variables", f"they are in no file ({one.get('type')})")
+        for one in root.iterfind("os/nvram")
+        if one.get("type", "file") != "file"
+    ]
+    where = [_tpm_elsewhere(one) for one in root.iterfind("devices/tpm/backend")]
+    return [*found, *(LeftOut("the state of the TPM", reason) for reason in where if reason is not None)]
 
 
 def _owner(root: Element) -> tuple[int, int] | None:

@@ -93,7 +93,7 @@ async def look(virsh: Virsh, domain: Domain) -> KnownCheckpoints:
     """See what there is, and remove what killed runs have left (SourceError)."""
     doing = f"look for checkpoints of domain {domain.name}"
     found: dict[ArchiveInstant, CheckpointXml] = {}
-    for name in (await virsh.ask(doing, "checkpoint-list", "--domain", domain.uuid, "--name")).split():
+    for name in (await virsh.ask(doing, "checkpoint-list", "--domain", domain.uuid, "--name")).split("\n"):
         instant = ArchiveInstant.parse(name)
         if instant is None:
             continue
@@ -264,5 +264,5 @@ async def delete_checkpoint(virsh: Virsh, domain: str, name: str) -> None:
     except VirshError:
         if not await has_qemu(virsh, domain):
             return
-        if name in (await virsh.ask(doing, "checkpoint-list", "--domain", domain, "--name")).split():
+        if name in (await virsh.ask(doing, "checkpoint-list", "--domain", domain, "--name")).split("\n"):
             raise

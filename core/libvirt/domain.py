@@ -47,9 +47,12 @@ class Domain:
 
 
 async def all_domains(virsh: Virsh) -> list[str]:
-    """The names of all domains, running or not, in order (SourceError)."""
+    """The names of all domains, running or not, in order (SourceError).
+
+    A name may have all that Unicode calls the end of a line, but for the newline.
+    """
     said = await virsh.ask("list the domains of libvirt", "list", "--all", "--name")
-    return sorted(line for line in said.splitlines() if line)
+    return sorted(line for line in said.split("\n") if line)
 
 
 async def find_domain(virsh: Virsh, name: str) -> Domain:
@@ -69,7 +72,7 @@ async def find_domain(virsh: Virsh, name: str) -> Domain:
 
 def facts(said: str) -> dict[str, str]:
     """What virsh prints as ``Key: value``."""
-    lines = (line.partition(":") for line in said.splitlines())
+    lines = (line.partition(":") for line in said.split("\n"))
     return {key.strip(): value.strip() for key, _, value in lines}
 
 

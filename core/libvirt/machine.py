@@ -39,7 +39,7 @@ class UnreadableFileError(Exception):
 
 def belongings(domain: Domain, uri: str | None) -> Belongings:
     """All that can be read of what belongs to a domain. It blocks, for small files."""
-    found = Belongings()
+    found = Belongings(missing=list(domain.now.unread))
     definition = domain.definition.encode("utf-8", "surrogateescape")
     if len(definition) <= MOST_CONFIG:
         found.configs.append((CONFIG_NAME, definition))

@@ -38,15 +38,21 @@ class Nights:
         self._random = random.Random(13)
 
     def write(self, target: str, offset: int, length: int) -> None:
+        self.domain.io_all([self._write(target, offset, length)])
+
+    def _write(self, target: str, offset: int, length: int) -> tuple[str, str]:
+        """What the guest is to be told, which the model knows already."""
         pattern = self._random.randrange(256)
-        self.domain.io(target, f"write -P {pattern} {offset} {length}")
         self.model[target][offset : offset + length] = bytes([pattern]) * length
+        return target, f"write -P {pattern} {offset} {length}"
 
     def write_some(self) -> None:
+        commands = []
         for target, size in SIZES.items():
             for _ in range(2):
                 length = self._random.choice([512, 4096, 70_000])
-                self.write(target, self._random.randrange(0, size - length, 512), length)
+                commands.append(self._write(target, self._random.randrange(0, size - length, 512), length))
+        self.domain.io_all(commands)
 
     def command(self, *options: str) -> list[str]:
         self.number += 1

@@ -96,6 +96,27 @@ def test_what_is_no_domain_is_refused(text: str, reason: str) -> None:
         parse_domain(text)
 
 
+@pytest.mark.parametrize(
+    ("inside", "name", "reason"),
+    [
+        ("<os><nvram type='block'><source dev='/d'/></nvram></os>", "the firmware's variables", "no file (block)"),
+        ("<os><nvram type='network'><source name='/etc/x'/></nvram></os>", "the firmware's variables", "(network)"),
+        ("<devices><tpm><backend type='passthrough'/></tpm></devices>", "the state of the TPM", "of the host"),
+        ("<devices><tpm><backend type='external'/></tpm></devices>", "the state of the TPM", "(external)"),
+        (
+            "<devices><tpm><backend type='emulator'><source type='dir' path='/t'/></backend></tpm></devices>",
+            "the state of the TPM",
+            "kept in /t",
+        ),
+    ],
+)
+def test_state_that_lies_elsewhere_is_told_and_no_other_taken_for_it(inside: str, name: str, reason: str) -> None:
+    found = parse_domain(f"<domain>{inside}</domain>")
+    assert (found.nvram, found.has_tpm) == (None, False)
+    ((told, why),) = found.unread
+    assert told == name and reason in why
+
+
 @given(st.text(max_size=200))
 def test_whatever_comes_nothing_else_is_raised(text: str) -> None:
     with contextlib.suppress(FormatError):

@@ -10,7 +10,7 @@ import pytest
 from pybackup.core.errors import RequestError, SourceError
 from pybackup.core.libvirt import thaw
 from pybackup.core.libvirt.checkpoints import delete_checkpoint
-from pybackup.core.libvirt.domain import find_domain
+from pybackup.core.libvirt.domain import all_domains, facts, find_domain
 from pybackup.core.libvirt.pulled_job import current_job
 from pybackup.core.libvirt.thaw import count_of
 from pybackup.core.libvirt.virsh import MOST_SAID, NoAnswerError, Virsh, VirshError, reason_of, refuse_remote
@@ -118,6 +118,13 @@ def test_reasons_and_numbers_are_found_in_what_is_said() -> None:
     assert reason_of(b"error: a\nerror: b: \xff\n") == "a: b: \ufffd"
     assert reason_of(b"x" * 5000) == "x" * 1000
     assert [count_of(said) for said in ("Froze 3 filesystem(s)\n", "", "none")] == [3, 0, 0]
+
+
+def test_a_name_may_have_line_ends_of_unicode(virsh: Path) -> None:
+    name = "x\u2028Id: -\x85y"
+    virsh.write_text(f"#!/bin/sh\nprintf '%s\\n' zoo '' '{name}'\n")
+    assert asyncio.run(all_domains(Virsh("qemu:///system"))) == [name, "zoo"]
+    assert facts(f"Id: 7\nName: {name}\n") == {"Id": "7", "Name": name, "": ""}
 
 
 GERMAN = """#!/bin/sh
