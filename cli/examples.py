@@ -64,7 +64,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "A second key, for the safe": "pybackup keygen > paper.txt",
     },
     "verify": {
-        "All archives of a folder, with a line for each": "pybackup verify -v /backups",
+        "All archives of a folder, with a line for each": "pybackup verify /backups",
         "Those that were not read for a month; a twentieth of each, at random": (
             "pybackup verify --older-than 30d /backups\npybackup verify --sample 5% s3://backups/vm1/"
         ),

@@ -168,7 +168,8 @@ def history_lines(facts: ArchiveFacts, ancestors: Ancestors) -> Iterator[str]:
     count = len(ancestors.found)
     sizes = [facts.size or 0, *(link.identity.size or 0 for link in ancestors.found)]
     since = _when(facts.about.get("parent"))
-    yield f"delta    holds what changed since {since}; with what it needs {short(sum(sizes))}"
+    all_of_it = "what it needs" if ancestors.missing is None else "what is there of what it needs,"
+    yield f"delta    holds what changed since {since}; with {all_of_it} {short(sum(sizes))}"
     for number, link in enumerate(ancestors.found):
         identity = link.identity
         kind = "delta" if identity.is_delta else "full"

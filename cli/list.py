@@ -24,6 +24,8 @@ from pybackup.core.places.kinds import HistoryPlace
 
 BAR = 12
 """Characters of the longest bar."""
+NAME = 255
+"""Characters of the longest name: one is cut in two only when all else that can be is left out."""
 LAST_TIME = 253402300799
 """The last second that a calendar has."""
 
@@ -185,14 +187,14 @@ def when(created: int) -> str:
 
 
 _COLUMNS = (
-    Column("archive", flexible=True),
+    Column("archive", flexible=NAME),
     Column("made"),
     Column("kind"),
     Column("size", right=True),
-    Column(""),
-    Column("drives", flexible=True),
-    Column("of", right=True),
-    Column("needed by", right=True),
+    Column("", spare=3),
+    Column("drives", flexible=12, spare=2),
+    Column("disks", right=True, spare=1),
+    Column("needed by", right=True, spare=4),
 )
 
 

@@ -17,6 +17,7 @@ from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import history_place
 from pybackup.cli.options import key_options, parents_option
 from pybackup.cli.params import PlainPath
+from pybackup.cli.printable import say
 from pybackup.cli.request import takes
 from pybackup.core.errors import TargetError
 from pybackup.core.places.kinds import HistoryPlace, LocalPath
@@ -55,6 +56,9 @@ def command(request: _Request) -> int:
     folder of archives, or a prefix of an object store: each archive becomes a folder, and is opened when it is looked
     at; links are left out. Only what is read is fetched and decompressed, and every cluster is checked; damage is an
     I/O error.
+
+    It needs the package mfusepy, an extra: python3 -m pip install '.[mount]' in a clone; and FUSE's fusermount3. After
+    --background nobody is there to tell why a file cannot be read: without it, that is told on stderr.
 
     What a guest has written is not to be trusted: rather look into a disk with guestfish than have this machine's
     kernel mount it, see pybackup-recover(7).
@@ -96,7 +100,11 @@ def _mount(request: _Request, ready: Callable[[], None]) -> None:
     with contextlib.closing(OpenedArchives(parents)) as archives:
         root = root_of(_absolute(request.place), archives)
         name = request.place.text if isinstance(request.place, LocalPath) else str(request.place)
-        mount(root, request.folder, name=name, allow_other=request.allow_other, ready=ready)
+        mount(root, request.folder, name=name, allow_other=request.allow_other, ready=ready, tell=_tell)
+
+
+def _tell(why: str) -> None:
+    say(f"pybackup: {why}", err=True)
 
 
 def _absolute(place: HistoryPlace) -> HistoryPlace:

@@ -67,7 +67,7 @@ def parse_duration(text: str) -> float:
     """Seconds from a number with s, m, h or d; ValueError for anything else."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a duration; write for example 90, 90s, 10m or 2h")
+        raise ValueError(f"{text!r} is not a duration; write for example 90, 90s, 10m, 2h or 30d")
     return float(match[1]) * _SECONDS[match[2].lower()]
 
 

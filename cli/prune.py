@@ -13,7 +13,7 @@ import click
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import history_place
 from pybackup.cli.keep import keep_options, rules_of
-from pybackup.cli.list import kind, when
+from pybackup.cli.list import NAME, kind, when
 from pybackup.cli.numbers import counted, short
 from pybackup.cli.options import json_option, key_options, threads_option
 from pybackup.cli.params import PlainPath, Whole
@@ -24,7 +24,7 @@ from pybackup.cli.request import takes
 from pybackup.cli.running import tell_report, threads_or_default, warn
 from pybackup.cli.tables import Column, show_table
 from pybackup.core.history.catalog import Catalog
-from pybackup.core.history.plan import Decision, Fate, Wishes
+from pybackup.core.history.plan import NEEDED_BY, Decision, Fate, Wishes
 from pybackup.core.history.prune import MergeTools, Prune, Pruned
 from pybackup.core.places.kinds import HistoryPlace
 
@@ -148,12 +148,12 @@ def _decision_as_dict(one: Decision, pruned: Pruned) -> dict[str, Any]:
 
 
 _COLUMNS = (
-    Column("archive", flexible=True),
-    Column("made"),
-    Column("kind"),
+    Column("archive", flexible=NAME),
+    Column("made", spare=1),
+    Column("kind", spare=2),
     Column("size", right=True),
     Column(""),
-    Column("why", flexible=True),
+    Column("why", flexible=30),
 )
 _DONE = {Fate.KEEP: "keep", Fate.REMOVE: "removed", Fate.MERGE: "merged"}
 
@@ -172,7 +172,8 @@ def _print(pruned: Pruned, *, dry_run: bool) -> None:
             click.echo()
         say(f"{name or 'what cannot be read'}:")
         show_table(_COLUMNS, rows[name])
-    click.echo()
+    if rows:
+        click.echo()
     say(summary(pruned, dry_run=dry_run))
 
 
@@ -185,5 +186,11 @@ def summary(pruned: Pruned, *, dry_run: bool = False) -> str:
     text += f" {counted(len(gone), 'archive')} ({short(sum(one.listed.size for one in gone))})"
     if fates[Fate.MERGE]:
         text += f", {'would merge' if dry_run else 'merged'} {counted(fates[Fate.MERGE], 'chain')}"
+    for_others = [one for one in stay if one.fate is Fate.KEEP and all(map(_is_need, one.reasons))]
     left = sum(one.entry.listed.size for one in stay if one.entry.name not in pruned.merged) + pruned.written
-    return f"{text}; {counted(len(stay), 'archive')} {'stays' if len(stay) == 1 else 'stay'} ({short(left)})"
+    text += f"; {counted(len(stay), 'archive')} {'stays' if len(stay) == 1 else 'stay'} ({short(left)})"
+    return f"{text}, {len(for_others)} of them only because others need them" if for_others else text
+
+
+def _is_need(reason: str) -> bool:
+    return reason.startswith(NEEDED_BY)

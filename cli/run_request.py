@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -184,6 +185,21 @@ def _check_keeping(request: RunRequest) -> None:
         )
 
 
+def _check_series(request: RunRequest, options: ArchiveOptions) -> None:
+    """Whether the rules can ever find another archive of its series."""
+    archive = request.archive
+    if rules_of(request).is_empty or not isinstance(archive, LocalPath | StoreUrl):
+        return
+    from pybackup.core.history.series import pattern_of
+
+    name = os.path.basename(archive.text)
+    if pattern_of(name, options.created, options.uuid) == name:
+        raise RequestError(
+            f"--keep-... removes archives whose names differ from {name} only by their time, and none is found in it;"
+            " write for example disk-{now}.vma.zst"
+        )
+
+
 def _check_parent(request: RunRequest) -> None:
     if request.base is not None and request.incremental:
         raise RequestError("--incremental looks for the parent itself: name none with --base")
@@ -234,6 +250,7 @@ def name_archive(
     named = replace(request, archive=name)
     _check_archive(named)
     _check_keeping(named)
+    _check_series(named, options)
     return named
 
 

@@ -13,13 +13,22 @@ from pybackup.cli.names import printable
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
+_GAP = 2
+"""Characters between two columns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``flexible``: on a narrow terminal it is cut, so that the others are not."""
+    """``spare``: on a narrow terminal it is left out, that with the smallest number first.
+
+    ``flexible``: where that is not enough it goes on in the next line, but is not made narrower than so many characters
+    while any other can be left out.
+    """
 
     name: str
     right: bool = False
-    flexible: bool = False
+    flexible: int = 0
+    spare: int = 0
 
 
 def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -44,18 +53,32 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
+    console = Console()
+    widths = [max(len(line[at]) for line in ([one.name for one in columns], *rows)) for at in range(len(columns))]
+    shown = _fitting(columns, widths, console.width)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for at in shown:
         table.add_column(
-            column.name,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis" if column.flexible else "fold",
-            min_width=None if column.flexible else max((len(row[columns.index(column)]) for row in rows), default=0),
+            columns[at].name,
+            justify="right" if columns[at].right else "left",
+            no_wrap=not columns[at].flexible,
+            overflow="fold",
+            min_width=None if columns[at].flexible else widths[at],
         )
     for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)
+        table.add_row(*(Text(row[at]) for at in shown))
+    console.print(table)
+
+
+def _fitting(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
+    """Which columns are shown on a terminal of ``width`` characters."""
+    shown = list(range(len(columns)))
+    for left_out in sorted((at for at in shown if columns[at].spare), key=lambda at: columns[at].spare):
+        least = (min(widths[at], columns[at].flexible) if columns[at].flexible else widths[at] for at in shown)
+        if sum(least) + _GAP * (len(shown) - 1) <= width:
+            break
+        shown.remove(left_out)
+    return shown
 
 
 def bar(part: float, whole: float, width: int) -> str:

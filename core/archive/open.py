@@ -67,8 +67,10 @@ class RangeReader(NamedTuple):
 
 
 def has_ranges(archive: ArchivePlace) -> TypeGuard[LocalPath | StoreUrl]:
-    """Whether an archive can be read at any place: a URL, or a regular file."""
-    return isinstance(archive, StoreUrl) or (isinstance(archive, LocalPath) and os.path.isfile(archive.path))
+    """Whether an archive can be read at any place: a URL, or a regular file; true of what is missing, too."""
+    if not isinstance(archive, LocalPath):
+        return isinstance(archive, StoreUrl)
+    return os.path.isfile(archive.path) or not os.path.exists(archive.path)
 
 
 def connections_kept(place: object) -> AbstractContextManager[None]:

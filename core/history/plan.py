@@ -11,6 +11,9 @@ from .catalog import Catalog, Entry
 from .retention import Rules, reasons_to_keep
 from .series import series_of
 
+NEEDED_BY = "needed by "
+"""Begins the reason of what is kept for another archive; its name follows."""
+
 GRACE = 86400.0
 """Seconds for which what was the newest of a series in a store stays: a run somewhere may be building on it."""
 
@@ -240,7 +243,7 @@ class _Plan:
             return Decision(entry, series, Fate.MERGE, tuple(self._wanted[entry.name]))
         reasons = list(self._wanted.get(entry.name, ()))
         if entry.name in needed_for:
-            reasons.append(f"needed by {needed_for[entry.name]}")
+            reasons.append(f"{NEEDED_BY}{needed_for[entry.name]}")
         if reasons:
             return Decision(entry, series, Fate.KEEP, tuple(reasons))
         if (same := self._superseded.get(entry.name)) is not None:

@@ -20,7 +20,7 @@ from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
 from pybackup.core.secrets.keys import given
 
 from .catalog import Catalog, Entry, connected, read_entries
-from .plan import Decision, Fate, Wishes, in_order, kept_instead, make_plan, needed
+from .plan import NEEDED_BY, Decision, Fate, Wishes, in_order, kept_instead, make_plan, needed
 from .series import MERGED
 from .shelf import InUseError, Shelf, open_shelf
 from .verified import VerifiedRecord, key_of, open_record
@@ -173,7 +173,7 @@ class Prune:
         stay = self._catalog.by_name.keys() - names
         for name, needed_by in needed(self._catalog, stay, self._is_trusted).items():
             if name in names:
-                self._stays[name] = f"needed by {needed_by}"
+                self._stays[name] = f"{NEEDED_BY}{needed_by}"
                 names.discard(name)
         return [entry for entry in here if entry.name in names]
 

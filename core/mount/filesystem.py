@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pybackup.core.errors import RequestError, TargetError
 from pybackup.core.system.extras import how_to_install
@@ -22,6 +23,27 @@ BLOCK = 4096
 """Bytes that statfs(2) counts in."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _telling(
+    operation: Callable[Concatenate[Filesystem, P], R],
+) -> Callable[Concatenate[Filesystem, P], R]:
+    """The operation; of an I/O error, of which its caller learns no more, it tells why."""
+
+    @functools.wraps(operation)
+    def told(self: Filesystem, /, *arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return operation(self, *arguments, **named)
+        except OSError as error:
+            if error.errno == errno.EIO and error.strerror:
+                self.tell_once(error.strerror)
+            raise
+
+    return told
+
+
 class Filesystem:
     """What libfuse calls, from threads of its own.
 
@@ -30,10 +52,11 @@ class Filesystem:
 
     use_ns = True
 
-    def __init__(self, root: Folder, ready: Callable[[], None]) -> None:
-        """``ready`` is called once, when the mount is there."""
+    def __init__(self, root: Folder, ready: Callable[[], None], tell: Callable[[str], None]) -> None:
+        """``ready`` is called once, when the mount is there; ``tell`` with why something cannot be read."""
         self.was_ready = False
-        self._root, self._ready = root, ready
+        self._root, self._ready, self._tell = root, ready, tell
+        self._told = ""
         self._lock = threading.Lock()
         self._handles: dict[int, tuple[DriveFile | ConfigFile, ArchiveFolder | None]] = {}
         self._numbers = itertools.count(1)
@@ -44,6 +67,14 @@ class Filesystem:
         self.was_ready = True
         self._ready()
 
+    def tell_once(self, why: str) -> None:
+        """Programs try again and again: the same is not told twice in a row."""
+        with self._lock:
+            is_new, self._told = why != self._told, why
+        if is_new:
+            self._tell(why)
+
+    @_telling
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         """What stat(2) tells."""
         if fh is not None and fh in self._handles:
@@ -57,6 +88,7 @@ class Filesystem:
         sizes = {"st_size": found.size, "st_blocks": blocks, "st_nlink": links, "st_blksize": BLOCK}
         return {"st_mode": found.mode, **sizes, **times, **self._owner}
 
+    @_telling
     def readdir(self, path: str, _fh: int) -> list[str]:
         """The names in a folder."""
         node, _ = node_at(self._root, path)
@@ -64,6 +96,7 @@ class Filesystem:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return [".", "..", *node.names()]
 
+    @_telling
     def open(self, path: str, flags: int) -> int:
         """Open a file to be read; its archive stays open as long."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -84,6 +117,7 @@ class Filesystem:
             self._handles[number] = node, archive
         return number
 
+    @_telling
     def read(self, _path: str, size: int, offset: int, fh: int) -> bytes:
         """Bytes of an open file."""
         return self._handles[fh][0].read(offset, size)
@@ -101,10 +135,19 @@ class Filesystem:
         return {"f_bsize": BLOCK, "f_frsize": BLOCK, "f_namemax": 255}
 
 
-def mount(root: Folder, folder: str, *, name: str, allow_other: bool, ready: Callable[[], None]) -> None:
+def mount(
+    root: Folder,
+    folder: str,
+    *,
+    name: str,
+    allow_other: bool,
+    ready: Callable[[], None],
+    tell: Callable[[str], None],
+) -> None:
     """Show a tree in a folder until it is unmounted, or a signal ends it (RequestError, TargetError).
 
-    ``name``: what mount(8) shows; ``allow_other``: other users than ours may read.
+    ``name``: what mount(8) shows; ``allow_other``: other users than ours may read; ``tell`` is called with why
+    something cannot be read, from any thread.
     """
     FUSE = _fuse()  # noqa: N806 - a class
     # libfuse ends the mount at these, if nobody else has taken them.
@@ -116,7 +159,7 @@ def mount(root: Folder, folder: str, *, name: str, allow_other: bool, ready: Cal
         words.let_pass()
         ready()
 
-    shown = Filesystem(root, is_there)
+    shown = Filesystem(root, is_there, tell)
     options = {"allow_other": True} if allow_other else {}
     try:
         FUSE(

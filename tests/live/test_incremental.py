@@ -104,6 +104,7 @@ def test_a_lost_parent_is_named_and_nothing_is_written(nights: Nights, tmp_path:
     assert not (tmp_path / "x").exists()
     assert nights.restored(2, "--parents", aside) == nights.contents[2]
     assert pybackup("info", "--json", nights.archive(2)).json["missing"] is not None
+    assert b"; with what is there of what it needs, " in pybackup("info", nights.archive(2)).out
     # Another backup under the parent's name is not the parent.
     shutil.copy(nights.archive(0), nights.archive(1))
     assert pybackup("restore", nights.archive(2), tmp_path / "x").code == 4

@@ -94,6 +94,16 @@ def test_prune_does_what_it_has_said(tmp_path: Path) -> None:
     again = run("prune", "--json", *rules, tmp_path).json
     assert again["removed"] == 0 and again["error"] is None
     assert run("prune", "-q", *rules, tmp_path) == (0, b"", "")
+    (tmp_path / "empty").mkdir()
+    assert run("prune", *rules, tmp_path / "empty").out.decode().startswith("removed 0 archives")
+
+
+def test_prune_tells_what_stays_for_others_only(tmp_path: Path) -> None:
+    nights(tmp_path, 3, full_every=3)
+    text = run("prune", "-n", "--keep-last", "1", *NOW, tmp_path).out.decode()
+    assert text.endswith(", 2 of them only because others need them\n")
+    text = run("prune", "-n", "--keep-last", "3", *NOW, tmp_path).out.decode()
+    assert "3 archives stay" in text and "of them" not in text
 
 
 def test_prune_refuses(tmp_path: Path) -> None:
@@ -118,27 +128,48 @@ def test_the_time_zone_decides_which_day_it_is(tmp_path: Path) -> None:
         assert [one["fate"] for one in found["archives"]].count("remove") == removed
 
 
-def test_on_a_terminal_a_table_fits_its_width(tmp_path: Path) -> None:
+def on_a_terminal(columns: int, *arguments: str) -> list[str]:
+    """The lines that a terminal of so many columns shows."""
+    master, slave = pty.openpty()
+    pid = os.fork()
+    if not pid:
+        os.login_tty(slave) if hasattr(os, "login_tty") else os.dup2(slave, 1)
+        os.environ.update({"COLUMNS": str(columns), "TERM": "xterm", "TZ": "UTC"})
+        os.execv(PROGRAM[0], [*PROGRAM, *arguments])
+    os.close(slave)
+    shown = b""
+    try:
+        while more := os.read(master, 4096):
+            shown += more
+    except OSError:
+        pass
+    os.close(master)
+    assert os.waitpid(pid, 0)[1] == 0
+    return re.sub("\x1b\\[[0-9;]*m", "", shown.decode()).splitlines()
+
+
+@pytest.mark.parametrize("columns", [78, 110])
+def test_on_a_terminal_a_table_fits_its_width(tmp_path: Path, columns: int) -> None:
     nights(tmp_path, 3, full_every=3)
-    for command in (("list",), ("prune", "-n", "--keep-last", "1", *NOW)):
-        master, slave = pty.openpty()
-        pid = os.fork()
-        if not pid:
-            os.login_tty(slave) if hasattr(os, "login_tty") else os.dup2(slave, 1)
-            os.environ.update({"COLUMNS": "78", "TERM": "xterm", "TZ": "UTC"})
-            os.execv(PROGRAM[0], [*PROGRAM, *command, str(tmp_path)])
-        os.close(slave)
-        shown = b""
-        try:
-            while more := os.read(master, 4096):
-                shown += more
-        except OSError:
-            pass
-        os.close(master)
-        assert os.waitpid(pid, 0)[1] == 0
-        lines = re.sub("\x1b\\[[0-9;]*m", "", shown.decode()).splitlines()
-        assert any("delta 1" in line for line in lines)
-        assert max(len(line) for line in lines if "─" not in line and str(tmp_path) not in line) <= 90
+    for command, headers in (
+        (("list",), ("archive", "made", "kind", "size", "needed by")),
+        (("prune", "-n", "--keep-last", "1", *NOW), ("archive", "size", "why")),
+    ):
+        lines = on_a_terminal(columns, *command, str(tmp_path))
+        assert all(header in lines[1] for header in headers)
+        assert ("made" in lines[1] and "kind" in lines[1]) or columns == 78
+        table = [line for line in lines if "web-2025" in line and str(tmp_path) not in line]
+        assert max(map(len, table)) <= columns
+        assert [line.split()[0] for line in table if line.startswith("web-")] == sorted(
+            path.name for path in tmp_path.glob("web-*")
+        ), "no name is cut"
+        assert "…" not in "".join(lines)
+
+
+def test_on_a_terminal_no_reason_is_cut(tmp_path: Path) -> None:
+    nights(tmp_path, 3, full_every=3)
+    words = " ".join(on_a_terminal(60, "prune", "-n", "--keep-last", "1", *NOW, str(tmp_path))).split()
+    assert words.count("needed") == 2 and words.count("newest") == 1
 
 
 # -- at stores --

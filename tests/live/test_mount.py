@@ -109,6 +109,23 @@ def test_links_are_not_followed(mounted: Callable[..., Path], nights: tuple[Path
     assert sorted(os.listdir(mounted(folder))) == ["n0.vma", "n1.vma", "n2.vma"]
 
 
+def test_it_is_told_why_something_cannot_be_read(
+    mounted: Callable[..., Path], nights: tuple[Path, list[bytes]]
+) -> None:
+    folder, _ = nights
+    (folder / "broken.vma.zst").write_bytes((folder / "n2.vma").read_bytes()[:-30])
+    shown = mounted(folder)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output"):
+            os.listdir(shown / "broken.vma.zst")
+    with pytest.raises(OSError, match="No such file"):
+        os.listdir(shown / "nothing")
+    subprocess.run(["fusermount3", "-u", shown], check=True)
+    told = mounted.processes[0].communicate()[1]  # type: ignore[attr-defined]
+    lines = (told if isinstance(told, str) else told.decode()).splitlines()
+    assert len(lines) == 1 and "broken.vma.zst" in lines[0]
+
+
 def test_several_read_at_once(mounted: Callable[..., Path], nights: tuple[Path, list[bytes]]) -> None:
     folder, contents = nights
     shown = mounted(folder)
@@ -147,9 +164,7 @@ def test_damage_is_an_error_where_it_lies(mounted: Callable[..., Path], nights: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, None])
-def test_it_ends(
-    mounted: Callable[..., Path], nights: tuple[Path, list[bytes]], number: signal.Signals | None
-) -> None:
+def test_it_ends(mounted: Callable[..., Path], nights: tuple[Path, list[bytes]], number: signal.Signals | None) -> None:
     shown = mounted(nights[0] / "n1.vma")
     (process,) = mounted.processes  # type: ignore[attr-defined]
     with (shown / "a.raw").open("rb") as reader:
@@ -165,9 +180,7 @@ def test_it_ends(
     assert not os.path.ismount(shown)
 
 
-def test_in_the_background(
-    mounted: Callable[..., Path], nights: tuple[Path, list[bytes]], tmp_path: Path
-) -> None:
+def test_in_the_background(mounted: Callable[..., Path], nights: tuple[Path, list[bytes]], tmp_path: Path) -> None:
     folder, contents = nights
     shown = tmp_path / "m"
     done = pybackup("mount", "--background", folder / "n2.vma", shown)

@@ -113,6 +113,13 @@ def test_keeping_needs_a_place(nights: Nights) -> None:
         assert "--" in done.err and len(done.err.splitlines()) == 1
 
 
+def test_keeping_needs_a_time_in_the_name(nights: Nights) -> None:
+    for archive in ("shelf/disk.vma.zst", "{now:%Y%m%d}/disk.vma.zst"):
+        done = nights.run("--keep-last", "1", code=2, archive=archive)
+        assert "only by their time, and none is found in it" in done.err and len(done.err.splitlines()) == 1
+    assert nights.names() == []
+
+
 def test_a_month_of_nights_merged_at_its_end(nights: Nights) -> None:
     for _ in range(9):
         nights.run()

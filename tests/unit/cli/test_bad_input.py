@@ -66,7 +66,25 @@ def test_what_is_no_archive(folder: Path, command: tuple[str, ...], content: byt
 @pytest.mark.parametrize("archive, sentence", [("missing.vma", "No such file"), ("sub", "directory")])
 def test_an_archive_that_cannot_be_opened(folder: Path, command: tuple[str, ...], archive: str, sentence: str) -> None:
     name, *rest = command
+    if (name, archive) == ("verify", "sub"):
+        assert pybackup(name, archive, cwd=folder).out == b"sub: no archives\n", "of a folder all archives are verified"
+        return
     refused(folder, 4, sentence, name, archive, *rest)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("verify", "--sample", "5%", "missing.vma"),
+        ("restore", "missing.vma", "new.raw", "--length", "1M"),
+        ("restore", "--live", "missing.vma", "new.raw"),
+        ("verify", "--sample", "5%", "missing-link"),
+    ],
+    ids=lambda command: command[1],
+)
+def test_an_archive_that_is_missing_is_not_taken_for_a_pipe(folder: Path, command: tuple[str, ...]) -> None:
+    (folder / "missing-link").symlink_to("missing.vma")
+    refused(folder, 4, "cannot open missing", *command)
 
 
 @pytest.mark.parametrize("command", READERS[:1] + READERS[3:], ids=lambda command: command[0])
