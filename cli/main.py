@@ -22,7 +22,7 @@ COMMANDS = {
     "mount": "Show archives as files, until they are unmounted.",
     "files": "List and copy files out of an archive's disks.",
     "boot": "Start a machine from an archive, to see whether it boots.",
-    "serve": "Offer disks over NBD, to be backed up while they are in use.",
+    "serve": "Offer disks in use, or what an archive holds, over NBD.",
     "keygen": "Make a key for encrypted archives.",
     "ctl": "Steer a running server.",
     "completion": "Print the completion script for a shell.",

@@ -64,7 +64,7 @@ class _Request:
     overlay: str | None
 
 
-@click.command("serve", cls=Command, short_help="Offer disks over NBD, to be backed up while they are in use.")
+@click.command("serve", cls=Command, short_help="Offer disks in use, or what an archive holds, over NBD.")
 @click.argument("sources", type=NamedPath(served_place), nargs=-1, required=True, metavar="[NAME=]SOURCE... | ARCHIVE")
 @click.option(
     "--socket",
