@@ -31,6 +31,7 @@ from pybackup.cli.options import (
     threads_option,
 )
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size, Whole
+from pybackup.cli.printable import say
 from pybackup.cli.run_machine import domain_name, tell_of_the_end, told_of
 from pybackup.cli.run_request import RunRequest, check, name_archive
 from pybackup.cli.running import run_in_loop, run_job, tell_report, warn
@@ -332,10 +333,10 @@ def report(request: RunRequest, job: Backup, told: dict[str, Any]) -> int:
     is_news = any(way.why and not way.is_planned for way in job.ways.values())
     if request.shows_summary() or (is_news and not request.quiet):
         for line in ways_in_words(job.ways):
-            click.echo(f"pybackup: {line}", err=True)
+            say(f"pybackup: {line}", err=True)
     listed = f"pybackup info --json {request.archive}"
     for line in unreadable_lines(job.lost, "could not be read and are zeros in the archive", listed):
-        click.echo(f"pybackup: {line}", err=True)
+        say(f"pybackup: {line}", err=True)
     if (why := reason(job.consistency)) is not None:
         warn([f"the archive is only crash-consistent: {why}"])
     return int(ExitCode.SOURCE) if job.lost else 0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pybackup.cli.failures import describe
 from pybackup.cli.params import Named
-from pybackup.cli.printable import say
+from pybackup.cli.printable import say, speaking_of
 from pybackup.cli.run import conclude, run_one, way_of
 from pybackup.cli.run_machine import tell_of_the_end
 from pybackup.cli.run_request import RunRequest
@@ -63,7 +63,8 @@ async def _run_all(request: RunRequest, trace: Trace, facts: RunFacts, outcomes:
     facts.names = names
     for name in names:
         one = replace(request, sources=[Named(None, LibvirtDomain(name))])
-        outcomes.append(await _outcome(one, name, trace, facts))
+        with speaking_of(f"domain {name}"):
+            outcomes.append(await _outcome(one, name, trace, facts))
 
 
 async def _outcome(request: RunRequest, name: str, trace: Trace, whole: RunFacts) -> Outcome:
@@ -77,7 +78,7 @@ async def _outcome(request: RunRequest, name: str, trace: Trace, whole: RunFacts
         raise
     except Exception as error:
         sentence, code = describe(error)
-        say(f"pybackup: domain {name}: {sentence}", err=True)
+        say(f"pybackup: {sentence}", err=True)
         return Outcome(name, code, {"error": sentence})
     return Outcome(name, code, report)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from pybackup.cli import forget
+from pybackup.cli.printable import say
 from pybackup.cli.run_request import RunRequest
 from pybackup.cli.running import warn
 from pybackup.core.places.kinds import LibvirtDomain
@@ -24,7 +23,7 @@ def tell_of_the_end(request: RunRequest, way: Way) -> None:
     if machine is None:
         return
     for name in machine.stays_behind:
-        click.echo(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
+        say(f"pybackup: {name} stays behind in the machine, which does not give it up", err=True)
     notes = [*machine.told]
     notes += [f"QEMU does not record what changes of {name} from now on: {why}" for name, why in machine.unrecorded]
     if machine.begins_to_record:

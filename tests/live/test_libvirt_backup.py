@@ -178,6 +178,9 @@ def test_every_domain_has_its_archive_and_one_that_fails_stops_none(domain: Doma
     assert {name: one["exit_code"] for name, one in told.items()} == {"a broken": 3, "web": 0, "zoo": 0}
     assert {path.name for path in tmp_path.glob("*.vma")} == {"web-1970.vma", "zoo-1970.vma"}
     assert restored(tmp_path / "zoo-1970.vma", tmp_path / "out") == {"vda": b"\x08" * (1 << 20)}
+    command = [*command, "--time", "99999999", "--incremental"]  # what is told of one of several names it
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60).stderr
+    assert "pybackup: domain zoo: vda: read whole, and compared with the parent's digests" in said
 
 
 # -- nothing stays behind --
