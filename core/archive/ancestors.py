@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pybackup.core.errors import ArchiveError
@@ -9,6 +10,7 @@ from pybackup.core.places.kinds import ArchivePlace, LocalPath, StoreUrl
 
 from .chain import MOST_ARCHIVES, Link, ParentSearch, open_chain
 from .identity import ArchiveIdentity, read_identity
+from .index import NoIndexError
 from .open import connections_kept
 
 
@@ -48,7 +50,13 @@ def check_whole(archive: LocalPath | StoreUrl, search: ParentSearch) -> list[Lin
 
     ArchiveError where one is not, or where an ancestor is missing or damaged.
     """
-    with open_chain(archive, search) as chain:
+    with ExitStack() as stack:
+        try:
+            chain = stack.enter_context(open_chain(archive, search))
+        except NoIndexError as error:
+            raise ArchiveError(
+                f"{archive} holds only what changed since its parent, and cannot be read together with that: {error}"
+            ) from None
         for drive in chain.view.header.drives:
             for _ in chain.view.walk(drive.drive_id):
                 """Whoever walks over a drive is told of a cluster that is missing."""

@@ -41,7 +41,7 @@ def open_drives(
     """
     with ExitStack() as stack:
         if has_ranges(archive) and (source := _ranges(archive, stack, tolerant=tolerant)) is not None:
-            index = _sound_index(source, archive)
+            index = _sound_index(source, archive, tolerant=tolerant)
             pool = ThreadPoolExecutor(threads + FETCHES, thread_name_prefix="pybackup-decompress")
             if index and index.header.is_delta:
                 chain = stack.enter_context(open_chain(archive, search))
@@ -78,12 +78,12 @@ def _is_nearly_empty(archive: ArchiveIndex) -> bool:
     return bool(stored) and sum(stored) * NEARLY_EMPTY < sum(drive.size for drive in archive.header.drives)
 
 
-def _sound_index(source: RangeReader, archive: LocalPath | StoreUrl) -> ArchiveIndex | None:
+def _sound_index(source: RangeReader, archive: LocalPath | StoreUrl, *, tolerant: bool) -> ArchiveIndex | None:
     """The index; None where there is none, or a damaged one: who reads the archive through tells what is wrong."""
     try:
         return ArchiveIndex(source.pread, source.size, str(archive), allow_delta=True)
     except ArchiveError as error:
-        if isinstance(error.__cause__, OSError | UnsupportedError):
+        if isinstance(error.__cause__, UnsupportedError) or (isinstance(error.__cause__, OSError) and not tolerant):
             raise
         return None
 

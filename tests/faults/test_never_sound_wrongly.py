@@ -132,7 +132,8 @@ def test_a_delta_with_an_index_is_not_served_and_info_tells_what_it_is(tmp_path:
     assert archive_facts(LocalPath(str(path))).header.is_delta
     done = pybackup("info", path)
     assert done.code == 0
-    assert "only what changed since then is here" in done.out.decode()
+    assert "delta    holds what changed since" in done.out.decode()
+    assert "missing  " in done.out.decode()
     for command in (["serve", path], ["restore", path, tmp_path / "y"], ["verify", path]):
         assert pybackup(*command).code == 4
 

@@ -168,6 +168,7 @@ def storage_daemon(folder: Path, *options: str, guests: bool = False) -> Iterato
         for name in SIZES:
             command += ["--export", f"nbd,id=guest-{name},node-name={name},name={name},writable=on"]
     with running(folder, command) as qemu:
+        qemu.ask("query-block-exports")  # answered when all that it was started with is there
         yield qemu
 
 
