@@ -35,9 +35,11 @@ def verify_shelf(place: ArchivePlace, request: VerifyRequest, trace: Trace) -> i
         due = _due(catalog, record, request.older_than)
         for entry in due:
             code = worst(code, _verify(entry, record, request, trace))
+        if not catalog.entries:
+            # It may be the folder that a disk should be mounted on: what is not there was not verified.
+            raise ArchiveError(f"there is no archive in {place}")
         if not due and not request.quiet and not request.as_json:
-            what = "no archives" if not catalog.entries else "all was read, and found sound, as lately as was asked"
-            say(f"{place}: {what}")
+            say(f"{place}: all was read, and found sound, as lately as was asked")
         return code
 
 

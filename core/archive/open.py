@@ -153,6 +153,8 @@ def _with_head(pread: Callable[[int, int], bytes], head: bytes) -> Callable[[int
 def _open_file(path: str) -> FileIO:
     try:
         return open(path, "rb", buffering=0)
+    except IsADirectoryError as error:
+        raise ArchiveError(f"{path} is a folder; `pybackup list` tells which archives it has") from error
     except OSError as error:
         raise ArchiveError(f"cannot open {path}: {error.strerror}") from error
 
