@@ -131,6 +131,18 @@ def test_a_lost_resized_or_foreign_record_costs_a_comparison_and_nothing_else(ni
     assert "theirs" in domain.checkpoints() and len(domain.checkpoints()) == 2
 
 
+def test_a_disk_that_was_restored_over_leaves_no_checkpoint_that_nobody_can_remove(nights: Nights) -> None:
+    nights.run()
+    nights.write_some()
+    nights.domain.stop()
+    (checkpoint,) = nights.domain.checkpoints()
+    subprocess.run(["qemu-img", "bitmap", "--remove", nights.domain.disks[0].path, checkpoint], check=True)
+    nights.domain.start()
+    assert ways(nights.run())[0] == "d"
+    assert checkpoint not in nights.domain.checkpoints()
+    assert ways(nights.run())[0] == "b"
+
+
 def test_a_machine_that_was_killed_leaves_no_record_to_rely_on(nights: Nights) -> None:
     nights.write_some()
     nights.run()
