@@ -18,8 +18,9 @@ from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
 from pybackup.formats.vma_layout import HEADER_START
 
 from .identity import ArchiveIdentity, Reference, identity_of_index, read_identity
-from .index import ArchiveIndex, Kept, NoIndexError
+from .index import ArchiveIndex, NoIndexError
 from .input import decompressor_of, describe_foreign
+from .kept import Kept
 from .listing import Listed, archives_in
 from .open import RangeReader, connections_kept, range_reader
 from .scanned import ScannedIndex

@@ -17,39 +17,30 @@ from pybackup.formats import vma
 from pybackup.formats import zstd_seekable as zs
 from pybackup.formats.archive import MAX_FRAME_SIZE
 from pybackup.formats.buffer import Buffer
-from pybackup.formats.cluster_lookup import Directory, FramePlace, Segment, SegmentPlace
-from pybackup.formats.clusters import ZERO_CLUSTER, cluster_digest, expand, frame_digest
+from pybackup.formats.cluster_lookup import Directory, FramePlace, Segment, SegmentPlace, StoredCluster
+from pybackup.formats.clusters import ZERO_CLUSTER, frame_digest
 from pybackup.formats.errors import FormatError, UnsupportedError
 from pybackup.formats.vma import Header
 from pybackup.formats.vma_layout import BLOCK_SIZE, MAX_HEADER_WRITTEN
 
 from .input import decompress_frame
+from .kept import Kept, KeptFrame, NotKeptError, prove
 from .read_ahead import Sized, in_order
-from .shared_cache import SharedCache
 
 MAX_INDEX_FRAME = zs.MAX_SKIPPABLE[zs.INDEX_MAGIC]
 MAX_SEGMENT_FRAME = zs.most_compressed(index.MAX_CONTENT[index.SEGMENT])
-SEGMENTS_SIZE, FRAMES_SIZE = 24 << 20, 32 << 20
-"""Bytes that the segments and the frames that are kept may take; the last used is always kept."""
 SEGMENTS_AHEAD, SEGMENTS_AHEAD_SIZE = 3, 16 << 20
 """Segments read ahead when all are wanted, and bytes that they may take in the file."""
 MOST_PARTS = 16
 """Frames that hold one cluster: ours lie in one, and hardly more can be in any archive that is not made to hurt."""
+MOST_LOOKED_NOW = 16
+"""Segments that are asked for one cluster without a thread: more can speak of one only in an index made to hurt."""
 HEADER_STEP = 16 << 10
 """Bytes: a header without large configurations takes less than a kilobyte."""
 
 
 class NoIndexError(ArchiveError):
     """The archive may be sound, but it has no index."""
-
-
-class Kept:
-    """What is kept of segments and decoded frames, of one archive or of all archives of a chain."""
-
-    def __init__(self, segments: int = SEGMENTS_SIZE, frames: int = FRAMES_SIZE) -> None:
-        """Bytes that each may take."""
-        self.segments: SharedCache[Segment] = SharedCache(segments, lambda segment: segment.size)
-        self.frames: SharedCache[bytes | memoryview] = SharedCache(frames, len)
 
 
 class Run(NamedTuple):
@@ -182,6 +173,35 @@ class ArchiveIndex:
     def _segment(self, place: SegmentPlace) -> Segment:
         return self.kept.segments.get((id(self), place.file_offset), partial(self._read_segment, place))
 
+    def _kept_segment(self, place: SegmentPlace) -> Segment:
+        segment = self.kept.segments.peek((id(self), place.file_offset))
+        if segment is None:
+            raise NotKeptError
+        return segment
+
+    def locate(self, drive_id: int, cluster: int, *, now: bool = False) -> tuple[Segment | None, int] | None:
+        """What runs_between() says of one cluster, without lists: (segment or None for zeros, number), or None.
+
+        ``now``: from memory alone, else NotKeptError.
+        """
+        segment_of = self._kept_segment if now else self._segment
+        located: tuple[Segment | None, int] | None = None
+        for looked, place in enumerate(self.directory.covering(drive_id, cluster)):
+            if now and looked == MOST_LOOKED_NOW:
+                raise NotKeptError
+            segment = segment_of(place)
+            found = segment.run_at(drive_id, cluster)
+            if found is None:
+                continue
+            if located is not None:
+                raise self._twice(drive_id, cluster)
+            _, kind, number = found
+            located = (segment, number) if kind == index.RUN_STORED else (None, 0)
+        return located
+
+    def _twice(self, drive_id: int, cluster: int) -> ArchiveError:
+        return ArchiveError(f"{self.name} is damaged: the index has cluster {cluster} of drive {drive_id} twice")
+
     def runs_between(self, drive_id: int, first: int, end: int) -> list[Run]:
         """What the archive says of clusters [first, end) of a drive, in their order; nothing of those it lacks."""
         found: list[Run] = []
@@ -193,9 +213,7 @@ class ArchiveIndex:
         found.sort(key=_first_of)
         for before, run in pairwise(found):
             if run.first < before.end:
-                raise ArchiveError(
-                    f"{self.name} is damaged: the index has cluster {run.first} of drive {drive_id} twice"
-                )
+                raise self._twice(drive_id, run.first)
         return found
 
     def run_at(self, drive_id: int, cluster: int) -> tuple[int, Segment | None, int]:
@@ -216,15 +234,37 @@ class ArchiveIndex:
         return ZERO_CLUSTER if segment is None else self.read_stored(segment, number, drive_id, cluster)
 
     def read_stored(self, segment: Segment, number: int, drive_id: int, cluster: int) -> bytes:
-        """The 65536 bytes of a stored cluster of a segment, checked against its digest (ArchiveError)."""
+        """The 65536 bytes of a stored cluster of a segment, checked against its digest (ArchiveError).
+
+        Whose digest was compared once is not proved again, as long as its frame is kept.
+        """
         try:
             stored = segment.stored(number)
-            content = expand(stored.mask, self._vma_bytes(segment, stored.vma_offset, stored.mask.bit_count()))
-            if cluster_digest(content) != stored.digest:
-                raise FormatError("a cluster does not match its digest", stored.vma_offset, "the VMA stream")
+            if not stored.mask:
+                return self._proved(segment, stored)
+            place = segment.frame_of(stored.vma_offset)
+            frame, at = self._frame(place), stored.vma_offset - place.vma_offset
+            if frame.holds(at, stored):
+                return frame.read(at, stored)
+            return self._proved(segment, stored)
         except FormatError as error:
             raise ArchiveError(f"{self.name} is damaged: {error}: drive {drive_id}, cluster {cluster}") from None
-        return content
+
+    def read_kept(self, segment: Segment, number: int) -> bytes:
+        """As read_stored(), where the frame is kept that holds all of the cluster; else NotKeptError, of damage too."""
+        try:
+            stored = segment.stored(number)
+            place = segment.frame_of(stored.vma_offset)
+            frame, at = self.kept.frames.peek((id(self), place.file_offset)), stored.vma_offset - place.vma_offset
+            if frame is not None and frame.holds(at, stored):
+                return frame.read(at, stored)
+        except FormatError:  # read_stored() tells of it
+            pass
+        raise NotKeptError
+
+    def _proved(self, segment: Segment, stored: StoredCluster) -> bytes:
+        content = self._vma_bytes(segment, stored.vma_offset, stored.mask.bit_count())
+        return prove(stored, content)
 
     def _vma_bytes(self, segment: Segment, offset: int, blocks: int) -> Buffer:
         parts: list[bytes | memoryview] = []
@@ -232,23 +272,24 @@ class ArchiveIndex:
         while offset < end:
             place = segment.frame_of(offset)
             at = offset - place.vma_offset
-            part = self._frame(place)[at : at + end - offset]
+            part = self._frame(place).content[at : at + end - offset]
             if not part or len(parts) == MOST_PARTS:
                 raise FormatError("the index names a place outside its frames", offset)
             parts.append(part)
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _frame(self, place: FramePlace) -> bytes | memoryview:
-        return self.kept.frames.get((id(self), place.file_offset), partial(self._read_frame, place))
+    def _frame(self, place: FramePlace) -> KeptFrame:
+        return self.kept.frames.get((id(self), place.file_offset), lambda: KeptFrame(self._read_frame(place)))
 
     def kept_frame(self, place: FramePlace) -> bytes | memoryview | None:
         """What a frame holds, where that is kept."""
-        return self.kept.frames.peek((id(self), place.file_offset))
+        kept = self.kept.frames.peek((id(self), place.file_offset))
+        return None if kept is None else kept.content
 
     def keep_frame(self, place: FramePlace, content: memoryview) -> None:
         """Keep what a frame holds, which was decoded and found sound."""
-        self.kept.frames.put((id(self), place.file_offset), content)
+        self.kept.frames.put((id(self), place.file_offset), KeptFrame(content))
 
     def check_place(self, place: FramePlace) -> None:
         """FormatError where a frame is larger than any of ours, or does not lie in the file."""

@@ -29,7 +29,8 @@ from pybackup.formats.zstd_seekable import SeekTableDigest
 
 from .checked_extent import CheckedExtent, check
 from .damage import DamageFound, place_told
-from .index import ArchiveIndex, Kept, NoIndexError, Run
+from .index import ArchiveIndex, NoIndexError, Run
+from .kept import Kept, NotKeptError
 from .own_word import OwnWord
 from .seen_clusters import TooScatteredError
 
@@ -187,6 +188,14 @@ class ScannedIndex(ArchiveIndex):
                 run = Run(one, clusters, segment if number >= 0 else None, max(0, number))
                 found.append(run.within(low, high))
         return found
+
+    def locate(self, drive_id: int, cluster: int, *, now: bool = False) -> tuple[Segment | None, int] | None:
+        """As of every index; now only where zeros are listed, for the rest is told by the extent."""
+        if now and any(extent for _, _, extent in self._rows[drive_id].between(cluster, cluster + 1)):
+            raise NotKeptError
+        for run in self.runs_between(drive_id, cluster, cluster + 1):
+            return run.segment, run.number
+        return None
 
     def run_at(self, drive_id: int, cluster: int) -> tuple[int, Segment | None, int]:
         """As of every index; the run is told no longer than it is in its extent."""

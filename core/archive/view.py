@@ -82,8 +82,7 @@ class ArchiveView:
             if not gaps.ends:
                 found.sort(key=_first_of)
                 return found
-        name = self.header.by_id[drive_id].name
-        raise ArchiveError(f"{self.name} is damaged: cluster {gaps.ends[-1] - 1} of drive {name} is missing")
+        raise self._missing(drive_id, gaps.ends[-1] - 1)
 
     def walk(self, drive_id: int, first: int = 0) -> Iterator[ViewRun]:
         """resolve() for all of a drive from a cluster on; a run may be cut in two."""
@@ -98,10 +97,31 @@ class ArchiveView:
 
     def read_cluster(self, drive_id: int, cluster: int) -> bytes:
         """The 65536 bytes of a cluster, checked against its digest (ArchiveError)."""
-        (run,) = self.resolve(drive_id, cluster, cluster + 1)
-        if run.segment is None:
+        layer, segment, number = self._locate(drive_id, cluster, now=False)
+        if segment is None:
             return ZERO_CLUSTER
-        return run.layer.archive.read_stored(run.segment, run.number, run.layer.drive_id, cluster)
+        return layer.archive.read_stored(segment, number, layer.drive_id, cluster)
+
+    def read_kept(self, drive_id: int, cluster: int) -> bytes:
+        """As read_cluster(), from memory alone, else NotKeptError: nothing is read, and nobody waited for."""
+        layer, segment, number = self._locate(drive_id, cluster, now=True)
+        if segment is None:
+            return ZERO_CLUSTER
+        return layer.archive.read_kept(segment, number)
+
+    def _locate(self, drive_id: int, cluster: int, *, now: bool) -> tuple[Layer, Segment | None, int]:
+        """resolve() for one cluster, which builds no lists."""
+        for layer in self._layers[drive_id]:
+            if cluster >= layer.clusters:
+                break
+            found = layer.archive.locate(layer.drive_id, cluster, now=now)
+            if found is not None:
+                return layer, *found
+        raise self._missing(drive_id, cluster)
+
+    def _missing(self, drive_id: int, cluster: int) -> ArchiveError:
+        name = self.header.by_id[drive_id].name
+        return ArchiveError(f"{self.name} is damaged: cluster {cluster} of drive {name} is missing")
 
 
 class _Gaps(NamedTuple):
