@@ -19,8 +19,8 @@ from .held import hold
 from .identity import ArchiveIdentity
 from .open import has_ranges
 
-READERS = 2
-"""Threads that decode what is read of an archive."""
+READERS = 4
+"""Threads that read and decode: more than one for each processor, for a store lets them wait."""
 
 
 @dataclass(frozen=True, slots=True)

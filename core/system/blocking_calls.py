@@ -43,14 +43,19 @@ class BlockingCalls:
 
         When cancelled, a call that has not started is dropped; one that has started is waited for first.
         """
-        call = self._pool.submit(function, *args, **kwargs)
-        self._running.add(call)
-        call.add_done_callback(self._running.discard)
+        call = self.start(function, *args, **kwargs)
         try:
             return await asyncio.wrap_future(call)
         except asyncio.CancelledError:
             await _ended(call)
             raise
+
+    def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Begin a call that nobody waits for but close(); what it raises is whose who asks the future."""
+        call = self._pool.submit(function, *args, **kwargs)
+        self._running.add(call)
+        call.add_done_callback(self._running.discard)
+        return call
 
     async def close(self) -> None:
         """Wait for what is under way, then end our own threads."""
