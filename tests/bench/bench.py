@@ -1,7 +1,8 @@
 """`make bench`: how fast pybackup is, always against another program in the same run. It writes RESULTS.md.
 
 Needs zstd, qemu-img, mke2fs, findmnt; --live needs fio (with its nbd engine), qemu-nbd and qemu-storage-daemon, and
---history the latter, and borg and restic to be compared with. The folder should have 20 GB free.
+--history the latter, and borg and restic to be compared with; --views fio, qemu-nbd, nbdcopy and FUSE. The folder
+should have 20 GB free.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PREFACE = """# Speed
 Written by `make bench`, which measures against other programs in the same run.
 It wants 20 GB in a temporary folder and takes half an hour;
 `make bench BENCH_ARGS="--folder DIR --rounds 5"` changes that, and `--at-rest`,
-`--live`, `--history` or `--large` renews one of the tables.
+`--live`, `--history`, `--large` or `--views` renews one of the tables.
 
 "At most" is what we want to reach; where it says "missed", we have not yet.
 Figures are ours first. Everything that we write is synced to disk, which zstd
@@ -53,9 +54,14 @@ LARGE = """A sparse disk of 1 TiB of which 100 GiB are used, worked out by an NB
 Python: its content compresses to nearly nothing.
 """
 
+VIEWS = """An ext4 of 2 GiB with 0.8 GB of /usr/share, `run --level 1`; fio reads all of it,
+zeros included, each reader with one request in flight. The median of the ratios
+of pairs of runs, but of a guest's boot one run each.
+"""
+
 
 def main() -> None:
-    """bench.py [--folder DIR] [--rounds N] [--at-rest] [--live] [--history] [--large]"""
+    """bench.py [--folder DIR] [--rounds N] [--at-rest] [--live] [--history] [--large] [--views]"""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", default="/tmp/pybackup-bench", help="where the files go")
     parser.add_argument("--rounds", type=int, default=3, help="counted runs of each pair")
@@ -127,11 +133,19 @@ def large(table: Table, folder: Path, _rounds: int) -> None:
     bench_large.measure(table, folder)
 
 
+def views(table: Table, folder: Path, rounds: int) -> None:
+    """The table of what looks into an archive."""
+    import bench_views
+
+    bench_views.measure(table, folder, rounds)
+
+
 TABLES: dict[str, tuple[str, str, Callable[[Table, Path, int], None]]] = {
     "at-rest": ("Disks at rest", AT_REST, at_rest),
     "live": ("Disks in use", IN_USE, in_use),
     "history": ("A history", HISTORY, history),
     "large": ("A history of a large disk", LARGE, large),
+    "views": ("Looking into an archive", VIEWS, views),
 }
 """Title, note, and what fills it."""
 
