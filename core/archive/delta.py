@@ -85,7 +85,6 @@ class ParentDrives:
         """(first cluster, clusters) of those in a row that are zero now, and were not in the parent."""
         return [(at, run.clusters) for at, run in self.changed(drive_id, first, [zero_run(count)])]
 
-
     def zeros_now(self, drive_id: int, first: int, count: int) -> list[tuple[int, int]] | None:
         """changed_zeros(), if what the parent has there is kept, so that nothing has to be read; else None."""
         drive, number = self._drives[drive_id], first // WINDOW

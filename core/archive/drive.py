@@ -36,9 +36,19 @@ class ArchiveDrive(ReadOnlyDevice):
     ended with the cluster up to which was read ahead there, and the call that reads ahead.
     """
 
-    def __init__(self, archive: ArchiveView, drive: DriveInfo, threads: ThreadPoolExecutor | None = None) -> None:
-        """``threads``: those of all drives of the archive, which stay open; None for one thread of its own."""
-        self._archive, self._drive = archive, drive
+    def __init__(
+        self,
+        archive: ArchiveView,
+        drive: DriveInfo,
+        threads: ThreadPoolExecutor | None = None,
+        *,
+        reads_ahead: bool = True,
+    ) -> None:
+        """``threads``: those of all drives of the archive, which stay open; None for one thread of its own.
+
+        ``reads_ahead``: what lies behind a read that goes on from another one is brought without being asked for.
+        """
+        self._archive, self._drive, self._reads_ahead = archive, drive, reads_ahead
         self._calls = BlockingCalls(threads, threads=1)
         self._ends: OrderedDict[int, int] = OrderedDict()
         self._ahead: Future[None] | None = None
@@ -86,6 +96,8 @@ class ArchiveDrive(ReadOnlyDevice):
 
         Who has several requests in flight reads ahead himself: then a call is under way mostly.
         """
+        if not self._reads_ahead:
+            return
         end = offset + length
         ahead = self._ends.pop(offset, None)
         self._ends[end] = ahead or 0

@@ -38,10 +38,13 @@ class ArchiveDisks:
         return self.identity.header
 
 
-def open_disks(place: ArchivePlace, search: ParentSearch | None = None, *, held: bool = False) -> ArchiveDisks:
+def open_disks(
+    place: ArchivePlace, search: ParentSearch | None = None, *, held: bool = False, reads_ahead: bool = True
+) -> ArchiveDisks:
     """Open an archive (ArchiveError; RequestError for one that can only be read on).
 
     ``search``: what finds the parents of a delta. ``held``: nobody prunes it, or its ancestors, meanwhile.
+    ``reads_ahead``: more may be read of it than is asked for.
     """
     if isinstance(place, LocalPath) and not os.path.exists(place.path):
         raise ArchiveError(f"cannot open {place}: {os.strerror(errno.ENOENT)}")
@@ -56,7 +59,9 @@ def open_disks(place: ArchivePlace, search: ParentSearch | None = None, *, held:
         # Stopped before the threads are waited for, which a store that does not answer would keep.
         stack.callback(chain.stop)
         opened = stack.pop_all()
-    drives = {info.name: ArchiveDrive(chain.view, info, threads) for info in chain.view.header.drives}
+    drives = {
+        info.name: ArchiveDrive(chain.view, info, threads, reads_ahead=reads_ahead) for info in chain.view.header.drives
+    }
 
     async def close() -> None:
         for drive in drives.values():

@@ -90,10 +90,10 @@ class Reads:
         return self.content[offset : offset + length]
 
 
-def drive_read_by(archive: bytes) -> tuple[ArchiveDrive, Reads]:
+def drive_read_by(archive: bytes, *, reads_ahead: bool = True) -> tuple[ArchiveDrive, Reads]:
     reads = Reads(archive)
     opened = ArchiveIndex(reads, len(archive), "a.vma")
-    return ArchiveDrive(ArchiveView([opened]), opened.header.drives[0]), reads
+    return ArchiveDrive(ArchiveView([opened]), opened.header.drives[0], reads_ahead=reads_ahead), reads
 
 
 def test_read_now_gives_zeros_and_kept_frames_and_reads_nothing() -> None:
@@ -160,6 +160,21 @@ def test_a_reader_that_goes_on_finds_the_next_frames_kept() -> None:
         reads.broken = True
         for at in range(131_072, (2 + AHEAD) * 65536, 65536):
             assert device.read_now(at, 65536) == disk[at : at + 65536]
+        await device.close()
+
+    asyncio.run(test())
+
+
+def test_who_wants_no_more_than_he_asks_for_gets_no_more() -> None:
+    async def test() -> None:
+        device, reads = drive_read_by(encode({"disk": pattern(40 * 65536)}, frame_size=65536), reads_ahead=False)
+        for at in range(4):
+            await device.pread(at * 65536, 65536)
+        await device.pread(0, 1)
+        before = reads.count
+        assert device.read_now(5 * 65536, 1) is None
+        await device.pread(5 * 65536, 1)
+        assert reads.count > before
         await device.close()
 
     asyncio.run(test())

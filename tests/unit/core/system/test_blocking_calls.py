@@ -64,3 +64,19 @@ def test_close_waits_for_a_call_whose_failure_nobody_awaits() -> None:
             await abandoned
 
     asyncio.run(test())
+
+
+def test_close_waits_for_what_was_only_started() -> None:
+    async def test() -> None:
+        go_on, made = threading.Event(), []
+        calls = BlockingCalls()
+        started = calls.start(lambda: made.append(go_on.wait(30)))
+        assert not calls.idle
+        closing = asyncio.ensure_future(calls.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        go_on.set()
+        await closing
+        assert made == [True] and started.done() and calls.idle
+
+    asyncio.run(test())
