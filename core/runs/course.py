@@ -124,6 +124,8 @@ async def backup(
         made = Made(request.options.created, request.options.uuid)
         choosing = chosen_parent(request.parent, archive, origins, made, listener)
         choice = await asyncio.to_thread(stack.enter_context, choosing)
+        if request.options.encryption is None and choice.parent is not None and choice.parent.chain.encrypted:
+            listener.warn(f"{choice.parent.chain.encrypted[0]} is encrypted, and what is stored of it now is not")
         drives = await way.open(stack, listener)
         sink = open_sink(archive, replace=request.replace, folders_from=request.folders_from)
         configs = way.configs(configs)

@@ -381,3 +381,16 @@ def test_deltas_by_what_the_machine_remembers(scene: Scene, tmp_path: Path) -> N
     assert "this machine has neither a key nor remembers it" in night(4)
     assert pybackup("compare", "--identity", scene.key, folder / "vm-20260104.vma.zst.age", disk).code == 0
     assert "compared with the parent's digests" in night(5)
+
+
+def test_a_delta_in_the_clear_of_what_was_encrypted_is_told(scene: Scene, tmp_path: Path) -> None:
+    disk = tmp_path / "vm.img"
+    disk.write_bytes(DISK)
+    made = pybackup("run", "--recipient", RECIPIENT, disk, tmp_path / "first.vma.zst.age")
+    assert made.code == 0, made.err
+    options = ["--base", tmp_path / "first.vma.zst.age", "--identity", scene.key]
+    clear = pybackup("run", *options, disk, tmp_path / "second.vma.zst")
+    assert clear.code == 0
+    assert "first.vma.zst.age is encrypted, and what is stored of it now is not" in clear.err
+    sealed = pybackup("run", *options, "--recipient", RECIPIENT, disk, tmp_path / "third.vma.zst.age")
+    assert (sealed.code, sealed.err) == (0, "")
