@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from pybackup.core.errors import Advice, ArchiveError
+from pybackup.core.errors import Advice, ArchiveError, NoKeyError
 from pybackup.core.places.kinds import HistoryPlace, LocalPath, StoreUrl
 from pybackup.formats.vma_layout import HEADER_START
 
@@ -56,7 +56,7 @@ class ParentSearch:
 
     others: Sequence[HistoryPlace] = ()
     _besides: list[HistoryPlace] = field(default_factory=list)
-    _problems: list[str] = field(default_factory=list)
+    _problems: list[ArchiveError] = field(default_factory=list)
     _identities: dict[HistoryPlace, list[tuple[HistoryPlace, ArchiveIdentity]]] = field(default_factory=dict)
 
     def find(self, child: ArchiveIdentity, lies_at: HistoryPlace | None) -> HistoryPlace:
@@ -97,7 +97,7 @@ class ParentSearch:
         try:
             return [one.place for one in sorted(archives_in(folder), key=_newest_first)]
         except ArchiveError as error:
-            self._problems.append(str(error))
+            self._problems.append(error)
             return []
 
 
@@ -117,7 +117,7 @@ def _newest_first(listed: Listed) -> float:
     return -(listed.modified or 0.0)
 
 
-def _identity(place: HistoryPlace, problems: list[str] | None = None) -> ArchiveIdentity | None:
+def _identity(place: HistoryPlace, problems: list[ArchiveError] | None = None) -> ArchiveIdentity | None:
     """Who an archive is; None where there is none, or it cannot be read: why not goes to ``problems``, of a file."""
     if isinstance(place, LocalPath) and not os.path.isfile(place.path):
         return None
@@ -125,7 +125,7 @@ def _identity(place: HistoryPlace, problems: list[str] | None = None) -> Archive
         return read_identity(place)
     except ArchiveError as error:
         if problems is not None and isinstance(place, LocalPath):
-            problems.append(str(error))
+            problems.append(error)
         return None
 
 
@@ -133,15 +133,17 @@ def _answers(identity: ArchiveIdentity | None, reference: Reference) -> bool:
     return identity is not None and identity.answers(reference)
 
 
-def _missing(child: ArchiveIdentity, namesakes: Sequence[HistoryPlace], problems: Sequence[str]) -> ArchiveError:
+def _missing(child: ArchiveIdentity, namesakes: Sequence[HistoryPlace], problems: Sequence[ArchiveError]) -> ArchiveError:
     needs = f"{child.name} holds only what changed since its parent"
-    why = "".join(f"; {problem}" for problem in dict.fromkeys(problems))
+    why = "".join(f"; {problem}" for problem in dict.fromkeys(map(str, problems)))
     if namesakes:
         other = f"{namesakes[0]} has that uuid, but is not the file that it was made from"
         sentence = f"{needs}, {parent_told(child)}; {other}{why}"
     else:
         sentence = f"{needs}, which was not found: {parent_told(child)}{why}"
-    return ArchiveError(sentence, advice=Advice.NAME_PARENTS)
+    # It may be one of those that could not be opened.
+    kind = NoKeyError if any(isinstance(problem, NoKeyError) for problem in problems) else ArchiveError
+    return kind(sentence, advice=Advice.NAME_PARENTS)
 
 
 def parent_told(child: ArchiveIdentity) -> str:
