@@ -47,7 +47,7 @@ def _due(catalog: Catalog, record: VerifiedRecord, older_than: float | None) -> 
     """What it is time for, those first that were not verified, or not for the longest time."""
     now = time.time()
     entries = [entry for entry in catalog.entries if not entry.is_foreign]
-    if older_than is not None:
+    if older_than:
         entries = [entry for entry in entries if not _is_fresh(record, entry, now - older_than)]
     return sorted(entries, key=lambda entry: (_last(record, entry), entry.name))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,11 @@ def need(*programs: str) -> None:
 def _need() -> object:
     """need() for tests that would rather ask for a fixture than import it."""
     return need
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_alone_what_is_there() -> Iterator[None]:
+    """What other modules and thousands of tests have left is nothing that gc.collect() in a test needs to look at."""
+    gc.collect()
+    gc.freeze()
+    yield

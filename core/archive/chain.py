@@ -133,7 +133,9 @@ def _answers(identity: ArchiveIdentity | None, reference: Reference) -> bool:
     return identity is not None and identity.answers(reference)
 
 
-def _missing(child: ArchiveIdentity, namesakes: Sequence[HistoryPlace], problems: Sequence[ArchiveError]) -> ArchiveError:
+def _missing(
+    child: ArchiveIdentity, namesakes: Sequence[HistoryPlace], problems: Sequence[ArchiveError]
+) -> ArchiveError:
     needs = f"{child.name} holds only what changed since its parent"
     why = "".join(f"; {problem}" for problem in dict.fromkeys(map(str, problems)))
     if namesakes:

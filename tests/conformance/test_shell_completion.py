@@ -116,4 +116,4 @@ def test_descriptions_in_fish_keep_what_is_behind_a_comma(tmp_path: Path) -> Non
         cwd=tmp_path,
         check=True,
     )
-    assert "Offer disks over NBD, to be" in done.stdout
+    assert "Offer disks in use, or what an archive holds" in done.stdout

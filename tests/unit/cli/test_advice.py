@@ -61,6 +61,7 @@ def test_core_names_no_option_of_the_command_line() -> None:
         for word in re.findall(r"--[a-z][a-z-]*", text)
         if word in ours
     }
-    theirs = {("qemu_nbd.py", "--read-only"), *(("domain.py", word) for word in ("--all", "--uuid"))}
+    theirs = {("qemu_nbd.py", "--read-only"), *(("domain.py", word) for word in ("--all", "--uuid", "--device"))}
+    theirs |= {("thaw.py", "--uuid"), ("files.py", "--format")}
     theirs |= {(file, word) for file in ("thaw.py", "virsh.py") for word in ("--connect", "--quiet")}
     assert named == theirs, "these are words for `cli`, but for options of other programs"
