@@ -1,4 +1,4 @@
-"""A guest for `make bench`: Debian's kernel, an initramfs made here, and a disk that it mounts and reads of.
+"""A guest for `make bench`, without KVM: Debian's kernel, an initramfs made here, a disk that it mounts and reads of.
 
 STRESS_KERNEL names a folder in which a package linux-image-*-cloud-amd64 was unpacked, as for `make stress`. Needs
 qemu-system-x86_64, busybox-static and cpio.
@@ -31,7 +31,7 @@ def guest(folder: Path) -> Callable[[str], float] | None:
         return None
     (kernel,) = Path(unpacked).glob("boot/vmlinuz-*")
     initramfs = _pack(Path(unpacked), folder / "initramfs")
-    machine = ["qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg", "-cpu", "max", "-m", "256M", "-nodefaults"]
+    machine = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "256M", "-nodefaults"]
     machine += ["-nic", "none", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", str(kernel)]
     machine += ["-initrd", str(initramfs), "-append", "console=ttyS0 quiet panic=-1"]
 
