@@ -28,9 +28,9 @@ def call(*arguments: str, code: int = 0, **options: Any) -> subprocess.Completed
     return done
 
 
-def until(condition: Callable[[], Any]) -> None:
+def until(condition: Callable[[], Any], seconds: float = DEADLINE) -> None:
     """Look again and again until this is true."""
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
 

@@ -194,9 +194,13 @@ def kill(client: subprocess.Popen[str], *, guardian: bool) -> None:
     ended(client)
 
 
-INSTANTS = ["job.state", "libvirt.folder", "libvirt.begin", "libvirt.open", "copy.read"]
+INSTANTS = ["job.state", "libvirt.begin", "libvirt.open", "copy.read"]
+"""And "libvirt.folder", in make stress: until the job has begun, a guardian waits 35 s for one that may come late."""
+CLEARED = 200.0
+"""Seconds: libvirt itself may hold a domain for half a minute after a virsh of ours was killed."""
 
 
+@pytest.mark.timeout(400)
 def test_a_killed_run_is_cleared_away_and_the_domain_lives(domain: Domain, tmp_path: Path) -> None:
     """One disk has an I/O thread: where QEMU sees a client of such a disk leave, several of its releases end."""
     domain.start()
@@ -204,7 +208,7 @@ def test_a_killed_run_is_cleared_away_and_the_domain_lives(domain: Domain, tmp_p
     for instant in INSTANTS:
         client = started(domain, tmp_path / "killed.vma", fleece, instant)
         kill(client, guardian=False)
-        until(lambda: not domain.has_job() and list(fleece.iterdir()) == [])
+        until(lambda: not domain.has_job() and list(fleece.iterdir()) == [], CLEARED)
         assert domain.state == "paused"
     run(domain.run(tmp_path / "x.vma", fleece))
     domain.check_clean(fleece)

@@ -248,9 +248,10 @@ def test_snapshots_of_which_libvirt_does_not_know_are_not_relied_past(libvirt: D
         libvirt.forget()
 
 
-INSTANTS = ["libvirt.folder", "libvirt.begin", "libvirt.open", "copy.read", "archive.finish", "libvirt.keep"]
+INSTANTS = ["libvirt.begin", "libvirt.open", "copy.read", "archive.finish", "libvirt.keep"]
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("with_guardian", [False, True], ids=["", "with its guardian"])
 def test_killed_at_every_step_the_next_night_is_right(nights: Nights, with_guardian: bool) -> None:
     nights.write_some()
@@ -270,8 +271,9 @@ def test_killed_at_every_step_the_next_night_is_right(nights: Nights, with_guard
             os.kill(process, signal.SIGKILL)
         client.kill()
         ended(client)
-        if not with_guardian and instant != "libvirt.folder":
-            until(lambda: not nights.domain.has_job() and list(nights.fleece.iterdir()) == [])
+        if not with_guardian:
+            # libvirt itself may hold a domain for half a minute after a virsh of ours was killed.
+            until(lambda: not nights.domain.has_job() and list(nights.fleece.iterdir()) == [], 200.0)
             if instant != "libvirt.keep":
                 assert nights.domain.checkpoints() == [before]
         assert nights.domain.state == "paused"
