@@ -42,7 +42,7 @@ class ArchiveDrive(ReadOnlyDevice):
         drive: DriveInfo,
         threads: ThreadPoolExecutor | None = None,
         *,
-        reads_ahead: bool = True,
+        reads_ahead: bool = False,
     ) -> None:
         """``threads``: those of all drives of the archive, which stay open; None for one thread of its own.
 

@@ -39,7 +39,7 @@ class ArchiveDisks:
 
 
 def open_disks(
-    place: ArchivePlace, search: ParentSearch | None = None, *, held: bool = False, reads_ahead: bool = True
+    place: ArchivePlace, search: ParentSearch | None = None, *, held: bool = False, reads_ahead: bool = False
 ) -> ArchiveDisks:
     """Open an archive (ArchiveError; RequestError for one that can only be read on).
 

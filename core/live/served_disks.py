@@ -242,7 +242,7 @@ def _evidence(what: str) -> str | None:
 
 
 def _open_archive(place: LocalPath | StoreUrl, search: ParentSearch | None) -> dict[str, ServedDisk]:
-    opened = open_disks(place, search)
+    opened = open_disks(place, search, reads_ahead=True)
     disks = {name: ServedDisk(drive, drive.close, name, stop=opened.stop) for name, drive in opened.drives.items()}
     # The last to be closed is the first.
     first = next(iter(disks))

@@ -41,7 +41,7 @@ async def restore_part(
     """
     listener = listener or Listener()
     async with AsyncExitStack() as stack:
-        archive = open_disks(request.archive, ParentSearch(request.parents), reads_ahead=False)
+        archive = open_disks(request.archive, ParentSearch(request.parents))
         stack.push_async_callback(archive.close)
         stack.callback(archive.stop)
         plan = plan_restore(archive.header, target=request.target, places=request.places, drives=request.drives)

@@ -63,7 +63,7 @@ class Nights:
     def run(self, *options: str) -> dict[str, tuple[str, str | None]]:
         """A night: its archive equals the model; the way of each drive, and why it was no better."""
         command = self.command(*options)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
         assert done.returncode == 0, done.stderr
         told: dict[str, Any] = json.loads(done.stdout)
         self.check(Path(command[3]))
