@@ -49,6 +49,35 @@ def parents_option(function: F) -> F:
     )(function)
 
 
+def listening_options(begin: str = "") -> Callable[[F], F]:
+    """Options of commands that offer disks: where NBD is spoken, and where they are steered."""
+    return all_of(
+        click.option(
+            "--socket",
+            type=PlainPath(),
+            default=None,
+            metavar="PATH",
+            show_default="nbd.sock in a private folder",
+            help=f"{begin}Listen on this Unix socket.",
+        ),
+        click.option(
+            "--tcp",
+            default=None,
+            metavar="[HOST:]PORT",
+            help=f"{begin}Listen on TCP instead; HOST is the loopback unless given. There is no encryption and no"
+            " password.",
+        ),
+        click.option(
+            "--control",
+            type=PlainPath(),
+            default=None,
+            metavar="PATH",
+            show_default="control.sock in a private folder",
+            help=f"{begin}The control socket, for `pybackup ctl`.",
+        ),
+    )
+
+
 def agent_options(begin: str = "") -> Callable[[F], F]:
     """Options of commands that take the instant of a guest's disks."""
     return all_of(

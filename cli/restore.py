@@ -10,7 +10,14 @@ import click
 from pybackup.cli.command import Command, later
 from pybackup.cli.elsewhere import archive_place, target_place
 from pybackup.cli.numbers import duration, short
-from pybackup.cli.options import job_options, json_option, key_options, parents_option, threads_option
+from pybackup.cli.options import (
+    job_options,
+    json_option,
+    key_options,
+    listening_options,
+    parents_option,
+    threads_option,
+)
 from pybackup.cli.params import Named, NamedPath, PlainPath, Size
 from pybackup.cli.printable import as_json as json_text
 from pybackup.cli.printable import say
@@ -115,25 +122,7 @@ class _Request(JobRequest):
     help="Serve TARGET, a new raw file or a block device, over NBD from the first moment on, readable and writable,"
     " while it fills: pybackup-recover(7).",
 )
-@click.option(
-    "--socket",
-    type=PlainPath(),
-    default=None,
-    metavar="PATH",
-    show_default="nbd.sock in a private folder",
-    help="With --live: listen on this Unix socket.",
-)
-@click.option(
-    "--tcp", default=None, metavar="[HOST:]PORT", help="With --live: listen on TCP instead, as `pybackup serve` does."
-)
-@click.option(
-    "--control",
-    type=PlainPath(),
-    default=None,
-    metavar="PATH",
-    show_default="control.sock in a private folder",
-    help="With --live: the control socket, for `pybackup ctl`.",
-)
+@listening_options("With --live: ")
 @click.option(
     "--map",
     "map_path",

@@ -14,7 +14,7 @@ from pybackup.cli.advice import with_advice
 from pybackup.cli.command import Command
 from pybackup.cli.elsewhere import served_place
 from pybackup.cli.listening import listen
-from pybackup.cli.options import agent_options, format_option, key_options, parents_option
+from pybackup.cli.options import agent_options, format_option, key_options, listening_options, parents_option
 from pybackup.cli.params import Named, NamedPath, PlainPath, Seconds, Size
 from pybackup.cli.request import takes
 from pybackup.cli.running import run_in_loop, warn
@@ -66,28 +66,7 @@ class _Request:
 
 @click.command("serve", cls=Command, short_help="Offer disks in use, or what an archive holds, over NBD.")
 @click.argument("sources", type=NamedPath(served_place), nargs=-1, required=True, metavar="[NAME=]SOURCE... | ARCHIVE")
-@click.option(
-    "--socket",
-    type=PlainPath(),
-    default=None,
-    metavar="PATH",
-    show_default="nbd.sock in a private folder",
-    help="Listen on this Unix socket.",
-)
-@click.option(
-    "--tcp",
-    default=None,
-    metavar="[HOST:]PORT",
-    help="Listen on TCP instead; HOST is the loopback unless given. There is no encryption and no password.",
-)
-@click.option(
-    "--control",
-    type=PlainPath(),
-    default=None,
-    metavar="PATH",
-    show_default="control.sock in a private folder",
-    help="The control socket.",
-)
+@listening_options()
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @click.option(
     "--writable",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pybackup.core.archive.chain import Chain, Link, ParentSearch, folder_of, open_chain
@@ -116,7 +116,6 @@ class Choice:
     why_full: str | None = None
     is_planned: bool = False
     superseded: frozenset[bytes] = frozenset()
-    _ways: Mapping[str, DriveWay] = field(default_factory=dict)
 
     def way_of(self, name: str) -> DriveWay:
         """How a drive comes into the archive, unless somebody knows what has changed of it."""
